@@ -1,0 +1,49 @@
+"""Parallel tempering of neural networks: many replicas train as one JAX program and exchange hyperparameters."""
+
+from jaxpt import diagnostics, linen
+from jaxpt.conv import conv_by_products
+from jaxpt.data import Data
+from jaxpt.engine import Engine, RunState, Trace
+from jaxpt.fit import Result, fit
+from jaxpt.ladder import Ladder, geometric, linear
+from jaxpt.losses import cross_entropy, errors
+from jaxpt.nn import Dropout, GaussianNoise, Hyperparameter
+from jaxpt.noise import gradient_noise, langevin
+from jaxpt.problems import energy_problem, linen_problem, nnx_problem, with_weight_noise
+from jaxpt.rules import Independent, Tempering, exchange
+from jaxpt.types import Info, Move, Problem, Rule
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Data",
+    "Dropout",
+    "Engine",
+    "GaussianNoise",
+    "Hyperparameter",
+    "Independent",
+    "Info",
+    "Ladder",
+    "Move",
+    "Problem",
+    "Result",
+    "Rule",
+    "RunState",
+    "Tempering",
+    "Trace",
+    "conv_by_products",
+    "cross_entropy",
+    "diagnostics",
+    "energy_problem",
+    "errors",
+    "exchange",
+    "fit",
+    "geometric",
+    "gradient_noise",
+    "langevin",
+    "linear",
+    "linen",
+    "linen_problem",
+    "nnx_problem",
+    "with_weight_noise",
+]

@@ -1,0 +1,188 @@
+"""What can be wrong with an engine or its data, found before the first step and said in words."""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from jaxpt import tree
+from jaxpt.data import Data
+from jaxpt.ladder import Ladder
+from jaxpt.replicas import Reads, has_momentum, init_replica, reads
+
+if TYPE_CHECKING:
+    from jaxpt.engine import Engine
+
+
+def check_engine(engine: "Engine") -> None:
+    """Raises ValueError if an argument of the engine is out of range or does not fit the others."""
+    ladders = engine.ladders.values()
+    _check_ladders(engine)
+    for name, low in {"every": 1, "burn_in": 0, "batch_size": 1, "evaluation_batch": 1, "probe": 1}.items():
+        value = getattr(engine, name)
+        if value is None and name == "probe":
+            continue
+        if not isinstance(value, int | np.integer) or value < low:
+            raise ValueError(f"{name} must be an integer of at least {low}, but it is {value!r}")
+    for name, value in engine.fixed.items():
+        if not (np.ndim(value) == 0 and math.isfinite(value)):
+            raise ValueError(f"fixed[{name!r}] must be one finite number, the same for all replicas, not {value!r}")
+    ladder_names = [name for ladder in ladders for name in ladder.values]
+    if shared := sorted(set(ladder_names) & set(engine.fixed)):
+        raise ValueError(f"{', '.join(shared)} cannot be both on a ladder and fixed; give it once")
+    largest = max([v.max() for la in ladders for k, v in la.values.items() if k == "batch_size"], default=0)
+    largest = max(largest, engine.fixed.get("batch_size", 0))
+    if largest > engine.batch_size:
+        raise ValueError(
+            f"the hyperparameter batch_size reaches {largest:g}, but minibatches of batch_size={engine.batch_size} "
+            f"are drawn; set the engine's batch_size to {math.ceil(largest)}"
+        )
+    _check_names(engine)
+
+
+def _check_ladders(engine: "Engine") -> None:
+    given = [engine.ladder] if isinstance(engine.ladder, Ladder) else list(engine.ladder)
+    if not given or not all(isinstance(ladder, Ladder) for ladder in given):
+        raise ValueError(f"ladder must be a Ladder or a sequence of them, but it is {engine.ladder!r}")
+    sizes = {ladder.name: ladder.num_rungs for ladder in given}
+    names = [name for ladder in given for name in ladder.values]
+    if len(sizes) < len(given) or len(set(names)) < len(names):
+        raise ValueError(
+            "every hyperparameter may be on one ladder only and ladders need different names, but they are "
+            + ", ".join(f"{ladder.name} ({', '.join(ladder.values)})" for ladder in given)
+        )
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            "each replica stands on one rung of every ladder, so all need the same number of rungs, but they have "
+            + ", ".join(f"{name}: {size}" for name, size in sizes.items())
+        )
+    if engine.rule.exchanges and engine.num_replicas < 2:
+        raise ValueError(
+            f"{type(engine.rule).__name__} needs two rungs at least to exchange, but the ladder has one; add rungs, "
+            "or take rule=Independent()"
+        )
+
+
+def _check_names(engine: "Engine") -> None:
+    """Every hyperparameter that is given must be read by somebody, and every one that is read be given."""
+    hyper = abstract_hyper(engine)
+    given = ", ".join(hyper) or "none"
+    if missing := sorted(engine.problem.hyperparameters - set(hyper)):
+        raise ValueError(
+            f"the model reads the hyperparameter(s) {', '.join(missing)}, but the engine is given {given}; put them on "
+            "a ladder or into fixed={...}"
+        )
+    values = {name: jnp.asarray(v) for name, v in engine.fixed.items()}
+    values |= {name: jnp.asarray(v[0]) for ladder in engine.ladders.values() for name, v in ladder.values.items()}
+    try:
+        known = reads(engine.optimizer, engine.schedule, values)
+    except KeyError as error:
+        raise ValueError(
+            f"the optimizer or schedule reads the hyperparameter {error}, but the engine is given {given}; put it on "
+            "a ladder or into fixed={...}"
+        ) from error
+    known |= engine.problem.hyperparameters | {"batch_size"}
+    if not engine.problem.reads_hyper:
+        check_all_read(engine, known)
+    if engine.rescale_momentum is not None:
+        _, start = jax.eval_shape(
+            lambda key, hyper: (None, init_replica(engine.problem, engine.optimizer, key, hyper, {})),
+            jax.random.key(0),
+            hyper,
+        )
+        if engine.rescale_momentum not in hyper:
+            raise ValueError(f"rescale_momentum={engine.rescale_momentum!r} is no hyperparameter; there are {given}")
+        if not has_momentum(start.opt_state):
+            raise ValueError(
+                f"rescale_momentum={engine.rescale_momentum!r} finds no momentum (optax.trace) in the optimizer's "
+                "state; leave it out, or use optax.sgd(..., momentum=...)"
+            )
+
+
+def check_all_read(engine: "Engine", known: set[str]) -> None:
+    """Raises ValueError if a hyperparameter is given that is not among the known names."""
+    if unknown := sorted(set(abstract_hyper(engine)) - known):
+        raise ValueError(
+            f"nothing reads the hyperparameter(s) {', '.join(unknown)}: the model, the optimizer, the schedule and the "
+            f"loss read {', '.join(sorted(known - {'batch_size'})) or 'none'}; mind the spelling, or leave them out"
+        )
+
+
+def abstract_hyper(engine: "Engine") -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of one replica's hyperparameters, {name: f32[]}."""
+    names = [*engine.fixed, *(name for ladder in engine.ladders.values() for name in ladder.values)]
+    return {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}
+
+
+def check_data(engine: "Engine", data: Data) -> None:
+    """Raises ValueError if the data does not fit the engine; computes nothing (see `Engine.check`).
+
+    Works on concrete and on traced arrays; only of concrete ones are labels looked at.
+    """
+    sizes = {
+        name: tree.leading(split, f"data.{name}") for name, split in data._asdict().items() if split is not None
+    }
+    if sizes.get("train", engine.batch_size) < engine.batch_size:
+        raise ValueError(
+            f"a minibatch has {engine.batch_size} examples, but the training split only {sizes['train']}; give the "
+            f"engine batch_size={sizes['train']} or less"
+        )
+    if data.train is not None and not sizes.get("valid", 0):
+        raise ValueError(
+            "the validation split is empty, but exchanges compare energies on it and the best replica is chosen on it; "
+            "hold out some training examples as data.valid"
+        )
+    if empty := [name for name, size in sizes.items() if size == 0]:
+        raise ValueError(f"the {', '.join(empty)} split is empty; give it examples, or None")
+    if engine.probe is not None and sizes.get("valid", engine.probe) < engine.probe:
+        raise ValueError(f"probe={engine.probe} examples are more than the validation split's {sizes['valid']}")
+    for name, split in data._asdict().items():
+        if split is not None or name == "train":
+            _check_scores(engine, name, split, sizes.get(name, 1))
+
+
+def _check_scores(engine: "Engine", name: str, split: PyTree, size: int) -> None:
+    """Traces loss and metrics on one split: shapes [N] each, labels in range, hyperparameters read."""
+    leaves, treedef = jax.tree.flatten(split)
+    shown = [_is_label(leaf) for leaf in leaves]
+    seen: set[str] = set()
+
+    def trace(hidden: list[Array], key: Array, hyper: Mapping[str, Array]) -> dict[str, Array]:
+        # Labels are closed over, not traced, so that a loss can see their values: it checks their range.
+        rest = iter(hidden)
+        batch = jax.tree.unflatten(treedef, [leaf if s else next(rest) for s, leaf in zip(shown, leaves, strict=True)])
+        params, state = engine.problem.init(key)
+        loss, _ = engine.problem.loss(params, state, batch, Reads(hyper, seen), key)
+        return {"loss": loss, **engine.problem.evaluate(params, state, batch)}
+
+    hidden = [jax.typeof(leaf) for s, leaf in zip(shown, leaves, strict=True) if not s]
+    hidden = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in hidden]
+    try:
+        shapes: dict[str, Any] = jax.eval_shape(trace, hidden, jax.random.key(0), abstract_hyper(engine))
+    except KeyError as error:
+        if error.args and error.args[0] in seen - set(abstract_hyper(engine)):
+            raise ValueError(
+                f"the loss reads the hyperparameter {error}, but the engine is given "
+                f"{', '.join(abstract_hyper(engine))}; put it on a ladder or into fixed={{...}}"
+            ) from error
+        raise
+    for score, shape in shapes.items():
+        if shape.shape != (size,):
+            raise ValueError(
+                f"{score} must give one number per example, shape ({size},), on the {size} example(s) of data.{name}, "
+                f"but it gives shape {shape.shape}; leave out the mean or sum, or reduce all other axes"
+            )
+    if engine.problem.reads_hyper:
+        values = {key: jnp.zeros(()) + 0.5 for key in abstract_hyper(engine)}
+        known = reads(engine.optimizer, engine.schedule, values) | engine.problem.hyperparameters | {"batch_size"}
+        check_all_read(engine, known | seen)
+
+
+def _is_label(leaf: Array | np.ndarray) -> bool:
+    """Whether an array can be looked at and may hold classes: concrete integers, one per example."""
+    concrete = not isinstance(leaf, jax.core.Tracer)
+    return concrete and np.ndim(leaf) == 1 and np.issubdtype(leaf.dtype, np.integer)

@@ -1,0 +1,60 @@
+"""Data on the device, and minibatches drawn there by key: epochs without replacement."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, Key, PyTree
+
+
+class Data(NamedTuple):
+    """Splits of a data set: pytrees of arrays whose first axis counts examples; None where there are none."""
+
+    train: PyTree = None
+    """What minibatches are drawn from."""
+    valid: PyTree = None
+    """What energies, and so exchanges and the choice of a replica, are computed on."""
+    test: PyTree = None
+    """Recorded if given; nothing ever depends on it."""
+
+
+def steps_per_epoch(num_examples: int, batch_size: int, drop_remainder: bool = False) -> int:
+    """Returns the number of minibatches in an epoch; the last one may be short unless it is dropped."""
+    return num_examples // batch_size if drop_remainder else -(-num_examples // batch_size)
+
+
+def minibatches(
+    key: Key[Array, ""],
+    step: Int[Array, ""] | int,
+    *,
+    num_steps: int,
+    num_examples: int,
+    batch_size: int,
+    drop_remainder: bool = False,
+) -> tuple[Int[Array, "T B"], Bool[Array, "T B"]]:
+    """Returns which examples the steps `step` .. `step + num_steps - 1` use.
+
+    Every epoch visits each example once, in an order drawn by (key, epoch) alone, so any stretch of steps can be
+    recomputed without the ones before. A short last minibatch is filled up with examples of its own epoch whose
+    weight is zero.
+
+    Args:
+        key: one for the whole run.
+        step: the first step; traced.
+        num_steps: T, static.
+        num_examples: size of the training split.
+        batch_size: B, at most `num_examples`.
+        drop_remainder: leave out an epoch's short last minibatch (other examples every epoch).
+
+    Returns:
+        Indices into the split, and whether each counts.
+    """
+    epoch_steps = steps_per_epoch(num_examples, batch_size, drop_remainder)
+    steps = jnp.asarray(step) + jnp.arange(num_steps)
+    epochs = steps // epoch_steps
+    # num_steps consecutive steps touch this many epochs at most, wherever they begin.
+    orders = jax.vmap(lambda e: jax.random.permutation(jax.random.fold_in(key, e), num_examples))(
+        epochs[0] + jnp.arange((num_steps + epoch_steps - 2) // epoch_steps + 1)
+    )
+    position = (steps % epoch_steps)[:, None] * batch_size + jnp.arange(batch_size)
+    return orders[(epochs - epochs[0])[:, None], position % num_examples], position < num_examples

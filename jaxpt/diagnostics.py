@@ -1,0 +1,61 @@
+"""What a trace says about its exchanges: pure functions of NumPy or JAX arrays, seeds in the middle axes if any."""
+
+import numpy as np
+from scipy import stats
+from jaxtyping import Array, Bool, Float, Int
+
+Bools = Bool[Array, "P *S pairs"] | Bool[np.ndarray, "P *S pairs"]
+
+
+def pair_acceptance(attempted: Bools, accepted: Bools) -> Float[np.ndarray, "*S pairs"]:
+    """Returns the share of its offered swaps that each adjacent pair made; NaN for a pair that was never offered one.
+
+    Args:
+        attempted: `trace.info.attempted`.
+        accepted: `trace.info.accepted`.
+    """
+    offered = np.sum(np.asarray(attempted), axis=0)
+    made = np.sum(np.asarray(accepted), axis=0)
+    return np.where(offered > 0, made / np.maximum(offered, 1), np.nan)
+
+
+def acceptance_rate(attempted: Bools, accepted: Bools) -> float:
+    """Returns the share of all offered swaps that were made; NaN if there were none."""
+    offered = int(np.sum(np.asarray(attempted)))
+    return float(np.sum(np.asarray(accepted))) / offered if offered else float("nan")
+
+
+def round_trips(
+    rung: Int[Array, "P *S M"] | Int[np.ndarray, "P *S M"],
+) -> Int[np.ndarray, "*S M"]:
+    """Returns how often each replica went hottest -> coldest -> hottest.
+
+    Args:
+        rung: the index process, `trace.rung[ladder]`; the hottest rung is M - 1.
+    """
+    path = np.asarray(rung)
+    hottest = path.shape[-1] - 1
+    trips = np.zeros(path.shape[1:], np.int64)
+    if hottest == 0:
+        return trips
+    leg = np.zeros(path.shape[1:], np.int8)  # 0: not yet hottest, 1: on the way down, 2: on the way up
+    for now in path:
+        home = (now == hottest) & (leg == 2)
+        trips += home
+        leg = np.where(now == hottest, 1, np.where((now == 0) & (leg == 1), 2, leg))
+    return trips
+
+
+def interval(
+    samples: Float[np.ndarray, "*rest S"], level: float = 0.95
+) -> tuple[Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"]]:
+    """Returns mean, lower and upper end of Student's t interval for the mean over the last axis, the seeds.
+
+    With one seed the ends are NaN: one run says nothing about the spread.
+    """
+    samples = np.asarray(samples, np.float64)
+    count, mean = samples.shape[-1], samples.mean(-1)
+    if count < 2:
+        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    half = stats.t.ppf((1 + level) / 2, count - 1) * samples.std(-1, ddof=1) / np.sqrt(count)
+    return mean, mean - half, mean + half

@@ -1,0 +1,292 @@
+"""The engine: step -> period -> run, all on the device, for any problem, optimiser, ladder and rule."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from jaxpt import checks, tree
+from jaxpt.data import Data, minibatches
+from jaxpt.ladder import Ladder, as_arrays
+from jaxpt.replicas import Replicas, in_force, init_replica, mean_scores, rescale_momentum, train_step
+from jaxpt.rules import Tempering
+from jaxpt.types import Info, Move, Optimizer, Problem, Rule, Schedule
+
+T = TypeVar("T")
+_INIT, _DATA, _EXCHANGE, _PROBE = range(4)  # what the run's key is folded with for each purpose
+
+
+class RunState(NamedTuple):
+    """All there is to a run: what follows is a pure function of it.
+
+    With S seeds every leaf but `step` and `period` has a further leading axis of length S.
+    """
+
+    replicas: Replicas
+    """Leaves [M, ...]."""
+    step: Int[Array, ""]
+    """Optimiser steps done."""
+    period: Int[Array, ""]
+    """Periods done."""
+    key: Key[Array, ""]
+    """The seed. Data order, exchanges and probes fold their counters into it; it never changes."""
+    ladders: dict[str, Ladder]
+    """{name: ladder} the ladders in force."""
+    rule: Any
+    """The rule; its leaves are its state."""
+
+
+class Trace(NamedTuple):
+    """What a run records: one row per period, P of them; with S seeds [P, S, M] instead of [P, M]."""
+
+    step: Int[Array, " P"]
+    """Optimiser steps done at the period's end."""
+    loss: Float[Array, "P M"]
+    """Mean training loss over the period's steps."""
+    valid: dict[str, Float[Array, "P M"]]
+    """{"energy": ..., metric: ...} on the validation split (or probe batch) at the period's end."""
+    test: dict[str, Float[Array, "P M"]]
+    """The same on the test split; empty without one."""
+    rung: dict[str, Int[Array, "P M"]]
+    """{ladder: rung} during the period, before its exchange."""
+    hyper: dict[str, Float[Array, "P M"]]
+    """{name: value} during the period, before its exchange; what a schedule makes of it is not recorded."""
+    info: Info
+    """What the period's exchange did; leaves [P, M-1], `ladder` [P]."""
+
+
+@tree.register(
+    data=("ladder", "rule", "burn_in", "fixed"),
+    meta=("problem", "optimizer", "every", "batch_size", "schedule", "own_batches")
+    + ("drop_remainder", "probe", "evaluation_batch", "rescale_momentum"),
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Engine:
+    """Trains M replicas as one program, one replica per rung, and lets a rule move them once a period.
+
+    The engine is a pytree. Its numbers (ladder values, the rule's C, burn_in, fixed) are traced: an engine made by
+    `dataclasses.replace` with other numbers runs the compiled program of the first.
+
+    Args:
+        problem: what each replica trains on; see `nnx_problem`, `linen_problem`, `energy_problem`.
+        optimizer: {name: scalar} -> optax transformation, e.g. `lambda h: optax.sgd(h["learning_rate"], 0.9)`. It is
+            built inside the step, so any optimiser that takes traced values will do, schedules over the step included.
+        ladder: one ladder, or several that are exchanged in turn.
+        rule: `Tempering(C)` or `Independent()`.
+        every: steps in a period, before each exchange (dN_e of arXiv 1909.04013).
+        burn_in: steps without exchanges (dN_i); the first exchange follows the first period that ends after them.
+        batch_size: examples in a minibatch. With a hyperparameter of that name: the largest one.
+        fixed: hyperparameters that all replicas share, {name: value}.
+        schedule: (hyperparameters, step) -> hyperparameters in force at that step; by default the rung's.
+        own_batches: each replica draws minibatches of its own; by default all replicas see the same.
+        drop_remainder: leave out an epoch's short last minibatch; by default it is used.
+        probe: energies on this many validation examples, drawn anew each period and shared by all replicas; by
+            default on the whole validation split.
+        evaluation_batch: examples at a time in evaluation, which bounds its memory.
+        rescale_momentum: the name of a hyperparameter, the learning rate: on a swap the momentum is multiplied by old /
+            new value, so that the velocity is kept. By default the momentum stays as it is.
+
+    Raises:
+        ValueError: an argument is out of range; ladders differ in length or share a name; fewer than two rungs for a
+            rule that exchanges; a name that nothing reads, or one that is read and that nobody gives.
+    """
+
+    problem: Problem
+    optimizer: Optimizer
+    ladder: Ladder | Sequence[Ladder]
+    rule: Rule = dataclasses.field(default_factory=Tempering)
+    every: int = dataclasses.field(kw_only=True)
+    burn_in: int = dataclasses.field(default=0, kw_only=True)
+    batch_size: int = dataclasses.field(default=128, kw_only=True)
+    fixed: Mapping[str, float] = dataclasses.field(default_factory=dict, kw_only=True)
+    schedule: Schedule | None = dataclasses.field(default=None, kw_only=True)
+    own_batches: bool = dataclasses.field(default=False, kw_only=True)
+    drop_remainder: bool = dataclasses.field(default=False, kw_only=True)
+    probe: int | None = dataclasses.field(default=None, kw_only=True)
+    evaluation_batch: int = dataclasses.field(default=1024, kw_only=True)
+    rescale_momentum: str | None = dataclasses.field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        checks.check_engine(self)
+
+    @property
+    def ladders(self) -> dict[str, Ladder]:
+        """{name: ladder}, in the order in which they are exchanged."""
+        given = (self.ladder,) if isinstance(self.ladder, Ladder) else self.ladder
+        return {ladder.name: ladder for ladder in given}
+
+    @property
+    def num_replicas(self) -> int:
+        """M, the number of replicas and of rungs."""
+        return next(iter(self.ladders.values())).num_rungs
+
+    def init(self, key: Key[Array, ""] | Key[Array, " S"]) -> RunState:
+        """Returns the state before the first step: fresh weights, replica k on rung k of every ladder.
+
+        Args:
+            key: the seed; or an array of S seeds: S whole ladders in one run, each equal to a run of its own, with
+                exchanges inside each only.
+        """
+        return _init(self, key)
+
+    def run(self, state: RunState, data: Data | None = None, *, periods: int) -> tuple[RunState, Trace]:
+        """Returns the state after so many periods, and what they recorded; one dispatch, nothing on the host.
+
+        Args:
+            state: where to go on from.
+            data: the splits; None for a problem without data.
+            periods: how many times `every` steps and an exchange (static).
+
+        Raises:
+            ValueError: the data does not fit; see `check`.
+        """
+        return _run(self, state, Data() if data is None else data, periods=periods)
+
+    def lower(self, state: RunState, data: Data | None = None, *, periods: int) -> jax.stages.Lowered:
+        """Returns the program of `run` before its compilation; what `.compile()` makes is what `run` will use."""
+        return _run.lower(self, state, Data() if data is None else data, periods=periods)
+
+    def evaluate(self, state: RunState, examples: PyTree) -> dict[str, Float[Array, "..."]]:
+        """Returns {"energy": [M], metric: [M]}: means over all the examples, in evaluation mode."""
+        return _evaluate(self, state, examples)
+
+    def check(self, data: Data) -> None:
+        """Shows the whole data set to loss and metrics, as shapes only, labels as they are; nothing is computed.
+
+        Raises:
+            ValueError: a split's arrays differ in length; a minibatch or probe is larger than its split; a rule that
+                exchanges has no validation examples; a loss or metric does not give one number per example; a label
+                is out of range (see `cross_entropy`); the loss does not read a hyperparameter that nothing else does.
+        """
+        checks.check_data(self, data)
+
+
+@jax.jit
+def _init(engine: Engine, key: Key[Array, "..."]) -> RunState:
+    ladders = {name: as_arrays(ladder) for name, ladder in engine.ladders.items()}
+    rule = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), engine.rule)
+    replicas = engine.num_replicas
+
+    def whole_ladder(key: Key[Array, ""]) -> tuple[Replicas, dict[str, Ladder], Any]:
+        hyper = {name: jnp.full(replicas, value, jnp.float32) for name, value in engine.fixed.items()}
+        hyper |= {name: value for ladder in ladders.values() for name, value in ladder.values.items()}
+        rung = {name: jnp.arange(replicas, dtype=jnp.int32) for name in ladders}
+        keys = jax.random.split(jax.random.fold_in(key, _INIT), replicas)
+        start = jax.vmap(partial(init_replica, engine.problem, engine.optimizer))(keys, hyper, rung)
+        return start, ladders, rule
+
+    start, ladders, rule = _per_seed(key, whole_ladder)(key)
+    zero = jnp.zeros((), jnp.int32)
+    return RunState(start, zero, zero, key, ladders, rule)
+
+
+@partial(jax.jit, static_argnames="periods")
+def _run(engine: Engine, state: RunState, data: Data, periods: int) -> tuple[RunState, Trace]:
+    checks.check_data(engine, data)
+    return jax.lax.scan(lambda s, _: _period(engine, s, data), state, length=periods)
+
+
+@jax.jit
+def _evaluate(engine: Engine, state: RunState, examples: PyTree) -> dict[str, Array]:
+    return _per_seed(state.key, partial(_scores, engine, examples=examples))(state.replicas)
+
+
+def _period(engine: Engine, state: RunState, data: Data) -> tuple[RunState, Trace]:
+    """`every` training steps, the energies, the exchange."""
+    per_seed = partial(_per_seed, state.key)
+    replicas, losses = _train(engine, state, data.train)
+    step, turn = state.step + engine.every, state.period
+
+    def energies(replicas: Replicas, key: Key[Array, ""]) -> dict[str, Array]:
+        return _scores(engine, replicas, _probe(engine, data.valid, key, turn))
+
+    valid = per_seed(energies)(replicas, state.key)
+    test = {} if data.test is None else per_seed(partial(_scores, engine, examples=data.test))(replicas)
+
+    def propose(key: Key[Array, ""], energy: Array, replicas: Replicas, ladders: dict[str, Ladder], rule: Any) -> Any:
+        key = jax.random.fold_in(jax.random.fold_in(key, _EXCHANGE), turn)
+        allowed = step > engine.burn_in
+        move, rule, info = rule.propose(key, turn, energy, replicas.rung, replicas.hyper, ladders, allowed)
+        return _apply(engine, replicas, move, step), rule, info
+
+    moved, rule, info = per_seed(propose)(state.key, valid["energy"], replicas, state.ladders, state.rule)
+    trace = Trace(step, losses, valid, test, replicas.rung, replicas.hyper, info)
+    return state._replace(replicas=moved, step=step, period=turn + 1, rule=rule), trace
+
+
+def _train(engine: Engine, state: RunState, train: PyTree) -> tuple[Replicas, Float[Array, "... M"]]:
+    """Returns the replicas after `every` steps, and the mean of each one's losses over them."""
+    indices = weight = None
+    if train is not None:
+        draw = partial(_minibatches, engine, step=state.step, num_examples=tree.leading(train))
+        indices, weight = _per_seed(state.key, draw, out_axes=(1, None))(state.key)
+    own_batch = 0 if engine.own_batches else None
+    one_step = partial(train_step, engine.problem, engine.optimizer, engine.schedule)
+    all_steps = _per_seed(
+        state.key, jax.vmap(one_step, in_axes=(0, own_batch, None, None)), in_axes=(0, 0, None, None)
+    )
+
+    def step(replicas: Replicas, xs: tuple[Any, Any, Any]) -> tuple[Replicas, Array]:
+        indices, weight, number = xs
+        batch = None if indices is None else tree.take(train, indices)
+        return all_steps(replicas, batch, weight, number)
+
+    numbers = state.step + jnp.arange(engine.every)
+    replicas, losses = jax.lax.scan(step, state.replicas, (indices, weight, numbers))
+    return replicas, losses.mean(0)
+
+
+def _minibatches(
+    engine: Engine, key: Key[Array, ""], *, step: Int[Array, ""], num_examples: int
+) -> tuple[Int[Array, "T *M B"], Bool[Array, "T B"]]:
+    """Returns one period's minibatches for one seed: shared by the replicas, or one for each of them."""
+    draw = partial(
+        minibatches,
+        step=step,
+        num_steps=engine.every,
+        num_examples=num_examples,
+        batch_size=engine.batch_size,
+        drop_remainder=engine.drop_remainder,
+    )
+    key = jax.random.fold_in(key, _DATA)
+    if not engine.own_batches:
+        return draw(key)
+    own = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(engine.num_replicas))
+    return jax.vmap(draw, out_axes=(1, None))(own)
+
+
+def _probe(engine: Engine, valid: PyTree, key: Key[Array, ""], period: Int[Array, ""]) -> PyTree:
+    """Returns what energies are computed on: the whole validation split, or a batch drawn from it."""
+    if engine.probe is None or valid is None:
+        return valid
+    key = jax.random.fold_in(jax.random.fold_in(key, _PROBE), period)
+    return tree.take(valid, jax.random.choice(key, tree.leading(valid), (engine.probe,), replace=False))
+
+
+def _scores(engine: Engine, replicas: Replicas, examples: PyTree) -> dict[str, Float[Array, " M"]]:
+    """Returns the energy and the metrics of each replica of one seed, means over the examples."""
+    return mean_scores(engine.problem, jax.vmap, replicas, examples, engine.evaluation_batch)
+
+
+def _apply(engine: Engine, replicas: Replicas, move: Move, step: Int[Array, ""]) -> Replicas:
+    """Returns the replicas of one seed after a move: new hyperparameters, and weights for rules that copy them."""
+    if move.parents is not None:
+        params, model_state, opt_state = tree.take(replicas[:3], move.parents)
+        replicas = replicas._replace(params=params, model_state=model_state, opt_state=opt_state)
+    moved = replicas._replace(rung=move.rung, hyper=move.hyper)
+    if engine.rescale_momentum is None:
+        return moved
+    before, after = (
+        jax.vmap(partial(in_force, engine.schedule), (0, None))(r.hyper, step)[engine.rescale_momentum]
+        for r in (replicas, moved)
+    )
+    return moved._replace(opt_state=rescale_momentum(moved.opt_state, before / after))
+
+
+def _per_seed(key: Key[Array, "..."], function: Callable[..., T], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., T]:
+    """Lifts a function of one seed's ladder to all seeds; the function itself when the run has one seed."""
+    return jax.vmap(function, in_axes, out_axes) if key.ndim else function

@@ -1,0 +1,171 @@
+"""The host's loop around `Engine.run`: chunks of periods, a progress bar, and the result."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+from tqdm.auto import tqdm
+
+from jaxpt import tree
+from jaxpt.data import Data
+from jaxpt.diagnostics import acceptance_rate
+from jaxpt.engine import Engine, RunState, Trace
+
+_NEVER = np.iinfo(np.int32).max
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The replica that did best on validation."""
+
+    replica: int
+    """Its slot, 0 .. M - 1."""
+    seed: int | None
+    """Which seed's ladder it belongs to (an index into `seeds`); None for a run with one seed."""
+    valid: dict[str, float]
+    """Its energy and metrics on the whole validation split, at the end."""
+    test: dict[str, float]
+    """The same on the test split; empty without one."""
+    model: Any = dataclasses.field(repr=False)
+    """The user's model with its weights, in evaluation mode."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What came of a run."""
+
+    engine: Engine = dataclasses.field(repr=False)
+    """The engine that ran."""
+    state: RunState = dataclasses.field(repr=False)
+    """The state after the last step."""
+    trace: Trace = dataclasses.field(repr=False)
+    """One row per period, as NumPy arrays."""
+    valid: dict[str, np.ndarray]
+    """{"energy": [M], metric: [M]} on the whole validation split, at the end; [S, M] with seeds."""
+    test: dict[str, np.ndarray]
+    """The same on the test split; empty without one."""
+    seconds: float
+    """Wall time of the training, compilation left out."""
+    compile_seconds: float
+    """Wall time of the compilation."""
+
+    def best(self, on: str = "energy", seed: int | None = None) -> Best:
+        """Returns the replica with the lowest score on the validation split (ties: the lower energy).
+
+        Args:
+            on: "energy" or one of the problem's metrics.
+            seed: which seed's ladder to look at (an index into `seeds`); needed if the run has several.
+
+        Raises:
+            ValueError: no such score, or no such seed.
+        """
+        if on not in self.valid:
+            raise ValueError(f"on={on!r} is not a score of this run; there are {', '.join(self.valid)}")
+        ladders = self.state.key.ndim and self.state.key.shape[0]
+        if ladders and (seed is None or not 0 <= seed < ladders):
+            raise ValueError(f"the run has {ladders} seeds; give seed=0 .. {ladders - 1}, not {seed}")
+        if seed is not None and not ladders:
+            raise ValueError(f"the run has one seed only, so seed={seed} names none; leave it out")
+        lead: tuple[int, ...] = () if seed is None else (seed,)
+        # A diverged replica has no number to compare: it comes last.
+        ranked = [np.where(np.isfinite(v), v, np.inf)[lead] for v in (self.valid["energy"], self.valid[on])]
+        index = (*lead, int(np.lexsort(ranked)[0]))
+        weights = tree.take((self.state.replicas.params, self.state.replicas.model_state), index)
+        build = self.engine.problem.model
+        return Best(
+            index[-1],
+            seed,
+            {name: float(v[index]) for name, v in self.valid.items()},
+            {name: float(v[index]) for name, v in self.test.items()},
+            build(*weights) if build else weights,
+        )
+
+
+def fit(
+    engine: Engine,
+    train: PyTree = None,
+    valid: PyTree = None,
+    *,
+    steps: int,
+    seed: int = 0,
+    seeds: Sequence[int] | None = None,
+    test: PyTree = None,
+    progress: bool = True,
+    description: str = "training",
+) -> Result:
+    """Trains all replicas for so many steps and shows how far it is.
+
+    Data goes to the device once. Whole chunks of periods are dispatched at a time; steps that do not fill a last
+    period are done without an exchange.
+
+    Args:
+        engine: what to run.
+        train: training split, leaves [N, ...]; None for a problem without data.
+        valid: validation split.
+        steps: optimiser steps of each replica.
+        seed: the seed of a run with one ladder.
+        seeds: several seeds: as many whole ladders in one run, each equal to a run with that seed.
+        test: test split; recorded each period, nothing depends on it.
+        progress: show a progress bar (on a terminal; it writes to stderr).
+        description: what the bar is called.
+
+    Raises:
+        ValueError: steps is not positive, or the data does not fit the engine; see `Engine.check`.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, but it is {steps}")
+    engine.check(Data(train, valid, test))
+    data = jax.device_put(Data(train, valid, test))
+    state = engine.init(jax.random.key(seed) if seeds is None else jax.vmap(jax.random.key)(jnp.asarray(seeds)))
+    ladders = 1 if seeds is None else len(seeds)
+    images = engine.num_replicas * ladders * (0 if train is None else engine.batch_size)
+
+    whole, rest = divmod(steps, engine.every)
+    chunk = _chunk(whole)
+    plan = [(engine, chunk)] * (whole // chunk if whole else 0)
+    if rest:
+        plan.append((dataclasses.replace(engine, every=rest, burn_in=_NEVER), 1))
+    started = time.perf_counter()
+    for part, periods in dict(plan).items():
+        part.lower(state, data, periods=periods).compile()
+    compile_seconds = time.perf_counter() - started
+
+    traces: list[Trace] = []
+    started = time.perf_counter()
+    with tqdm(total=steps, desc=description, unit="step", disable=not progress, dynamic_ncols=True) as bar:
+        for part, periods in plan:
+            state, trace = part.run(state, data, periods=periods)
+            traces.append(jax.tree.map(np.asarray, trace))
+            done, seconds = part.every * periods, time.perf_counter() - started
+            bar.update(done)
+            bar.set_postfix(_postfix(traces, (bar.n or done) * images / seconds if images else None))
+    seconds = time.perf_counter() - started
+    trace = jax.tree.map(lambda *rows: np.concatenate(rows), *traces)
+    last: list[dict[str, np.ndarray]] = [tree.take(trace.valid, -1), tree.take(trace.test, -1)]
+    if engine.probe is not None:
+        last[0] = jax.tree.map(np.asarray, engine.evaluate(state, data.valid))
+    return Result(engine, state, trace, *last, seconds=seconds, compile_seconds=compile_seconds)
+
+
+def _chunk(periods: int) -> int:
+    """Returns how many periods to dispatch at a time: a divisor, so one program serves; about 40 dispatches a run."""
+    return max((d for d in range(1, periods // 40 + 2) if periods % d == 0), default=1)
+
+
+def _postfix(traces: list[Trace], rate: float | None) -> dict[str, str]:
+    """What the progress bar says behind the steps."""
+    info = [trace.info for trace in traces]
+    accepted = acceptance_rate(
+        np.concatenate([i.attempted for i in info]), np.concatenate([i.accepted for i in info])
+    )
+    shown = {"best": f"{np.nanmin(traces[-1].valid['energy'][-1]):.4g}"}
+    if np.isfinite(accepted):
+        shown["accepted"] = f"{accepted:.0%}"
+    if rate is not None:
+        shown["replica-images/s"] = f"{rate:,.0f}"
+    return shown

@@ -1,0 +1,165 @@
+"""Ladders: rungs of hyperparameter values, ordered from the coldest (rung 0) to the hottest."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxpt import tree
+
+BETA: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "learning_rate": lambda v: 1 / v,
+    "dropout_rate": lambda v: (1 - v) / v,
+    "batch_size": lambda v: v,
+    "temperature": lambda v: 1 / v,
+    "gradient_noise": lambda v: 1 / v**2,
+    "weight_noise": lambda v: 1 / v**2,
+    "input_noise": lambda v: 1 / v**2,
+}
+"""Inverse temperature from a hyperparameter's value, by its name: learning rate 1/v and dropout (1-v)/v as in
+arXiv 1909.04013; a batch of v examples has gradient noise of variance ~ 1/v; a noise of standard deviation v has
+variance v**2."""
+
+_DOMAIN: dict[str, tuple[float, float]] = {
+    "learning_rate": (0, np.inf),
+    "dropout_rate": (0, 1),
+    "batch_size": (1, np.inf),
+    "temperature": (0, np.inf),
+    "gradient_noise": (0, np.inf),
+    "weight_noise": (0, np.inf),
+    "input_noise": (0, np.inf),
+    "weight_decay": (0, np.inf),
+    "label_smoothing": (0, 1),
+}
+
+
+def linear(start: float, stop: float, num_rungs: int) -> np.ndarray:
+    """Returns `num_rungs` values from `start` to `stop` with equal differences."""
+    return np.linspace(start, stop, num_rungs)
+
+
+def geometric(start: float, stop: float, num_rungs: int) -> np.ndarray:
+    """Returns `num_rungs` values from `start` to `stop` with equal ratios; both ends must be positive."""
+    if not (start > 0 and stop > 0):
+        raise ValueError(f"a geometric spacing needs positive ends, but they are {start} and {stop}")
+    return np.geomspace(start, stop, num_rungs)
+
+
+@tree.register(data=("values", "beta"), meta=("name",))
+@dataclasses.dataclass(frozen=True, init=False, eq=False)
+class Ladder:
+    """One value of each named hyperparameter per rung, with the rung's inverse temperature.
+
+    Rung 0 is the coldest (largest beta). Values given hot end first are turned round.
+
+        Ladder(learning_rate=geometric(0.009, 0.018, 8))
+        Ladder(learning_rate=linear(0.01, 0.1, 4), dropout_rate=linear(0.1, 0.4, 4), beta="learning_rate")
+        Ladder(weight_decay=[1e-4, 3e-4], beta=[2.0, 1.0])
+
+    Args:
+        beta: inverse temperatures, one per rung; or the name of the hyperparameter that gives them, needed when
+            several are coupled; or a function of that hyperparameter's values, when there is only one. By default
+            the single hyperparameter's entry in `jaxpt.ladder.BETA`.
+        name: what the ladder is called in states and traces; by default the hyperparameters' names joined by "+".
+        **values: {hyperparameter: M values}.
+
+    Raises:
+        ValueError: no values; lengths differ; a value or beta is not finite; a value outside its domain; beta not
+            monotone along the rungs; no beta known for the name.
+    """
+
+    values: dict[str, Float[Array, " M"]]
+    beta: Float[Array, " M"]
+    name: str
+
+    def __init__(
+        self,
+        *,
+        beta: str | Sequence[float] | np.ndarray | Array | Callable[[np.ndarray], np.ndarray] | None = None,
+        name: str | None = None,
+        **values: Sequence[float] | np.ndarray | Array,
+    ):
+        arrays = {key: np.asarray(value, np.float64) for key, value in values.items()}
+        if not arrays:
+            raise ValueError("a ladder needs at least one hyperparameter, e.g. Ladder(learning_rate=[0.01, 0.02])")
+        lengths = {key: array.shape for key, array in arrays.items()}
+        if any(len(shape) != 1 or shape[0] == 0 for shape in lengths.values()) or len(set(lengths.values())) != 1:
+            raise ValueError(
+                "every hyperparameter of a ladder needs one value per rung, but the shapes are "
+                + ", ".join(f"{key}: {shape}" for key, shape in lengths.items())
+            )
+        for key, array in arrays.items():
+            _check_values(key, array)
+        inverse = _inverse_temperature(beta, arrays)
+        difference = np.diff(inverse)
+        if not (np.all(difference <= 0) or np.all(difference >= 0)):
+            raise ValueError(
+                f"the ladder over {', '.join(arrays)} is not monotone: beta must fall from rung to rung, but it is "
+                f"{inverse.tolist()}; sort the values"
+            )
+        order = slice(None, None, -1) if len(inverse) > 1 and inverse[0] < inverse[-1] else slice(None)
+        set_field = partial(object.__setattr__, self)
+        set_field("values", {key: np.asarray(array[order], np.float32) for key, array in arrays.items()})
+        set_field("beta", np.asarray(inverse[order], np.float32))
+        set_field("name", name if name is not None else "+".join(arrays))
+
+    @property
+    def num_rungs(self) -> int:
+        """M, the number of rungs."""
+        return self.beta.shape[-1]
+
+
+def as_arrays(ladder: Ladder) -> Ladder:
+    """Returns the ladder with its numbers on the device as float32, ready to be part of a state."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), ladder)
+
+
+def _check_values(name: str, values: np.ndarray) -> None:
+    if not np.all(np.isfinite(values)):
+        raise ValueError(f"the ladder's values of {name} must be finite, but they are {values.tolist()}")
+    low, high = _DOMAIN.get(name, (-np.inf, np.inf))
+    if np.any(values < low) or np.any(values > high):
+        raise ValueError(f"{name} must lie between {low:g} and {high:g}, but the ladder has {values.tolist()}")
+
+
+def _inverse_temperature(
+    beta: str | Sequence[float] | np.ndarray | Array | Callable[[np.ndarray], np.ndarray] | None,
+    values: dict[str, np.ndarray],
+) -> np.ndarray:
+    """Resolves the `beta` argument of `Ladder` to finite numbers, one per rung."""
+    rungs = len(next(iter(values.values())))
+    if beta is None or callable(beta):
+        if len(values) > 1:
+            raise ValueError(
+                f"the ladder couples {', '.join(values)}: say which of them gives the inverse temperature, e.g. "
+                f"beta={next(iter(values))!r}, or give beta one number per rung"
+            )
+        source = next(iter(values))
+    if isinstance(beta, str):
+        if beta not in values:
+            raise ValueError(f"beta={beta!r} names no hyperparameter of the ladder; it has {', '.join(values)}")
+        source = beta
+    if beta is None or isinstance(beta, str) or callable(beta):
+        if not callable(beta) and source not in BETA:
+            raise ValueError(
+                f"no inverse temperature is known for {source!r} (known: {', '.join(BETA)}); give beta one number "
+                "per rung, largest at the coldest"
+            )
+        function = beta if callable(beta) else BETA[source]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            inverse = np.asarray(function(values[source]), np.float64)
+        origin = f"beta from {source} = {values[source].tolist()}"
+    else:
+        inverse, origin = np.asarray(beta, np.float64), "the given beta"
+    if inverse.shape != (rungs,):
+        raise ValueError(f"beta needs one number per rung, shape ({rungs},), but {origin} has shape {inverse.shape}")
+    if not np.all(np.isfinite(inverse)):
+        raise ValueError(
+            f"beta must be finite, but {origin} is {inverse.tolist()}; move the value away from its limit "
+            "(a dropout rate above 0, say) or give beta yourself"
+        )
+    return inverse

@@ -1,0 +1,42 @@
+"""Flax Linen layers whose strength is a hyperparameter: an array, filled in by name, different in every replica."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array
+
+from jaxpt import noise
+
+COLLECTION = "hyperparameters"
+"""The variable collection whose entries the engine fills by name before each step."""
+
+
+class Dropout(nn.Module):
+    """Dropout whose rate is the hyperparameter `hyperparameter`, a traced array.
+
+    Attributes:
+        hyperparameter: name of the hyperparameter that gives the rate, 0 to 1.
+    """
+
+    hyperparameter: str = "dropout_rate"
+
+    @nn.compact
+    def __call__(self, x: Array, *, deterministic: bool) -> Array:
+        """Returns x with dropout, or x itself if `deterministic`."""
+        rate = self.variable(COLLECTION, self.hyperparameter, jnp.zeros, ())
+        return x if deterministic else noise.dropout(self.make_rng("dropout"), x, rate.value)
+
+
+class GaussianNoise(nn.Module):
+    """Additive Gaussian noise whose standard deviation is the hyperparameter `hyperparameter`.
+
+    Attributes:
+        hyperparameter: name of the hyperparameter that gives the standard deviation.
+    """
+
+    hyperparameter: str = "input_noise"
+
+    @nn.compact
+    def __call__(self, x: Array, *, deterministic: bool) -> Array:
+        """Returns x with noise, or x itself if `deterministic`."""
+        std = self.variable(COLLECTION, self.hyperparameter, jnp.zeros, ())
+        return x if deterministic else noise.gaussian(self.make_rng("noise"), x, std.value)

@@ -1,0 +1,47 @@
+"""Losses and metrics of one example each, for classifiers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+
+def cross_entropy(
+    logits: Float[Array, "*B K"], labels: Int[Array, "*B"], label_smoothing: Float[Array, ""] | float | None = None
+) -> Float[Array, "*B"]:
+    """Cross-entropy of each example.
+
+    Args:
+        logits: unnormalised log probabilities of K classes.
+        labels: the class, 0 .. K - 1.
+        label_smoothing: probability mass spread evenly over all classes, 0 to 1; may be traced.
+
+    Raises:
+        ValueError: a label is out of range. Checked wherever the labels are concrete: `Engine.check` and `fit` show
+            all labels of a data set to the loss before training.
+    """
+    _check_labels(logits, labels)
+    if label_smoothing is None:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, jnp.asarray(label_smoothing, logits.dtype)))
+
+
+def errors(logits: Float[Array, "*B K"], labels: Int[Array, "*B"]) -> Bool[Array, "*B"]:
+    """Whether the most probable class of each example is the wrong one; its mean is the error rate."""
+    return jnp.argmax(logits, -1) != labels
+
+
+def _check_labels(logits: Array, labels: Array) -> None:
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels must be integers (classes), but their dtype is {labels.dtype}")
+    if isinstance(labels, jax.core.Tracer) or labels.size == 0:
+        return
+    known, classes = np.asarray(labels), logits.shape[-1]
+    low, high = int(known.min()), int(known.max())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"labels must lie in 0 .. {classes - 1} for a model with {classes} outputs, but the data has labels "
+            f"{low} .. {high}; shift them, or give the model {high + 1} outputs"
+        )

@@ -1,0 +1,56 @@
+"""The noises that act like a temperature, as functions of traced strengths."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key
+
+
+def dropout(key: Key[Array, ""], x: Array, rate: Float[Array, ""] | float) -> Array:
+    """Zeroes each element of x with probability `rate` (traced; 0 to 1) and scales the rest by 1 / (1 - rate)."""
+    keep = 1.0 - jnp.asarray(rate, jnp.float32)
+    scale = jnp.where(keep > 0, 1.0 / jnp.where(keep > 0, keep, 1.0), 0.0).astype(x.dtype)
+    return jnp.where(jax.random.bernoulli(key, keep, x.shape), x * scale, jnp.zeros_like(x))
+
+
+def gaussian(key: Key[Array, ""], x: Array, std: Float[Array, ""] | float) -> Array:
+    """Adds Gaussian noise of standard deviation `std` (traced) to every element of x."""
+    return x + jnp.asarray(std, x.dtype) * jax.random.normal(key, x.shape, x.dtype)
+
+
+def gradient_noise(std: Float[Array, ""] | float) -> optax.GradientTransformationExtraArgs:
+    """Adds Gaussian noise of standard deviation `std` to every gradient, or other update.
+
+    The engine hands each replica's key to `update(..., key=key)`, so no state is kept and every replica has noise of
+    its own.
+
+        optimizer=lambda h: optax.chain(jaxpt.gradient_noise(h["gradient_noise"]), optax.sgd(0.1))
+    """
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, key: Key[Array, ""], **extra: Any
+    ) -> tuple[Any, Any]:
+        del params, extra
+        noise = optax.tree.random_like(key, updates, jax.random.normal)
+        return jax.tree.map(lambda u, n: u + jnp.asarray(std, u.dtype) * n, updates, noise), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def langevin(
+    learning_rate: Float[Array, ""] | float, temperature: Float[Array, ""] | float
+) -> optax.GradientTransformationExtraArgs:
+    """Unadjusted Langevin dynamics: W <- W - lr grad E + sqrt(2 lr T) xi, xi standard normal.
+
+    Its stationary law is exp(-E / T) up to an error of order `learning_rate`, E being the loss whose gradient comes
+    in. On a ladder of temperatures, with beta = 1 / T and C = 1, replica exchange then samples every rung exactly as
+    well.
+
+    Args:
+        learning_rate: step size lr.
+        temperature: T; 0 is plain gradient descent.
+    """
+    scale = jnp.sqrt(2 * jnp.asarray(learning_rate) * jnp.asarray(temperature))
+    return optax.chain(optax.sgd(learning_rate), gradient_noise(scale))

@@ -1,0 +1,104 @@
+"""Pictures of a trace. Needs matplotlib: `pip install "jaxpt[plots]"`."""
+
+from collections.abc import Mapping
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import Normal, Stroke
+
+from jaxpt.diagnostics import interval
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D4A9C", "#000000")
+"""Okabe and Ito's palette, which the colour-blind can tell apart, and one violet."""
+
+_STYLE = {
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 10,
+    "legend.frameon": False,
+}
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+        return figure, figure.add_subplot()
+
+
+def exchange_picture(
+    step: Int[np.ndarray, " P"],
+    rung: Int[np.ndarray, "P M"],
+    values: Float[np.ndarray, " M"],
+    best: int | None = None,
+    *,
+    name: str = "value",
+    burn_in: int = 0,
+) -> Figure:
+    """Draws each replica's path over the ladder (figure 2, right, of arXiv 1909.04013).
+
+    Args:
+        step: steps done at each period's end, `trace.step`.
+        rung: the index process of one ladder, `trace.rung[ladder]`.
+        values: what the rungs stand for, coldest first: one hyperparameter of the ladder.
+        best: the replica whose path is highlighted; the others are drawn thin.
+        name: the hyperparameter's name, for the axis.
+        burn_in: marked by a shaded stretch, if positive.
+    """
+    figure, axes = _axes(8, 1.6 + 0.4 * len(values))
+    # A period's rung holds from the end of the period before to its own.
+    edges = np.concatenate([[0], step])
+    for replica in range(rung.shape[1]):
+        path = np.concatenate([rung[:, replica], rung[-1:, replica]])
+        chosen = replica == best
+        line = axes.step(
+            edges,
+            path,
+            where="post",
+            color=COLORS[replica % len(COLORS)],
+            linewidth=2.4 if chosen else 1.3,
+            alpha=1 if chosen or best is None else 0.55,
+            zorder=3 if chosen else 2,
+            label=f"replica {replica}" + (" (best)" if chosen else ""),
+        )[0]
+        if chosen:
+            line.set_path_effects([Stroke(linewidth=7, foreground="#bbbbbb"), Normal()])
+    if burn_in > 0:
+        axes.axvspan(0, min(burn_in, int(step[-1])), color="#000000", alpha=0.06, zorder=0, label="burn-in")
+    axes.set_yticks(range(len(values)), [f"{v:.3g}" for v in values])
+    axes.set_ylim(-0.5, len(values) - 0.5)
+    axes.set_xlim(0, step[-1])
+    axes.set(xlabel="step", ylabel=f"{name.replace('_', ' ')} (coldest rung at the bottom)")
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+def error_curves(
+    step: Int[np.ndarray, " P"], curves: Mapping[str, Float[np.ndarray, "P S"]], *, ylabel: str, burn_in: int = 0
+) -> Figure:
+    """Draws one curve per arm: the mean over seeds, with its 95 % interval as a band.
+
+    Args:
+        step: steps done at each period's end.
+        curves: {arm: one column per seed}.
+        ylabel: what the curves are.
+        burn_in: marked by a dotted line, if positive.
+    """
+    figure, axes = _axes(8, 4.2)
+    for (name, curve), color in zip(curves.items(), COLORS, strict=False):
+        mean, low, high = interval(curve)
+        axes.plot(step, mean, color=color, linewidth=1.8, label=name)
+        axes.fill_between(step, low, high, color=color, alpha=0.18, linewidth=0)
+    if burn_in > 0:
+        axes.axvline(burn_in, color="#555555", linestyle=":", label="first exchanges")
+    top = max(float(np.nanquantile(np.nanmean(c, -1), 0.9)) for c in curves.values())
+    lowest = min(float(np.nanmin(np.nanmean(c, -1))) for c in curves.values())
+    # Early training is far off: the end is what the picture is about.
+    axes.set_ylim(max(0.0, lowest - 0.4 * (top - lowest)), top + 0.6 * (top - lowest) + 1e-9)
+    axes.set(xlabel="step", ylabel=ylabel, xlim=(0, step[-1]))
+    axes.legend()
+    return figure

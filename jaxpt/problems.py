@@ -1,0 +1,257 @@
+"""Adapters from a user's model and loss to `Problem`: Flax NNX, Flax Linen, a bare energy function."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen, nnx
+from jaxtyping import Array, Float, Key, PyTree
+
+from jaxpt import noise
+from jaxpt.linen import COLLECTION
+from jaxpt.nn import Hyperparameter
+from jaxpt.types import Batch, ModelState, Params, Problem
+
+Metric = Callable[[Any, Batch], Array]
+"""(model in evaluation mode, batch) -> [B], one number per example."""
+
+
+def nnx_problem(
+    make: Callable[..., nnx.Module],
+    loss: Callable[..., Float[Array, " B"]],
+    *,
+    energy: Metric | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+) -> Problem:
+    """A Flax NNX model with a loss.
+
+    The engine puts the model into training or evaluation mode (`train()`, `eval()`), gives all its random streams new
+    keys at each step, fills its `Hyperparameter` variables by name, trains its `nnx.Param` and carries every other
+    variable (batch statistics) along. Values that the model sows (`nnx.Intermediate`) are dropped.
+
+    Args:
+        make: called as `make(rngs=nnx.Rngs(key))`: the module's class, or a function.
+        loss: `loss(model, batch)` or `loss(model, batch, hyper)` -> [B], one number per example.
+        energy: what exchanges look at, `energy(model, batch)` -> [B] in evaluation mode; the loss by default.
+            Needed when the loss reads `hyper`: all rungs must be scored by the same function.
+        metrics: further functions to record in evaluation mode, {name: function(model, batch) -> [B]}.
+
+    Raises:
+        ValueError: the loss reads `hyper` and no energy is given, or a metric is called "energy".
+    """
+    reads_hyper = _takes_hyper(loss)
+    scores = _scores(loss, energy, metrics, reads_hyper)
+    abstract: Any = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+    split = (nnx.Param, Hyperparameter, nnx.RngState, ...)
+    abstract.train()
+    training, _, hypers, streams, _ = nnx.split(abstract, *split)
+    abstract.eval()
+    evaluation = nnx.split(abstract, *split)[0]
+
+    def init(key: Key[Array, ""]) -> tuple[Params, ModelState]:
+        _, params, _, _, rest = nnx.split(make(rngs=nnx.Rngs(key)), *split)
+        return params, rest
+
+    def build(
+        graph: Any, params: Params, rest: ModelState, hyper: Mapping[str, Array], key: Key[Array, ""]
+    ) -> nnx.Module:
+        return nnx.merge(graph, params, _fill(hypers, hyper), _reseed(streams, key), rest, copy=True)
+
+    def training_loss(
+        params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array], key: Key[Array, ""]
+    ) -> tuple[Array, ModelState]:
+        model = build(training, params, rest, hyper, key)
+        value = loss(model, batch, hyper) if reads_hyper else loss(model, batch)
+        nnx.pop(model, nnx.Intermediate)
+        return value, nnx.split(model, *split)[4]
+
+    def rebuild(params: Params, rest: ModelState) -> nnx.Module:
+        zeros = dict.fromkeys(names, jnp.zeros(()))
+        return build(evaluation, params, rest, zeros, jax.random.key(0))
+
+    def evaluate(params: Params, rest: ModelState, batch: Batch) -> dict[str, Array]:
+        model = rebuild(params, rest)
+        return {name: score(model, batch) for name, score in scores.items()}
+
+    names = frozenset(variable.tag for _, variable in nnx.to_flat_state(hypers))
+    return Problem(init, training_loss, evaluate, names, reads_hyper, rebuild)
+
+
+def linen_problem(
+    module: linen.Module,
+    loss: Callable[..., Float[Array, " B"]],
+    *,
+    example: Array,
+    energy: Metric | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    train: str = "train",
+) -> Problem:
+    """A Flax Linen model with a loss.
+
+    The `model` that losses and metrics get is called like the module, `model(x)`; its variables, random keys and (if
+    the module's `__call__` has an argument of that name) the training flag are bound. `params` is trained,
+    `hyperparameters` is filled by name (see `jaxpt.linen.Dropout`), every other collection is carried along.
+
+    Args:
+        module: the module.
+        loss: `loss(model, batch)` or `loss(model, batch, hyper)` -> [B], one number per example.
+        example: an input of the module, for its initialisation; only shape and dtype matter.
+        energy: what exchanges look at, as in `nnx_problem`.
+        metrics: further functions to record in evaluation mode.
+        train: name of the module's boolean argument that is true in training.
+
+    Raises:
+        ValueError: the loss reads `hyper` and no energy is given, or a metric is called "energy".
+    """
+    reads_hyper = _takes_hyper(loss)
+    scores = _scores(loss, energy, metrics, reads_hyper)
+    flag = train if train in inspect.signature(module.__call__).parameters else None
+
+    def mode(training: bool) -> dict[str, bool]:
+        return {} if flag is None else {flag: training}
+
+    def variables(key: Key[Array, ""]) -> dict[str, PyTree]:
+        return dict(module.init(key, jnp.zeros(jnp.shape(example), jnp.result_type(example)), **mode(False)))
+
+    hypers = jax.eval_shape(variables, jax.random.key(0)).get(COLLECTION, {})
+    named = jax.tree.map_with_path(lambda path, leaf: path[-1].key, hypers)
+    names = frozenset(jax.tree.leaves(named))
+
+    class Bound:
+        """The module with its variables; remembers what a call changed in them."""
+
+        def __init__(self, params: Params, rest: ModelState, hyper: Mapping[str, Array], key: Key[Array, ""] | None):
+            self.params, self.rest, self.key, self.calls = params, rest, key, 0
+            self.hyper = jax.tree.map(lambda name, leaf: jnp.broadcast_to(hyper[name], leaf.shape), named, hypers)
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            bound = {"params": self.params, COLLECTION: self.hyper, **self.rest}
+            if self.key is None:
+                return module.apply(bound, *args, **{**mode(False), **kwargs})
+            key, self.calls = jax.random.fold_in(self.key, self.calls), self.calls + 1
+            out, changed = module.apply(
+                bound, *args, **{**mode(True), **kwargs}, rngs={"params": key}, mutable=list(self.rest)
+            )
+            self.rest = {**self.rest, **changed}
+            return out
+
+    def init(key: Key[Array, ""]) -> tuple[Params, ModelState]:
+        made = variables(key)
+        return made["params"], {k: v for k, v in made.items() if k not in ("params", COLLECTION, "intermediates")}
+
+    def training_loss(
+        params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array], key: Key[Array, ""]
+    ) -> tuple[Array, ModelState]:
+        model = Bound(params, rest, hyper, key)
+        value = loss(model, batch, hyper) if reads_hyper else loss(model, batch)
+        return value, model.rest
+
+    def rebuild(params: Params, rest: ModelState) -> Bound:
+        return Bound(params, rest, dict.fromkeys(names, jnp.zeros(())), None)
+
+    def evaluate(params: Params, rest: ModelState, batch: Batch) -> dict[str, Array]:
+        model = rebuild(params, rest)
+        return {name: score(model, batch) for name, score in scores.items()}
+
+    return Problem(init, training_loss, evaluate, names, reads_hyper, rebuild)
+
+
+def energy_problem(
+    energy: Callable[..., Array],
+    init: Callable[[Key[Array, ""]], Params],
+    *,
+    metrics: Mapping[str, Callable[..., Array]] | None = None,
+) -> Problem:
+    """A bare energy over a pytree of parameters, with or without data.
+
+    Args:
+        energy: `energy(params)` -> [] for a problem without data, or `energy(params, batch)` -> [B].
+        init: key -> params.
+        metrics: further functions of the same form to record.
+
+    Raises:
+        ValueError: a metric is called "energy".
+    """
+    scores = _scores(energy, None, metrics, False)
+    needs_batch = len(inspect.signature(energy).parameters) > 1
+
+    def score(function: Callable[..., Array], params: Params, batch: Batch) -> Array:
+        return function(params, batch) if needs_batch else jnp.reshape(function(params), (1,))
+
+    def training_loss(
+        params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array], key: Key[Array, ""]
+    ) -> tuple[Array, ModelState]:
+        return score(energy, params, batch), rest
+
+    def evaluate(params: Params, rest: ModelState, batch: Batch) -> dict[str, Array]:
+        return {name: score(function, params, batch) for name, function in scores.items()}
+
+    return Problem(lambda key: (init(key), ()), training_loss, evaluate, model=lambda params, rest: params)
+
+
+def with_weight_noise(problem: Problem, name: str = "weight_noise") -> Problem:
+    """The same problem with its gradient taken at weights that Gaussian noise has moved.
+
+    Evaluation uses the weights as they are.
+
+    Args:
+        problem: any problem.
+        name: the hyperparameter that gives the noise's standard deviation.
+    """
+
+    def loss(
+        params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array], key: Key[Array, ""]
+    ) -> tuple[Array, ModelState]:
+        key_noise, key_loss = jax.random.split(key)
+        leaves, treedef = jax.tree.flatten(params)
+        keys = jax.random.split(key_noise, len(leaves))
+        noisy = [noise.gaussian(k, leaf, hyper[name]) for k, leaf in zip(keys, leaves, strict=True)]
+        return problem.loss(jax.tree.unflatten(treedef, noisy), rest, batch, hyper, key_loss)
+
+    return problem._replace(loss=loss, hyperparameters=problem.hyperparameters | {name})
+
+
+def _takes_hyper(loss: Callable[..., Array]) -> bool:
+    """Whether a loss has a third argument without a default: `loss(model, batch, hyper)`."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(loss).parameters.values()
+    return sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters) > 2
+
+
+def _scores(
+    loss: Callable[..., Array], energy: Metric | None, metrics: Mapping[str, Metric] | None, reads_hyper: bool
+) -> dict[str, Callable[..., Array]]:
+    """Collects what evaluation computes: the energy first, then the metrics."""
+    if reads_hyper and energy is None:
+        raise ValueError(
+            "the loss reads hyperparameters, so it would score each rung by a function of its own; "
+            "give energy=..., a function (model, batch) -> [B] that is the same for all"
+        )
+    if metrics and "energy" in metrics:
+        raise ValueError('a metric may not be called "energy"; that name belongs to what exchanges look at')
+    return {"energy": energy or loss, **(metrics or {})}
+
+
+def _fill(hypers: nnx.State, values: Mapping[str, Array]) -> nnx.State:
+    """Returns the state of `Hyperparameter` variables with their named values."""
+    return _replace_variables(hypers, lambda i, v: jnp.broadcast_to(jnp.asarray(values[v.tag]), v.shape))
+
+
+def _reseed(streams: nnx.State, key: Key[Array, ""]) -> nnx.State:
+    """Returns the state of random streams, each with a key of its own and its counter at zero."""
+
+    def fresh(i: int, variable: Any) -> Array:
+        if isinstance(variable, nnx.RngCount):
+            return jnp.zeros(variable.shape, variable.dtype)
+        own = jax.random.fold_in(key, i)
+        return own if variable.shape == () else jax.random.split(own, variable.shape)
+
+    return _replace_variables(streams, fresh)
+
+
+def _replace_variables(state: nnx.State, value: Callable[[int, Any], Array]) -> nnx.State:
+    """Returns the state with variable i (in the order of its leaves) holding `value(i, variable)`."""
+    variables, treedef = jax.tree.flatten(state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return jax.tree.unflatten(treedef, [v.replace(value(i, v)) for i, v in enumerate(variables)])

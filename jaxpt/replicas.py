@@ -1,0 +1,171 @@
+"""One replica: its state, its initialisation, its train step and its evaluation. The engine stacks M of them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from jaxpt.types import Hyper, ModelState, Optimizer, Params, Problem, Schedule
+
+
+class Replicas(NamedTuple):
+    """The replicas of a run; every leaf leads with M (or [S, M] for S seeds)."""
+
+    params: Params
+    """[M, ...] trained weights."""
+    model_state: ModelState
+    """[M, ...] what a model carries besides: batch statistics."""
+    opt_state: PyTree
+    """[M, ...] the optimiser's state. Like params and model_state it stays with the replica in a swap."""
+    key: Key[Array, " M"]
+    """[M] source of each replica's dropout and noise; steps fold their number in."""
+    hyper: Hyper
+    """{name: [M]} the only source of truth for hyperparameters, those of the ladders and fixed ones."""
+    rung: dict[str, Int[Array, " M"]]
+    """{ladder: [M]} where each replica stands."""
+
+
+def init_replica(
+    problem: Problem, optimizer: Optimizer, key: Key[Array, ""], hyper: Hyper, rung: dict[str, Int[Array, ""]]
+) -> Replicas:
+    """Returns one replica with fresh weights (no leading axis; the engine vmaps)."""
+    key_init, key_own = jax.random.split(key)
+    params, model_state = problem.init(key_init)
+    return Replicas(params, model_state, optimizer(hyper).init(params), key_own, hyper, rung)
+
+
+def train_step(
+    problem: Problem,
+    optimizer: Optimizer,
+    schedule: Schedule | None,
+    replica: Replicas,
+    batch: PyTree,
+    weight: Bool[Array, " B"] | None,
+    step: Int[Array, ""],
+) -> tuple[Replicas, Float[Array, ""]]:
+    """Returns one replica after one optimiser step, and the step's training loss.
+
+    The optimiser is built here, from traced hyperparameters, so a swap needs no bookkeeping in its state. If there is
+    a hyperparameter `batch_size`, only that many of the batch's examples count.
+
+    Args:
+        problem: what is trained.
+        optimizer: hyperparameters -> optax transformation; it gets this step's key as `update(..., key=key)`.
+        schedule: (hyperparameters, step) -> the ones in force at this step, or None.
+        replica: one replica.
+        batch: leaves [B, ...], or None for a problem without data.
+        weight: which examples of the batch count; None: all.
+        step: number of steps before this one.
+    """
+    key_loss, key_update = jax.random.split(jax.random.fold_in(replica.key, step))
+    hyper = in_force(schedule, replica.hyper, step)
+    if weight is not None and "batch_size" in hyper:
+        weight = weight & (jnp.arange(weight.shape[0]) < hyper["batch_size"])
+
+    def objective(params: Params) -> tuple[Array, ModelState]:
+        per_example, model_state = problem.loss(params, replica.model_state, batch, hyper, key_loss)
+        return jnp.mean(per_example, where=weight), model_state
+
+    (loss, model_state), grads = jax.value_and_grad(objective, has_aux=True)(replica.params)
+    transform = optax.with_extra_args_support(optimizer(hyper))
+    updates, opt_state = transform.update(grads, replica.opt_state, replica.params, key=key_update)
+    params = optax.apply_updates(replica.params, updates)
+    return replica._replace(params=params, model_state=model_state, opt_state=opt_state), loss
+
+
+def in_force(schedule: Schedule | None, hyper: Hyper, step: Int[Array, ""]) -> Hyper:
+    """Returns the hyperparameters that a step uses: the rung's, or what the schedule makes of them."""
+    return hyper if schedule is None else dict(schedule(hyper, step))
+
+
+def mean_scores(
+    problem: Problem,
+    over_replicas: Callable[[Callable[..., Any]], Callable[..., Any]],
+    replicas: Replicas,
+    examples: PyTree,
+    chunk: int,
+) -> dict[str, Float[Array, "..."]]:
+    """Returns {"energy": [M], metric: [M], ...}, means over all examples in evaluation mode.
+
+    Examples are taken `chunk` at a time, sliced where they lie, so memory is bounded and nothing is copied or padded:
+    the last slice overlaps the one before, and what it repeats does not count.
+
+    Args:
+        problem: what is evaluated.
+        over_replicas: lifts a function of (params, model_state) to all replicas.
+        replicas: the stacked replicas.
+        examples: leaves [N, ...], the same for all replicas; None for a problem without data.
+        chunk: examples at a time.
+    """
+    if examples is None:
+        scores = over_replicas(lambda params, state: problem.evaluate(params, state, None))
+        return jax.tree.map(lambda s: s.mean(-1), scores(replicas.params, replicas.model_state))
+    count = jax.tree.leaves(examples)[0].shape[0]
+    chunk = min(chunk, count)
+
+    def add(start: Int[Array, ""]) -> dict[str, Array]:
+        begin = jnp.minimum(start, count - chunk)
+        batch = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, begin, chunk), examples)
+        fresh = begin + jnp.arange(chunk) >= start
+
+        def sums(params: Params, state: ModelState) -> dict[str, Array]:
+            scores = problem.evaluate(params, state, batch)
+            return jax.tree.map(lambda s: jnp.sum(s, where=fresh, dtype=jnp.result_type(s, jnp.float32)), scores)
+
+        return over_replicas(sums)(replicas.params, replicas.model_state)
+
+    parts = jax.lax.map(add, jnp.arange(0, count, chunk))
+    return jax.tree.map(lambda part: part.sum(0) / count, parts)
+
+
+def rescale_momentum(opt_state: PyTree, factor: Float[Array, "..."]) -> PyTree:
+    """Multiplies every momentum buffer (`optax.TraceState`) of each replica by its factor.
+
+    With factor = old rate / new rate the velocity, rate times momentum, is the same before and after a swap.
+
+    Args:
+        opt_state: leaves [*lead, ...].
+        factor: [*lead], one number per replica.
+    """
+
+    def scale(node: Any) -> Any:
+        if not isinstance(node, optax.TraceState):
+            return node
+        return optax.TraceState(
+            jax.tree.map(lambda t: t * factor.astype(t.dtype).reshape(factor.shape + (1,) * (t.ndim - factor.ndim)), node.trace)
+        )
+
+    return jax.tree.map(scale, opt_state, is_leaf=lambda node: isinstance(node, optax.TraceState))
+
+
+def has_momentum(opt_state: PyTree) -> bool:
+    """Whether an optimiser's state holds a momentum buffer that `rescale_momentum` would find."""
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, optax.TraceState))
+    return any(isinstance(node, optax.TraceState) for node in nodes)
+
+
+class Reads(dict[str, Array]):
+    """Hyperparameters that remember in `seen` which names were read."""
+
+    def __init__(self, hyper: Mapping[str, Array], seen: set[str]):
+        super().__init__(hyper)
+        self.seen = seen
+
+    def __getitem__(self, name: str) -> Array:
+        self.seen.add(name)
+        return super().__getitem__(name)
+
+
+def reads(optimizer: Optimizer, schedule: Schedule | None, hyper: Mapping[str, Array]) -> set[str]:
+    """Returns the names that the optimiser and the schedule read, found by building them once.
+
+    Raises:
+        KeyError: a name is not in `hyper`.
+    """
+    seen: set[str] = set()
+    scheduled = hyper if schedule is None else schedule(Reads(hyper, seen), jnp.zeros((), jnp.int32))
+    optimizer(Reads(scheduled, seen))
+    return seen

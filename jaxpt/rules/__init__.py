@@ -1,0 +1,6 @@
+"""Rules: what happens to the hyperparameters once a period. All rules run in the same engine."""
+
+from jaxpt.rules.independent import Independent
+from jaxpt.rules.tempering import Tempering, exchange
+
+__all__ = ["Independent", "Tempering", "exchange"]

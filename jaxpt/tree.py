@@ -1,0 +1,66 @@
+"""The leading axis: pytrees whose every leaf stacks the replicas, and dataclasses as pytrees."""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree
+
+T = TypeVar("T")
+
+
+def leading(tree: PyTree, what: str = "tree") -> int:
+    """Returns the length of the axis that all leaves share as their first.
+
+    Args:
+        tree: a pytree of arrays (or abstract arrays), each of shape [N, ...].
+        what: how an error message names the tree.
+
+    Raises:
+        ValueError: the tree has no leaves, a leaf has no axes, or the lengths differ.
+    """
+    shapes = {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+    if not shapes:
+        raise ValueError(f"{what} holds no arrays; expected arrays of shape [N, ...]")
+    lengths = {path: shape[0] if shape else None for path, shape in shapes.items()}
+    if None in lengths.values() or len(set(lengths.values())) != 1:
+        raise ValueError(
+            f"the arrays of {what} must share their first axis, but their shapes are "
+            + ", ".join(f"{path or 'array'}: {shape}" for path, shape in shapes.items())
+        )
+    return next(length for length in lengths.values() if length is not None)
+
+
+def take(tree: T, index: int | tuple[int, ...] | Int[Array, "..."]) -> T:
+    """Returns `leaf[index]` for every leaf."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def stack(trees: Sequence[T]) -> T:
+    """Stacks equal pytrees along a new first axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def register(data: Sequence[str], meta: Sequence[str] = ()) -> Any:
+    """Makes a class a pytree: `data` attributes hold its leaves, `meta` attributes are static.
+
+    Unlike `jax.tree_util.register_dataclass` it never calls the constructor when it rebuilds an object, so a
+    constructor can check its numbers and still travel through `jit`, where they are abstract.
+    """
+
+    def decorate(cls: type) -> type:
+        def flatten_with_keys(obj: Any) -> tuple[Any, Any]:
+            children = [(jax.tree_util.GetAttrKey(name), getattr(obj, name)) for name in data]
+            return children, tuple(getattr(obj, name) for name in meta)
+
+        def unflatten(static: Any, children: Any) -> Any:
+            obj = object.__new__(cls)
+            for name, value in zip((*data, *meta), (*children, *static), strict=True):
+                object.__setattr__(obj, name, value)
+            return obj
+
+        jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
+        return cls
+
+    return decorate

@@ -1,0 +1,94 @@
+"""The nouns that every other module speaks: problems, rules, and what a rule returns."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
+
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+Params = PyTree
+ModelState = PyTree
+Batch = PyTree
+Hyper = dict[str, Array]
+Optimizer = Callable[[Mapping[str, Array]], Any]
+"""From one replica's hyperparameters (scalars, traced) to an `optax.GradientTransformation`."""
+Schedule = Callable[[Mapping[str, Array], Int[Array, ""]], Mapping[str, Array]]
+"""From the rung's values and the step to the values that the step uses."""
+
+
+class Problem(NamedTuple):
+    """What one replica trains on: pure functions over ONE replica; the engine adds the replica axis.
+
+    Make one with `nnx_problem`, `linen_problem` or `energy_problem`.
+    """
+
+    init: Callable[[Key[Array, ""]], tuple[Params, ModelState]]
+    """key -> (params, model_state)."""
+    loss: Callable[
+        [Params, ModelState, Batch, Mapping[str, Array], Key[Array, ""]], tuple[Float[Array, " B"], ModelState]
+    ]
+    """(params, model_state, batch, hyper, key) -> (training loss of each example [B], new model_state)."""
+    evaluate: Callable[[Params, ModelState, Batch], dict[str, Array]]
+    """(params, model_state, batch) -> {"energy": [B], metric: [B], ...} in evaluation mode."""
+    hyperparameters: frozenset[str] = frozenset()
+    """Names that the model itself reads (the rate of a `Dropout`, say)."""
+    reads_hyper: bool = False
+    """Whether the loss takes the hyperparameters too, so that any name may be read there."""
+    model: Callable[[Params, ModelState], Any] | None = None
+    """(params, model_state) -> the user's model with these weights, in evaluation mode."""
+
+
+class Info(NamedTuple):
+    """What one exchange did, for the trace. P = M - 1 adjacent pairs; pair i is rungs i and i + 1."""
+
+    ladder: Int[Array, ""]
+    """Which ladder had its turn."""
+    attempted: Bool[Array, " P"]
+    """Pairs that were offered a swap."""
+    accepted: Bool[Array, " P"]
+    """Pairs that swapped."""
+    probability: Float[Array, " P"]
+    """Acceptance probability of every pair, attempted or not."""
+
+
+class Move(NamedTuple):
+    """Where each replica goes on from; all leaves [M, ...]."""
+
+    rung: dict[str, Int[Array, " M"]]
+    """{ladder: rung of each replica}."""
+    hyper: dict[str, Float[Array, " M"]]
+    """{name: value for each replica}."""
+    parents: Int[Array, " M"] | None = None
+    """Whose weights each replica goes on with; None (static) when weights stay where they are."""
+
+
+class Rule(Protocol):
+    """Decides once a period which hyperparameters each replica goes on with.
+
+    A rule is a pytree: its leaves are its state (C, say), carried by the run, its static part selects code.
+    """
+
+    exchanges: ClassVar[bool]
+    """Whether the rule swaps rungs: it then needs two rungs at least and a validation energy."""
+
+    def propose(
+        self,
+        key: Key[Array, ""],
+        turn: Int[Array, ""],
+        energy: Float[Array, " M"],
+        rung: dict[str, Int[Array, " M"]],
+        hyper: dict[str, Float[Array, " M"]],
+        ladders: Mapping[str, Any],
+        allowed: Bool[Array, ""],
+    ) -> tuple[Move, Self, Info]:
+        """Returns the move, the rule's next state and what is to be recorded.
+
+        Args:
+            key: for this exchange only.
+            turn: exchanges so far, burn-in included.
+            energy: evaluation loss of each replica.
+            rung: where each replica stands on each ladder.
+            hyper: each replica's hyperparameters, fixed ones included.
+            ladders: {name: Ladder} as arrays.
+            allowed: false during burn-in: nobody moves then.
+        """
+        ...
