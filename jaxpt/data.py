@@ -58,3 +58,10 @@ def minibatches(
     )
     position = (steps % epoch_steps)[:, None] * batch_size + jnp.arange(batch_size)
     return orders[(epochs - epochs[0])[:, None], position % num_examples], position < num_examples
+
+
+def examples_seen(steps: int, num_examples: int, batch_size: int, drop_remainder: bool = False) -> int:
+    """Returns how many examples the first `steps` minibatches hold, short ones counted as they are."""
+    epoch_steps = steps_per_epoch(num_examples, batch_size, drop_remainder)
+    epochs, rest = divmod(steps, epoch_steps)
+    return epochs * min(num_examples, epoch_steps * batch_size) + rest * batch_size

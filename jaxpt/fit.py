@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
 from jaxpt import tree
-from jaxpt.data import Data
+from jaxpt.data import Data, examples_seen
 from jaxpt.diagnostics import acceptance_rate
 from jaxpt.engine import Engine, RunState, Trace
 
@@ -53,6 +53,8 @@ class Result:
     """Wall time of the training, compilation left out."""
     compile_seconds: float
     """Wall time of the compilation."""
+    replica_images: int
+    """Training examples that all replicas together were trained on, repeats counted."""
 
     def best(self, on: str = "energy", seed: int | None = None) -> Best:
         """Returns the replica with the lowest score on the validation split (ties: the lower energy).
@@ -123,7 +125,10 @@ def fit(
     data = jax.device_put(Data(train, valid, test))
     state = engine.init(jax.random.key(seed) if seeds is None else jax.vmap(jax.random.key)(jnp.asarray(seeds)))
     ladders = 1 if seeds is None else len(seeds)
-    images = engine.num_replicas * ladders * (0 if train is None else engine.batch_size)
+    images = 0
+    if train is not None:
+        seen = examples_seen(steps, tree.leading(train), engine.batch_size, engine.drop_remainder)
+        images = engine.num_replicas * ladders * seen
 
     whole, rest = divmod(steps, engine.every)
     chunk = _chunk(whole)
@@ -141,15 +146,15 @@ def fit(
         for part, periods in plan:
             state, trace = part.run(state, data, periods=periods)
             traces.append(jax.tree.map(np.asarray, trace))
-            done, seconds = part.every * periods, time.perf_counter() - started
-            bar.update(done)
-            bar.set_postfix(_postfix(traces, (bar.n or done) * images / seconds if images else None))
+            seconds = time.perf_counter() - started
+            bar.set_postfix(_postfix(traces, images * int(trace.step[-1]) / steps / seconds), refresh=False)
+            bar.update(part.every * periods)
     seconds = time.perf_counter() - started
     trace = jax.tree.map(lambda *rows: np.concatenate(rows), *traces)
     last: list[dict[str, np.ndarray]] = [tree.take(trace.valid, -1), tree.take(trace.test, -1)]
     if engine.probe is not None:
         last[0] = jax.tree.map(np.asarray, engine.evaluate(state, data.valid))
-    return Result(engine, state, trace, *last, seconds=seconds, compile_seconds=compile_seconds)
+    return Result(engine, state, trace, *last, seconds=seconds, compile_seconds=compile_seconds, replica_images=images)
 
 
 def _chunk(periods: int) -> int:
@@ -157,7 +162,7 @@ def _chunk(periods: int) -> int:
     return max((d for d in range(1, periods // 40 + 2) if periods % d == 0), default=1)
 
 
-def _postfix(traces: list[Trace], rate: float | None) -> dict[str, str]:
+def _postfix(traces: list[Trace], rate: float) -> dict[str, str]:
     """What the progress bar says behind the steps."""
     info = [trace.info for trace in traces]
     accepted = acceptance_rate(
@@ -166,6 +171,6 @@ def _postfix(traces: list[Trace], rate: float | None) -> dict[str, str]:
     shown = {"best": f"{np.nanmin(traces[-1].valid['energy'][-1]):.4g}"}
     if np.isfinite(accepted):
         shown["accepted"] = f"{accepted:.0%}"
-    if rate is not None:
+    if rate:
         shown["replica-images/s"] = f"{rate:,.0f}"
     return shown

@@ -20,7 +20,6 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "font.size": 10,
-    "legend.frameon": False,
 }
 
 
@@ -73,7 +72,7 @@ def exchange_picture(
     axes.set_ylim(-0.5, len(values) - 0.5)
     axes.set_xlim(0, step[-1])
     axes.set(xlabel="step", ylabel=f"{name.replace('_', ' ')} (coldest rung at the bottom)")
-    figure.legend(loc="outside right upper")
+    figure.legend(loc="outside right upper", frameon=False)
     return figure
 
 
@@ -94,11 +93,11 @@ def error_curves(
         axes.plot(step, mean, color=color, linewidth=1.8, label=name)
         axes.fill_between(step, low, high, color=color, alpha=0.18, linewidth=0)
     if burn_in > 0:
-        axes.axvline(burn_in, color="#555555", linestyle=":", label="first exchanges")
+        axes.axvline(burn_in, color="#555555", linestyle=":", label="end of burn-in")
     top = max(float(np.nanquantile(np.nanmean(c, -1), 0.9)) for c in curves.values())
     lowest = min(float(np.nanmin(np.nanmean(c, -1))) for c in curves.values())
     # Early training is far off: the end is what the picture is about.
     axes.set_ylim(max(0.0, lowest - 0.4 * (top - lowest)), top + 0.6 * (top - lowest) + 1e-9)
     axes.set(xlabel="step", ylabel=ylabel, xlim=(0, step[-1]))
-    axes.legend()
+    axes.legend(frameon=False)
     return figure

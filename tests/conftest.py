@@ -1,0 +1,82 @@
+"""Small real problems that several tests share."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import linen, nnx
+
+import jaxpt
+
+FEATURES, CLASSES = 6, 3
+
+
+class NnxNet(nnx.Module):
+    """Dense, BatchNorm, tanh, dropout, dense."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.dense1 = nnx.Linear(FEATURES, 16, rngs=rngs)
+        self.norm = nnx.BatchNorm(16, momentum=0.9, rngs=rngs)
+        self.dropout = jaxpt.Dropout("dropout_rate", rngs=rngs)
+        self.stock = nnx.Dropout(0.1, rngs=rngs)
+        self.dense2 = nnx.Linear(16, CLASSES, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dense2(self.stock(self.dropout(jax.numpy.tanh(self.norm(self.dense1(x))))))
+
+
+class LinenNet(linen.Module):
+    """The same in Linen."""
+
+    @linen.compact
+    def __call__(self, x, train: bool):
+        x = linen.Dense(16)(x)
+        x = jax.numpy.tanh(linen.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+        x = jaxpt.linen.Dropout("dropout_rate")(x, deterministic=not train)
+        x = linen.Dropout(0.1, deterministic=not train)(x)
+        return linen.Dense(CLASSES)(x)
+
+
+def loss(model, batch):
+    return jaxpt.cross_entropy(model(batch["x"]), batch["y"])
+
+
+def error(model, batch):
+    return jaxpt.errors(model(batch["x"]), batch["y"])
+
+
+def nnx_problem():
+    return jaxpt.nnx_problem(NnxNet, loss, metrics={"error": error})
+
+
+def linen_problem():
+    return jaxpt.linen_problem(
+        LinenNet(), loss, example=np.zeros((1, FEATURES), np.float32), metrics={"error": error}
+    )
+
+
+def sgd(h):
+    return optax.sgd(h["learning_rate"], momentum=0.9)
+
+
+def ladder(num_rungs=4):
+    return jaxpt.Ladder(
+        learning_rate=jaxpt.geometric(0.02, 0.2, num_rungs),
+        dropout_rate=jaxpt.linear(0.05, 0.4, num_rungs),
+        beta="learning_rate",
+    )
+
+
+def make_engine(problem=None, rungs=None, **settings):
+    settings = {"every": 5, "batch_size": 16, **settings}
+    return jaxpt.Engine(problem or nnx_problem(), sgd, rungs or ladder(), **settings)
+
+
+@pytest.fixture(scope="session")
+def data():
+    """Three classes that a nonlinear function of six numbers tells apart: 100 / 50 / 40 examples."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(190, FEATURES)).astype(np.float32)
+    y = ((x[:, 0] * x[:, 1] > 0).astype(np.int32) + (x[:, 2] > 0)).astype(np.int32)
+    split = lambda a, b: {"x": x[a:b], "y": y[a:b]}  # noqa: E731
+    return jaxpt.Data(split(0, 100), split(100, 150), split(150, 190))

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+
+import jaxpt
+from jaxpt.ladder import BETA
+
+
+def test_spacings():
+    np.testing.assert_allclose(np.diff(jaxpt.linear(0.1, 0.4, 4)), 0.1)
+    values = jaxpt.geometric(0.01, 0.08, 4)
+    np.testing.assert_allclose(values[1:] / values[:-1], 2)
+    with pytest.raises(ValueError, match="positive ends"):
+        jaxpt.geometric(0, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "beta"),
+    [
+        ("learning_rate", [0.1, 0.2], [10, 5]),
+        ("dropout_rate", [0.2, 0.5], [4, 1]),
+        ("batch_size", [64, 32], [64, 32]),
+        ("temperature", [0.5, 2.0], [2, 0.5]),
+        ("gradient_noise", [0.5, 1.0], [4, 1]),
+    ],
+)
+def test_beta_follows_from_the_name(name, values, beta):
+    ladder = jaxpt.Ladder(**{name: values})
+    np.testing.assert_allclose(ladder.beta, beta, rtol=1e-6)
+    np.testing.assert_allclose(ladder.values[name], values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(BETA))
+def test_rung_0_is_coldest_whichever_end_is_given_first(name):
+    values = [0.1, 0.2, 0.4] if name != "batch_size" else [1, 2, 4]
+    up, down = jaxpt.Ladder(**{name: values}), jaxpt.Ladder(**{name: values[::-1]})
+    np.testing.assert_array_equal(up.values[name], down.values[name])
+    assert np.all(np.diff(up.beta) < 0)
+
+
+def test_coupled_hyperparameters_are_turned_round_together():
+    ladder = jaxpt.Ladder(learning_rate=[0.2, 0.1], weight_decay=[3, 4], beta="learning_rate", name="both")
+    np.testing.assert_allclose(ladder.values["weight_decay"], [4, 3])
+    assert ladder.name == "both"
+    assert ladder.num_rungs == 2
+
+
+def test_beta_may_be_given_as_numbers_or_as_a_function():
+    np.testing.assert_allclose(jaxpt.Ladder(weight_decay=[1, 2], beta=[3.0, 1.0]).beta, [3, 1])
+    np.testing.assert_allclose(jaxpt.Ladder(weight_decay=[1, 2], beta=lambda v: v**2).beta, [4, 1])
+    assert jaxpt.Ladder(weight_decay=[1, 2], beta=[1.0, 1.0]).num_rungs == 2, "a flat ladder is monotone"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "at least one hyperparameter"),
+        ({"learning_rate": []}, "one value per rung"),
+        ({"learning_rate": 0.1}, "one value per rung"),
+        ({"learning_rate": [0.1, 0.2], "weight_decay": [1.0], "beta": "learning_rate"}, r"weight_decay: \(1,\)"),
+        ({"learning_rate": [0.1, np.nan]}, "learning_rate must be finite"),
+        ({"learning_rate": [0.1, np.inf]}, "learning_rate must be finite"),
+        ({"learning_rate": [0.1, -0.2]}, "must lie between 0 and inf"),
+        ({"dropout_rate": [0.1, 1.2]}, "must lie between 0 and 1"),
+        ({"dropout_rate": [0.0, 0.1]}, "dropout rate above 0"),
+        ({"learning_rate": [0.0, 0.1]}, "beta must be finite"),
+        ({"learning_rate": [0.1, 0.3, 0.2]}, "not monotone"),
+        ({"weight_decay": [0.1, 0.2]}, "no inverse temperature is known for 'weight_decay'"),
+        ({"learning_rate": [1, 2], "dropout_rate": [0.1, 0.2]}, "say which of them"),
+        ({"learning_rate": [1, 2], "beta": "rate"}, "names no hyperparameter"),
+        ({"learning_rate": [1, 2], "beta": [1.0]}, "one number per rung"),
+        ({"learning_rate": [1, 2], "beta": [1.0, np.inf]}, "the given beta"),
+    ],
+)
+def test_each_mistake_has_a_message_of_its_own(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        jaxpt.Ladder(**arguments)

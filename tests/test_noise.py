@@ -1,0 +1,53 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxpt import noise
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+def test_dropout_with_a_traced_rate_keeps_the_mean(rate):
+    x = jnp.ones(40_000)
+    out = np.asarray(jax.jit(noise.dropout)(jax.random.key(0), x, rate))
+    zero = (out == 0).mean()
+    assert abs(zero - rate) < 4 * np.sqrt(rate * (1 - rate) / x.size) + 1e-9
+    if rate < 1:
+        np.testing.assert_allclose(out[out != 0], 1 / (1 - rate), rtol=1e-6)
+
+
+def test_dropout_of_everything_has_a_finite_gradient():
+    grad = jax.grad(lambda x: noise.dropout(jax.random.key(0), x, 1.0).sum())(jnp.ones(5))
+    np.testing.assert_array_equal(grad, 0)
+
+
+def test_gaussian_noise_has_the_given_deviation():
+    out = noise.gaussian(jax.random.key(0), jnp.full(40_000, 2.0), 0.5)
+    assert abs(out.mean() - 2) < 4 * 0.5 / 200
+    assert abs(out.std() - 0.5) < 4 * 0.5 / np.sqrt(2 * 40_000)
+
+
+def test_gradient_noise_is_fresh_with_each_key_and_leaf():
+    transform = noise.gradient_noise(0.5)
+    zeros = {"a": jnp.zeros(20_000), "b": jnp.zeros(20_000)}
+    state = transform.init(zeros)
+    one, _ = transform.update(zeros, state, key=jax.random.key(0))
+    two, _ = transform.update(zeros, state, key=jax.random.key(1))
+    assert abs(one["a"].std() - 0.5) < 0.01
+    for u, v in ((one["a"], one["b"]), (one["a"], two["a"])):
+        assert abs(np.corrcoef(u, v)[0, 1]) < 4 / np.sqrt(20_000)
+
+
+def test_langevin_on_a_quadratic_has_the_exactly_known_variance():
+    """W <- (1 - lr k) W + sqrt(2 lr T) xi has the stationary variance T / (k (1 - lr k / 2))."""
+    lr, temperature, stiffness = 0.1, 0.7, 2.0
+    transform = noise.langevin(lr, temperature)
+
+    def step(w, key):
+        updates, _ = transform.update(stiffness * w, transform.init(w), w, key=key)
+        return optax.apply_updates(w, updates), None
+
+    w, _ = jax.lax.scan(step, jnp.zeros(40_000), jax.random.split(jax.random.key(0), 60))
+    expected = temperature / (stiffness * (1 - lr * stiffness / 2))
+    assert abs(w.var() - expected) < 4 * expected * np.sqrt(2 / w.size)

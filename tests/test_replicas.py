@@ -1,0 +1,43 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxpt
+from jaxpt.replicas import has_momentum, mean_scores, reads, rescale_momentum
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 10, 100])
+def test_means_over_chunks_are_means_over_all(chunk):
+    problem = jaxpt.energy_problem(
+        lambda w, batch: w * batch, lambda key: jnp.ones(()), metrics={"big": lambda w, batch: batch > 4}
+    )
+    engine = jaxpt.Engine(
+        problem, lambda h: optax.sgd(h["learning_rate"]), jaxpt.Ladder(learning_rate=[0.1, 0.2]), every=1
+    )
+    replicas = engine.init(jax.random.key(0)).replicas._replace(params=jnp.array([1.0, 2.0]))
+    scores = mean_scores(problem, jax.vmap, replicas, jnp.arange(10.0), chunk)
+    np.testing.assert_allclose(scores["energy"], [4.5, 9.0], rtol=1e-6)
+    np.testing.assert_allclose(scores["big"], [0.5, 0.5], rtol=1e-6)
+
+
+def test_rescale_momentum_touches_momentum_only():
+    params = {"w": jnp.ones((2, 3))}
+    state = jax.vmap(optax.chain(optax.trace(0.9), optax.scale_by_adam()).init)(params)
+    state = jax.tree.map(jnp.ones_like, state)
+    assert has_momentum(state)
+    scaled = rescale_momentum(state, jnp.array([2.0, 0.5]))
+    np.testing.assert_array_equal(scaled[0].trace["w"][:, 0], [2.0, 0.5])
+    jax.tree.map(np.testing.assert_array_equal, scaled[1], state[1])
+    assert not has_momentum(state[1])
+
+
+def test_reads_finds_the_names():
+    hyper = {"learning_rate": jnp.ones(()), "momentum": jnp.ones(()), "idle": jnp.ones(())}
+    optimizer = lambda h: optax.sgd(h["learning_rate"], momentum=h["momentum"])  # noqa: E731
+    assert reads(optimizer, None, hyper) == {"learning_rate", "momentum"}
+    schedule = lambda h, step: {**h, "learning_rate": h["idle"]}  # noqa: E731
+    assert reads(optimizer, schedule, hyper) == {"learning_rate", "momentum", "idle"}
+    with pytest.raises(KeyError, match="weight_decay"):
+        reads(lambda h: optax.sgd(h["weight_decay"]), None, hyper)
