@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 def check_engine(engine: "Engine") -> None:
     """Raises ValueError if an argument of the engine is out of range or does not fit the others."""
-    ladders = engine.ladders.values()
     _check_ladders(engine)
+    ladders = engine.ladders.values()
     for name, low in {"every": 1, "burn_in": 0, "batch_size": 1, "evaluation_batch": 1, "probe": 1}.items():
         value = getattr(engine, name)
         if value is None and name == "probe":
@@ -76,11 +76,11 @@ def _check_names(engine: "Engine") -> None:
             f"the model reads the hyperparameter(s) {', '.join(missing)}, but the engine is given {given}; put them on "
             "a ladder or into fixed={...}"
         )
-    values = {name: jnp.asarray(v) for name, v in engine.fixed.items()}
-    values |= {name: jnp.asarray(v[0]) for ladder in engine.ladders.values() for name, v in ladder.values.items()}
     try:
-        known = reads(engine.optimizer, engine.schedule, values)
+        known = reads(engine.problem, engine.optimizer, engine.schedule, hyper)
     except KeyError as error:
+        if error.args and error.args[0] in hyper:
+            raise
         raise ValueError(
             f"the optimizer or schedule reads the hyperparameter {error}, but the engine is given {given}; put it on "
             "a ladder or into fixed={...}"
@@ -170,16 +170,15 @@ def _check_scores(engine: "Engine", name: str, split: PyTree, size: int) -> None
                 f"{', '.join(abstract_hyper(engine))}; put it on a ladder or into fixed={{...}}"
             ) from error
         raise
-    for score, shape in shapes.items():
+    for score, shape in sorted(shapes.items(), key=lambda item: item[0] != "loss"):
         if shape.shape != (size,):
             raise ValueError(
                 f"{score} must give one number per example, shape ({size},), on the {size} example(s) of data.{name}, "
                 f"but it gives shape {shape.shape}; leave out the mean or sum, or reduce all other axes"
             )
     if engine.problem.reads_hyper:
-        values = {key: jnp.zeros(()) + 0.5 for key in abstract_hyper(engine)}
-        known = reads(engine.optimizer, engine.schedule, values) | engine.problem.hyperparameters | {"batch_size"}
-        check_all_read(engine, known | seen)
+        known = reads(engine.problem, engine.optimizer, engine.schedule, abstract_hyper(engine))
+        check_all_read(engine, known | engine.problem.hyperparameters | {"batch_size"} | seen)
 
 
 def _is_label(leaf: Array | np.ndarray) -> bool:

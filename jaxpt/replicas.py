@@ -159,13 +159,25 @@ class Reads(dict[str, Array]):
         return super().__getitem__(name)
 
 
-def reads(optimizer: Optimizer, schedule: Schedule | None, hyper: Mapping[str, Array]) -> set[str]:
-    """Returns the names that the optimiser and the schedule read, found by building them once.
+def reads(problem: Problem, optimizer: Optimizer, schedule: Schedule | None, hyper: Mapping[str, Any]) -> set[str]:
+    """Returns the names that the optimiser and the schedule read, found by tracing one update; computes nothing.
+
+    Args:
+        problem: its weights' shapes are what the update is traced on.
+        optimizer: what is traced.
+        schedule: what is traced before it, or None.
+        hyper: {name: abstract scalar}.
 
     Raises:
         KeyError: a name is not in `hyper`.
     """
     seen: set[str] = set()
-    scheduled = hyper if schedule is None else schedule(Reads(hyper, seen), jnp.zeros((), jnp.int32))
-    optimizer(Reads(scheduled, seen))
+
+    def update(key: Key[Array, ""], hyper: Hyper) -> PyTree:
+        params, _ = problem.init(key)
+        scheduled = hyper if schedule is None else schedule(Reads(hyper, seen), jnp.zeros((), jnp.int32))
+        transform = optax.with_extra_args_support(optimizer(Reads(scheduled, seen)))
+        return transform.update(params, transform.init(params), params, key=key)
+
+    jax.eval_shape(update, jax.random.key(0), dict(hyper))
     return seen

@@ -1,5 +1,7 @@
 """Small real problems that several tests share."""
 
+import functools
+
 import jax
 import numpy as np
 import optax
@@ -45,10 +47,12 @@ def error(model, batch):
     return jaxpt.errors(model(batch["x"]), batch["y"])
 
 
+@functools.cache
 def nnx_problem():
     return jaxpt.nnx_problem(NnxNet, loss, metrics={"error": error})
 
 
+@functools.cache
 def linen_problem():
     return jaxpt.linen_problem(
         LinenNet(), loss, example=np.zeros((1, FEATURES), np.float32), metrics={"error": error}

@@ -33,11 +33,12 @@ def test_rescale_momentum_touches_momentum_only():
     assert not has_momentum(state[1])
 
 
-def test_reads_finds_the_names():
-    hyper = {"learning_rate": jnp.ones(()), "momentum": jnp.ones(()), "idle": jnp.ones(())}
-    optimizer = lambda h: optax.sgd(h["learning_rate"], momentum=h["momentum"])  # noqa: E731
-    assert reads(optimizer, None, hyper) == {"learning_rate", "momentum"}
+def test_reads_finds_the_names_even_those_that_only_an_update_reads():
+    problem = jaxpt.energy_problem(lambda w: w, lambda key: jnp.ones(()))
+    hyper = dict.fromkeys(["learning_rate", "momentum", "idle"], jax.ShapeDtypeStruct((), jnp.float32))
+    optimizer = lambda h: optax.sgd(lambda step: h["learning_rate"] * step, momentum=h["momentum"])  # noqa: E731
+    assert reads(problem, optimizer, None, hyper) == {"learning_rate", "momentum"}
     schedule = lambda h, step: {**h, "learning_rate": h["idle"]}  # noqa: E731
-    assert reads(optimizer, schedule, hyper) == {"learning_rate", "momentum", "idle"}
+    assert reads(problem, optimizer, schedule, hyper) == {"learning_rate", "momentum", "idle"}
     with pytest.raises(KeyError, match="weight_decay"):
-        reads(lambda h: optax.sgd(h["weight_decay"]), None, hyper)
+        reads(problem, lambda h: optax.sgd(h["weight_decay"]), None, hyper)

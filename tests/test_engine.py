@@ -1,0 +1,293 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxpt
+from jaxpt import engine as engine_module
+from jaxpt import tree
+from tests import conftest
+from tests.conftest import make_engine
+
+PROBLEMS = {"nnx": conftest.nnx_problem, "linen": conftest.linen_problem}
+
+
+def assert_same(a, b):
+    """Equal to the bit, keys included."""
+    bits = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x  # noqa: E731
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(bits(x), bits(y)), a, b)
+
+
+def slope(rungs=None, optimizer=None, **settings):
+    """Energy w without data: its gradient is 1, so weights add up the steps taken. Replica k starts at k."""
+    problem = jaxpt.energy_problem(lambda w: w, lambda key: jnp.zeros(()))
+    rungs = rungs or jaxpt.Ladder(learning_rate=[0.25, 0.5])
+    engine = jaxpt.Engine(
+        problem, optimizer or (lambda h: optax.sgd(h["learning_rate"])), rungs, **{"every": 4, **settings}
+    )
+    state = engine.init(jax.random.key(0))
+    start = jnp.arange(engine.num_replicas, dtype=jnp.float32)
+    return engine, state._replace(replicas=state.replicas._replace(params=start))
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("k", [0, 3])
+def test_a_replica_in_the_stack_equals_one_trained_alone(name, k, data):
+    """BatchNorm, dropout and momentum included; 2e-5 after 15 steps in float32, the sums being ordered otherwise."""
+    ladder = conftest.ladder()
+    stacked = make_engine(PROBLEMS[name](), ladder, rule=jaxpt.Independent())
+    one_rung = jaxpt.Ladder(beta="learning_rate", **{n: v[k : k + 1] for n, v in ladder.values.items()}, name=ladder.name)
+    alone = dataclasses.replace(stacked, ladder=one_rung)
+    state = stacked.init(jax.random.key(7))
+    own = alone.init(jax.random.key(7))
+    own = own._replace(
+        replicas=tree.take(state.replicas, jnp.array([k]))._replace(rung={ladder.name: jnp.zeros(1, jnp.int32)})
+    )
+    state, trace = stacked.run(state, data, periods=3)
+    own, own_trace = alone.run(own, data, periods=3)
+    close = lambda a, b: np.testing.assert_allclose(a[..., k, :] if a.ndim > 2 else a[:, k], b[..., 0, :] if b.ndim > 2 else b[:, 0], rtol=2e-5, atol=2e-5)  # noqa: E731
+    close(trace.valid["energy"], own_trace.valid["energy"])
+    close(trace.loss, own_trace.loss)
+    for part in ("params", "model_state", "opt_state"):
+        mine, others = getattr(own.replicas, part), getattr(state.replicas, part)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b[k], rtol=2e-5, atol=2e-5), mine, others)
+
+
+def test_every_leaf_of_the_replicas_leads_with_their_number(data):
+    engine = make_engine()
+    state, trace = engine.run(engine.init(jax.random.key(0)), data, periods=2)
+    assert tree.leading(state.replicas) == 4
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(trace)} == {2}
+    assert trace.loss.shape == trace.valid["error"].shape == trace.test["energy"].shape == (2, 4)
+    assert trace.info.accepted.shape == (2, 3)
+    assert trace.step.tolist() == [5, 10]
+
+
+def test_swaps_permute_hyperparameters_and_leave_weights_and_momentum(data):
+    """The exchange comes last in a period, so after one period only rungs and hyperparameters can differ."""
+    engine = make_engine(rule=jaxpt.Tempering(1e-9))
+    with_swap, trace = engine.run(engine.init(jax.random.key(0)), data, periods=1)
+    without, _ = dataclasses.replace(engine, rule=jaxpt.Independent()).run(
+        dataclasses.replace(engine, rule=jaxpt.Independent()).init(jax.random.key(0)), data, periods=1
+    )
+    assert trace.info.accepted.sum() == 1
+    for part in ("params", "model_state", "opt_state", "key"):
+        assert_same(getattr(with_swap.replicas, part), getattr(without.replicas, part))
+    name, ladder = next(iter(engine.ladders.items()))
+    rung = np.asarray(with_swap.replicas.rung[name])
+    assert sorted(rung) == [0, 1, 2, 3]
+    assert (rung != np.arange(4)).sum() == 2
+    for key, values in ladder.values.items():
+        np.testing.assert_array_equal(with_swap.replicas.hyper[key], values[rung])
+
+
+def test_swapped_hyperparameters_are_the_ones_that_train():
+    engine, state = slope(rule=jaxpt.Tempering(100.0))
+    # Replica 0 starts lower, so it takes and keeps the cold rung; start the other way round to force a swap.
+    state = state._replace(replicas=state.replicas._replace(params=jnp.array([100.0, 0.0])))
+    state, trace = engine.run(state, periods=2)
+    assert trace.info.accepted[0, 0]
+    np.testing.assert_array_equal(trace.rung["learning_rate"], [[0, 1], [1, 0]])
+    np.testing.assert_allclose(state.replicas.params, [100 - 4 * 0.25 - 4 * 0.5, -4 * 0.5 - 4 * 0.25])
+
+
+def test_burn_in_holds_exchanges_back():
+    engine, state = slope(rule=jaxpt.Tempering(1e-9), burn_in=8)
+    _, trace = engine.run(state, periods=5)
+    assert trace.info.attempted[:, 0].tolist() == [False, False, True, True, True]
+
+
+@pytest.mark.parametrize("way", ["optax", "engine"])
+def test_one_rate_for_all_until_a_step_then_the_ladder(way):
+    if way == "optax":
+        rate = lambda h: optax.join_schedules([lambda _: 1.0, lambda _: h["learning_rate"]], [6])  # noqa: E731
+        engine, state = slope(optimizer=lambda h: optax.sgd(rate(h)), rule=jaxpt.Independent())
+    else:
+        schedule = lambda h, step: {**h, "learning_rate": jnp.where(step < h["until"], 1.0, h["learning_rate"])}  # noqa: E731
+        engine, state = slope(schedule=schedule, fixed={"until": 6}, rule=jaxpt.Independent())
+    state, _ = engine.run(state, periods=2)
+    np.testing.assert_allclose(state.replicas.params, [0 - 6 - 2 * 0.25, 1 - 6 - 2 * 0.5])
+
+
+def test_rescaled_momentum_keeps_the_velocity():
+    sgd = lambda h: optax.sgd(h["learning_rate"], momentum=0.5)  # noqa: E731
+    velocity = {}
+    for rescale in (None, "learning_rate"):
+        engine, state = slope(optimizer=sgd, rule=jaxpt.Tempering(1e-9), rescale_momentum=rescale)
+        before, trace = engine.run(state, periods=1)
+        assert trace.info.accepted.all()
+        velocity[rescale] = before.replicas.hyper["learning_rate"] * before.replicas.opt_state[0].trace
+    momentum = 1 + 0.5 + 0.25 + 0.125
+    np.testing.assert_allclose(velocity[None], [0.5 * momentum, 0.25 * momentum])
+    np.testing.assert_allclose(velocity["learning_rate"], [0.25 * momentum, 0.5 * momentum])
+
+
+def values_problem():
+    """The energy of an example is its number, whatever the weights."""
+    return jaxpt.energy_problem(lambda w, batch: batch["v"] + 0 * w, lambda key: jnp.zeros(()))
+
+
+def test_replicas_share_minibatches_unless_each_draws_its_own():
+    v = {"v": jnp.arange(40.0)}
+    losses = []
+    for own in (False, True):
+        engine = make_engine(
+            values_problem(), jaxpt.Ladder(learning_rate=[0.1, 0.2, 0.3]), own_batches=own, every=1, batch_size=4
+        )
+        _, trace = engine.run(engine.init(jax.random.key(0)), jaxpt.Data(v, v), periods=10)
+        losses.append(np.asarray(trace.loss))
+        np.testing.assert_allclose(trace.loss.mean(0), np.arange(40).mean(), rtol=1e-6, err_msg="a whole epoch")
+    assert (losses[0] == losses[0][:, :1]).all()
+    assert all(len(set(row)) == 3 for row in losses[1][:3])
+
+
+def test_a_batch_size_of_its_own_counts_that_many_examples():
+    v = {"v": jnp.arange(20.0) ** 2}
+    engine = make_engine(
+        values_problem(), jaxpt.Ladder(batch_size=[2, 4, 8]), every=3, batch_size=8, fixed={"learning_rate": 0.1}
+    )
+    state = engine.init(jax.random.key(0))
+    indices, counts = engine_module._minibatches(engine, state.key, step=state.step, num_examples=20)
+    assert counts[:2].all()
+    assert counts[2].sum() == 4
+    _, trace = engine.run(state, jaxpt.Data(v, v), periods=1)
+    drawn = np.asarray(v["v"])[indices]
+    means = [np.mean([row[: min(size, count)].mean() for row, count in zip(drawn, (8, 8, 4), strict=True)]) for size in (8, 4, 2)]
+    np.testing.assert_allclose(trace.loss[0], means, rtol=1e-6)
+
+
+def test_a_probe_is_shared_and_drawn_anew_each_period():
+    v = {"v": jnp.arange(40.0)}
+    engine = make_engine(values_problem(), jaxpt.Ladder(learning_rate=[0.1, 0.2]), probe=5, every=1)
+    _, trace = engine.run(engine.init(jax.random.key(0)), jaxpt.Data(v, v), periods=20)
+    energy = np.asarray(trace.valid["energy"])
+    assert (energy[:, 0] == energy[:, 1]).all()
+    assert len(set(energy[:, 0])) > 15
+    whole = {"v": jnp.arange(5.0)}
+    _, trace = engine.run(engine.init(jax.random.key(0)), jaxpt.Data(v, whole), periods=3)
+    np.testing.assert_allclose(trace.valid["energy"], 2.0, rtol=1e-6, err_msg="without replacement")
+
+
+def test_the_same_seed_gives_the_same_bits_and_a_cut_changes_nothing(data):
+    engine = make_engine(rule=jaxpt.Tempering(5.0))
+    whole, trace = engine.run(engine.init(jax.random.key(3)), data, periods=4)
+    again, _ = engine.run(engine.init(jax.random.key(3)), data, periods=4)
+    assert_same(whole, again)
+    part, first = engine.run(engine.init(jax.random.key(3)), data, periods=2)
+    cut, second = engine.run(part, data, periods=2)
+    assert_same(whole, cut)
+    assert_same(trace, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second))
+    other, _ = engine.run(engine.init(jax.random.key(4)), data, periods=4)
+    assert not np.allclose(*(jax.tree.leaves(s.replicas.params)[0] for s in (whole, other)))
+
+
+def regression():
+    """Least squares for six weights."""
+    return jaxpt.energy_problem(
+        lambda w, batch: (batch["x"] @ w - batch["y"]) ** 2, lambda key: jax.random.normal(key, (conftest.FEATURES,))
+    )
+
+
+@pytest.mark.parametrize("problem", [conftest.nnx_problem, regression])
+def test_seeds_in_one_run_equal_runs_of_their_own(problem, data):
+    """Rungs equal; energies to 2e-5 (float32, sums ordered otherwise). The second draws own minibatches."""
+    rungs = jaxpt.Ladder(learning_rate=[0.002, 0.004, 0.008])
+    if problem is conftest.nnx_problem:
+        rungs = conftest.ladder()
+    engine = make_engine(
+        problem(), rungs, rule=jaxpt.Tempering(3.0), own_batches=problem is regression, probe=30
+    )
+    keys = jax.vmap(jax.random.key)(jnp.array([3, 11]))
+    together, trace = engine.run(engine.init(keys), data, periods=8)
+    assert trace.valid["energy"].shape == (8, 2, engine.num_replicas)
+    assert trace.info.accepted.any(), "there are swaps to compare"
+    for i, key in enumerate(keys):
+        alone, own = engine.run(engine.init(key), data, periods=8)
+        name = next(iter(engine.ladders))
+        np.testing.assert_array_equal(trace.rung[name][:, i], own.rung[name])
+        np.testing.assert_allclose(trace.valid["energy"][:, i], own.valid["energy"], rtol=2e-5, atol=2e-5)
+        np.testing.assert_array_equal(together.replicas.rung[name][i], alone.replicas.rung[name])
+
+
+def test_new_numbers_trace_nothing_anew(data):
+    """Other ladder values, C, burn-in, fixed values, key: one trace of the loss for training, none after it."""
+    count = 0
+
+    def loss(model, batch):
+        nonlocal count
+        count += 1
+        return conftest.loss(model, batch)
+
+    problem = jaxpt.nnx_problem(conftest.NnxNet, loss)
+    ladder = jaxpt.Ladder(learning_rate=[0.1, 0.2])
+    engine = make_engine(problem, ladder, fixed={"dropout_rate": 0.1})
+    device = jax.device_put(data)
+    state, _ = engine.run(engine.init(jax.random.key(0)), device, periods=2)
+    traced = count
+    assert traced > 0
+    engine.run(state, device, periods=2)
+    other = dataclasses.replace(
+        engine,
+        ladder=jaxpt.Ladder(learning_rate=[0.03, 0.3]),
+        rule=jaxpt.Tempering(77.0),
+        burn_in=5,
+        fixed={"dropout_rate": 0.2},
+    )
+    _, trace = other.run(other.init(jax.random.key(1)), device, periods=2)
+    assert count == traced
+    np.testing.assert_allclose(trace.hyper["learning_rate"][0], [0.03, 0.3], rtol=1e-6)
+    np.testing.assert_allclose(trace.hyper["dropout_rate"][0], 0.2, rtol=1e-6)
+    assert trace.info.attempted[:, 0].tolist() == [False, True]
+
+
+def test_users_may_jit_it_themselves():
+    engine, _ = slope(rule=jaxpt.Tempering(1.0))
+    state, trace = jax.jit(engine.run, static_argnames="periods")(jax.jit(engine.init)(jax.random.key(0)), periods=3)
+    same, same_trace = engine.run(engine.init(jax.random.key(0)), periods=3)
+    assert_same((state, trace), (same, same_trace))
+
+
+def test_adam_with_weight_decay_from_the_ladder_and_gradient_noise(data):
+    """Any optax optimiser takes traced values; each of the three hyperparameters changes the weights."""
+    def optimizer(h):
+        return optax.chain(
+            jaxpt.gradient_noise(h["gradient_noise"]), optax.adamw(h["learning_rate"], weight_decay=h["weight_decay"])
+        )
+
+    # Rung 0 has the base values; each other rung has one of them doubled.
+    values = {"learning_rate": [1, 2, 1, 1], "weight_decay": [0.1, 0.1, 0.2, 0.1], "gradient_noise": [1, 1, 1, 2]}
+    values["learning_rate"] = [0.01 * v for v in values["learning_rate"]]
+    rungs = jaxpt.Ladder(**values, beta=[1.0] * 4)
+    engine = jaxpt.Engine(
+        conftest.nnx_problem(), optimizer, rungs, jaxpt.Independent(), every=3, batch_size=16,
+        fixed={"dropout_rate": 0.1},
+    )  # fmt: skip
+    state = engine.init(jax.random.key(0))
+    first = lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape)  # noqa: E731
+    same = state.replicas._replace(params=jax.tree.map(first, state.replicas.params), key=first(state.replicas.key))
+    state, _ = engine.run(state._replace(replicas=same), data, periods=1)
+    kernel = np.asarray(state.replicas.params["dense1"]["kernel"][...])
+    assert np.isfinite(kernel).all()
+    for other in kernel[1:]:
+        assert not np.allclose(kernel[0], other, rtol=1e-6, atol=0)
+
+
+def test_label_smoothing_trains_by_rung_and_scores_all_alike(data):
+    loss = lambda model, batch, hyper: jaxpt.cross_entropy(  # noqa: E731
+        model(batch["x"]), batch["y"], hyper["label_smoothing"]
+    )
+    problem = jaxpt.nnx_problem(conftest.NnxNet, loss, energy=conftest.loss)
+    ladder = jaxpt.Ladder(label_smoothing=[0.0, 0.5], beta=[2.0, 1.0])
+    engine = make_engine(problem, ladder, fixed={"learning_rate": 0.1, "dropout_rate": 0.1}, rule=jaxpt.Independent())
+    state, trace = engine.run(engine.init(jax.random.key(0)), data, periods=20)
+    assert trace.loss[-1, 1] > trace.loss[-1, 0] + 0.1, "half the target is spread over all classes"
+    np.testing.assert_allclose(engine.evaluate(state, data.valid)["energy"], trace.valid["energy"][-1], rtol=1e-5)
+
+
+def test_keys_of_another_shape_are_refused():
+    engine = make_engine()
+    with pytest.raises(ValueError, match="key must be one key"):
+        engine.init(jax.random.split(jax.random.key(0), (2, 2)))
