@@ -48,7 +48,10 @@ class Options:
 
 def arms_rules(options: Options) -> dict[str, jaxpt.Rule]:
     """Returns {arm: rule} for the chosen arms, in the order in which they run."""
-    rules: dict[str, jaxpt.Rule] = {"tempering": jaxpt.Tempering(options.C), "independent": jaxpt.Independent()}
+    rules: dict[str, jaxpt.Rule] = {
+        "tempering": jaxpt.Tempering(options.C),
+        "independent": jaxpt.Independent(),
+    }
     return {name: rules[name] for name in dict.fromkeys(options.rule)}
 
 
@@ -99,7 +102,17 @@ def run(experiment: str, engine: jaxpt.Engine, data: Data, options: Options) -> 
 
 def table(summary: dict[str, Any]) -> str:
     """Returns the summary's arms as a table in Markdown."""
-    rows = [("arm", "test error %", "95 % interval", "validation error %", "accepted", "round trips", "replica-images/s")]
+    rows = [
+        (
+            "arm",
+            "test error %",
+            "95 % interval",
+            "validation error %",
+            "accepted",
+            "round trips",
+            "replica-images/s",
+        )
+    ]
     for name, arm in summary["arms"].items():
         rate = arm["acceptance_rate"]
         rows.append(
@@ -126,7 +139,10 @@ def _arm(result: jaxpt.Result, options: Options) -> dict[str, Any]:
     best = [result.best("error", seed=seed) for seed in range(options.seeds)]
     info = result.trace.info
     rate = acceptance_rate(info.attempted, info.accepted)
-    pairs = pair_acceptance(info.attempted.reshape(-1, *info.attempted.shape[2:]), info.accepted.reshape(-1, *info.accepted.shape[2:]))
+    pairs = pair_acceptance(
+        info.attempted.reshape(-1, *info.attempted.shape[2:]),
+        info.accepted.reshape(-1, *info.accepted.shape[2:]),
+    )
     return {
         "test_error": _over_seeds([100 * b.test["error"] for b in best]),
         "validation_error": _over_seeds([100 * b.valid["error"] for b in best]),
@@ -155,7 +171,11 @@ def _differences(arms: dict[str, Any]) -> dict[str, Any]:
 
 def _over_seeds(values: list[float]) -> dict[str, Any]:
     mean, low, high = interval(np.asarray(values))
-    return {"per_seed": [float(v) for v in values], "mean": float(mean), "ci95": [_number(low), _number(high)]}
+    return {
+        "per_seed": [float(v) for v in values],
+        "mean": float(mean),
+        "ci95": [_number(low), _number(high)],
+    }
 
 
 def _number(value: float | np.floating | np.ndarray) -> float | None:
@@ -169,7 +189,11 @@ def _range(ends: list[float | None]) -> str:
 
 def _device() -> str:
     device = jax.devices()[0]
-    return f"{device.device_kind}, {len(os.sched_getaffinity(0))} cores" if device.platform == "cpu" else device.device_kind
+    return (
+        f"{device.device_kind}, {len(os.sched_getaffinity(0))} cores"
+        if device.platform == "cpu"
+        else device.device_kind
+    )
 
 
 def _versions() -> dict[str, str]:
@@ -232,7 +256,7 @@ def _chosen_curve(result: jaxpt.Result) -> np.ndarray:
     """Returns [P, S]: at each period, the test error in percent of the replica then best on validation."""
     valid = np.where(np.isfinite(result.trace.valid["energy"]), result.trace.valid["error"], np.inf)
     order = np.lexsort((result.trace.valid["energy"], valid), axis=-1)[..., :1]
-    return 100 * np.take_along_axis(result.trace.test["error"], order, -1)[..., 0]
+    return 100 * np.take_along_axis(np.asarray(result.trace.test["error"]), order, -1)[..., 0]
 
 
 def _make_directory(directory: Path) -> Path:

@@ -34,8 +34,8 @@ def check_engine(engine: "Engine") -> None:
     ladder_names = [name for ladder in ladders for name in ladder.values]
     if shared := sorted(set(ladder_names) & set(engine.fixed)):
         raise ValueError(f"{', '.join(shared)} cannot be both on a ladder and fixed; give it once")
-    largest = max([v.max() for la in ladders for k, v in la.values.items() if k == "batch_size"], default=0)
-    largest = max(largest, engine.fixed.get("batch_size", 0))
+    sizes = [float(v.max()) for ladder in ladders for k, v in ladder.values.items() if k == "batch_size"]
+    largest = max([*sizes, engine.fixed.get("batch_size", 0.0)])
     if largest > engine.batch_size:
         raise ValueError(
             f"the hyperparameter batch_size reaches {largest:g}, but minibatches of batch_size={engine.batch_size} "
@@ -123,9 +123,7 @@ def check_data(engine: "Engine", data: Data) -> None:
 
     Works on concrete and on traced arrays; only of concrete ones are labels looked at.
     """
-    sizes = {
-        name: tree.leading(split, f"data.{name}") for name, split in data._asdict().items() if split is not None
-    }
+    sizes = {name: tree.leading(split, f"data.{name}") for name, split in data._asdict().items() if split is not None}
     if sizes.get("train", engine.batch_size) < engine.batch_size:
         raise ValueError(
             f"a minibatch has {engine.batch_size} examples, but the training split only {sizes['train']}; give the "

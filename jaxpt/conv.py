@@ -23,8 +23,8 @@ def conv_by_products(
     """`lax.conv_general_dilated` for `nnx.Conv` as one product of shifted windows with the kernel.
 
     With a kernel per replica, as under `vmap`, the stock convolution becomes a grouped one, which is slow on CPUs; this
-    becomes a batched product instead. It pays for small images, since the windows are written to memory. Two-dimensional
-    channels-last convolutions without dilation or groups are covered; everything else goes to lax.
+    becomes a batched product instead. It pays for small images, since the windows are written to memory.
+    Two-dimensional channels-last convolutions without dilation or groups are covered; everything else goes to lax.
 
         nnx.Conv(1, 8, (3, 3), conv_general_dilated=jaxpt.conv_by_products, rngs=rngs)
 
@@ -52,7 +52,7 @@ def conv_by_products(
             lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
             **options,
         )  # fmt: skip
-    size, strides = rhs.shape[:2], tuple(window_strides)
+    size, strides = rhs.shape[:2], window_strides
     pads = lax.padtype_to_pads(lhs.shape[1:3], size, strides, padding) if isinstance(padding, str) else padding
     windows = _windows(jnp.pad(lhs, ((0, 0), *pads, (0, 0))), size, strides)
     kernel = rhs.reshape(-1, rhs.shape[-1])
@@ -64,11 +64,15 @@ def conv_by_products(
     )
 
 
-def _windows(x: Float[Array, "B H W C"], size: Sequence[int], strides: tuple[int, int]) -> Float[Array, "B h w K"]:
+def _windows(x: Float[Array, "B H W C"], size: Sequence[int], strides: Sequence[int]) -> Float[Array, "B h w K"]:
     """Returns what each window sees, its K = h w C numbers in the order of a flattened HWIO kernel."""
     rows, columns = ((n - k) // s + 1 for n, k, s in zip(x.shape[1:3], size, strides, strict=True))
 
     def shifted(i: int, j: int) -> jax.Array:
-        return x[:, i : i + (rows - 1) * strides[0] + 1 : strides[0], j : j + (columns - 1) * strides[1] + 1 : strides[1]]
+        return x[
+            :,
+            i : i + (rows - 1) * strides[0] + 1 : strides[0],
+            j : j + (columns - 1) * strides[1] + 1 : strides[1],
+        ]
 
     return jnp.concatenate([shifted(i, j) for i in range(size[0]) for j in range(size[1])], -1)

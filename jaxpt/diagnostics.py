@@ -1,13 +1,15 @@
 """What a trace says about its exchanges: pure functions of NumPy or JAX arrays, seeds in the middle axes if any."""
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from scipy import stats
-from jaxtyping import Array, Bool, Float, Int
 
-Bools = Bool[Array, "P *S pairs"] | Bool[np.ndarray, "P *S pairs"]
+from jaxpt.types import AnyArray
 
 
-def pair_acceptance(attempted: Bools, accepted: Bools) -> Float[np.ndarray, "*S pairs"]:
+def pair_acceptance(
+    attempted: Bool[AnyArray, "P *S pairs"], accepted: Bool[AnyArray, "P *S pairs"]
+) -> Float[np.ndarray, "*S pairs"]:
     """Returns the share of its offered swaps that each adjacent pair made; NaN for a pair that was never offered one.
 
     Args:
@@ -19,14 +21,14 @@ def pair_acceptance(attempted: Bools, accepted: Bools) -> Float[np.ndarray, "*S 
     return np.where(offered > 0, made / np.maximum(offered, 1), np.nan)
 
 
-def acceptance_rate(attempted: Bools, accepted: Bools) -> float:
+def acceptance_rate(attempted: Bool[AnyArray, "P *S pairs"], accepted: Bool[AnyArray, "P *S pairs"]) -> float:
     """Returns the share of all offered swaps that were made; NaN if there were none."""
     offered = int(np.sum(np.asarray(attempted)))
     return float(np.sum(np.asarray(accepted))) / offered if offered else float("nan")
 
 
 def round_trips(
-    rung: Int[Array, "P *S M"] | Int[np.ndarray, "P *S M"],
+    rung: Int[AnyArray, "P *S M"],
 ) -> Int[np.ndarray, "*S M"]:
     """Returns how often each replica went hottest -> coldest -> hottest.
 
@@ -47,7 +49,7 @@ def round_trips(
 
 
 def interval(
-    samples: Float[np.ndarray, "*rest S"], level: float = 0.95
+    samples: Float[AnyArray, "*rest S"], level: float = 0.95
 ) -> tuple[Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"]]:
     """Returns mean, lower and upper end of Student's t interval for the mean over the last axis, the seeds.
 

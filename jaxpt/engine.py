@@ -61,8 +61,10 @@ class Trace(NamedTuple):
 
 @tree.register(
     data=("ladder", "rule", "burn_in", "fixed"),
-    meta=("problem", "optimizer", "every", "batch_size", "schedule", "own_batches")
-    + ("drop_remainder", "probe", "evaluation_batch", "rescale_momentum"),
+    meta=(
+        *("problem", "optimizer", "every", "batch_size", "schedule", "own_batches"),
+        *("drop_remainder", "probe", "evaluation_batch", "rescale_momentum"),
+    ),
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Engine:
@@ -133,7 +135,9 @@ class Engine:
         """
         lead = key.shape
         if len(lead) > 1 or lead == (0,):
-            raise ValueError(f"key must be one key or an array of at least one, shape () or (S,), but its shape is {lead}")
+            raise ValueError(
+                f"key must be one key or an array of at least one, shape () or (S,), but its shape is {lead}"
+            )
         ladders = {name: as_arrays(ladder) for name, ladder in self.ladders.items()}
         replicas = _start(self.problem, self.optimizer, dict(self.fixed), ladders, key)
         ladders, rule = jax.tree.map(
@@ -177,7 +181,11 @@ class Engine:
 
 @partial(jax.jit, static_argnames=("problem", "optimizer"))
 def _start(
-    problem: Problem, optimizer: Optimizer, fixed: Mapping[str, Array], ladders: dict[str, Ladder], key: Key[Array, "..."]
+    problem: Problem,
+    optimizer: Optimizer,
+    fixed: Mapping[str, Array],
+    ladders: dict[str, Ladder],
+    key: Key[Array, "..."],
 ) -> Replicas:
     """Returns fresh replicas of one seed or of several. Mapped, not vmapped: that halves the time to compile."""
     if key.ndim:
@@ -232,9 +240,7 @@ def _train(engine: Engine, state: RunState, train: PyTree) -> tuple[Replicas, Fl
         indices, weight = _per_seed(state.key, draw, out_axes=(1, None))(state.key)
     own_batch = 0 if engine.own_batches else None
     one_step = partial(train_step, engine.problem, engine.optimizer, engine.schedule)
-    all_steps = _per_seed(
-        state.key, jax.vmap(one_step, in_axes=(0, own_batch, None, None)), in_axes=(0, 0, None, None)
-    )
+    all_steps = _per_seed(state.key, jax.vmap(one_step, in_axes=(0, own_batch, None, None)), in_axes=(0, 0, None, None))
 
     def step(replicas: Replicas, xs: tuple[Any, Any, Any]) -> tuple[Replicas, Array]:
         indices, weight, number = xs
@@ -293,6 +299,8 @@ def _apply(engine: Engine, replicas: Replicas, move: Move, step: Int[Array, ""])
     return moved._replace(opt_state=rescale_momentum(moved.opt_state, before / after))
 
 
-def _per_seed(key: Key[Array, "..."], function: Callable[..., T], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., T]:
+def _per_seed(
+    key: Key[Array, "..."], function: Callable[..., T], in_axes: Any = 0, out_axes: Any = 0
+) -> Callable[..., T]:
     """Lifts a function of one seed's ladder to all seeds; the function itself when the run has one seed."""
     return jax.vmap(function, in_axes, out_axes) if key.ndim else function

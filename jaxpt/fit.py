@@ -151,10 +151,19 @@ def fit(
             bar.update(part.every * periods)
     seconds = time.perf_counter() - started
     trace = jax.tree.map(lambda *rows: np.concatenate(rows), *traces)
-    last: list[dict[str, np.ndarray]] = [tree.take(trace.valid, -1), tree.take(trace.test, -1)]
+    last_valid, last_test = tree.take((trace.valid, trace.test), -1)
     if engine.probe is not None:
-        last[0] = jax.tree.map(np.asarray, engine.evaluate(state, data.valid))
-    return Result(engine, state, trace, *last, seconds=seconds, compile_seconds=compile_seconds, replica_images=images)
+        last_valid = jax.tree.map(np.asarray, engine.evaluate(state, data.valid))
+    return Result(
+        engine,
+        state,
+        trace,
+        valid=last_valid,
+        test=last_test,
+        seconds=seconds,
+        compile_seconds=compile_seconds,
+        replica_images=images,
+    )
 
 
 def _chunk(periods: int) -> int:
@@ -165,9 +174,7 @@ def _chunk(periods: int) -> int:
 def _postfix(traces: list[Trace], rate: float) -> dict[str, str]:
     """What the progress bar says behind the steps."""
     info = [trace.info for trace in traces]
-    accepted = acceptance_rate(
-        np.concatenate([i.attempted for i in info]), np.concatenate([i.accepted for i in info])
-    )
+    accepted = acceptance_rate(np.concatenate([i.attempted for i in info]), np.concatenate([i.accepted for i in info]))
     shown = {"best": f"{np.nanmin(traces[-1].valid['energy'][-1]):.4g}"}
     if np.isfinite(accepted):
         shown["accepted"] = f"{accepted:.0%}"

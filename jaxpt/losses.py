@@ -8,7 +8,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 def cross_entropy(
-    logits: Float[Array, "*B K"], labels: Int[Array, "*B"], label_smoothing: Float[Array, ""] | float | None = None
+    logits: Float[Array, "*B K"],
+    labels: Int[Array, "*B"],
+    label_smoothing: Float[Array, ""] | float | None = None,
 ) -> Float[Array, "*B"]:
     """Cross-entropy of each example.
 

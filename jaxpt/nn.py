@@ -21,9 +21,7 @@ class Hyperparameter(nnx.Variable):
 class _Noise(nnx.Module):
     """Applies `apply(key, x, strength)` in training mode and nothing in evaluation mode."""
 
-    def __init__(
-        self, name: str, apply: Callable[[Key[Array, ""], Array, Array], Array], stream: str, rngs: nnx.Rngs
-    ):
+    def __init__(self, name: str, apply: Callable[[Key[Array, ""], Array, Array], Array], stream: str, rngs: nnx.Rngs):
         self.strength = Hyperparameter(jnp.zeros(()), tag=name)
         self.apply = apply
         self.deterministic = False

@@ -29,9 +29,7 @@ def gradient_noise(std: Float[Array, ""] | float) -> optax.GradientTransformatio
         optimizer=lambda h: optax.chain(jaxpt.gradient_noise(h["gradient_noise"]), optax.sgd(0.1))
     """
 
-    def update(
-        updates: Any, state: Any, params: Any = None, *, key: Key[Array, ""], **extra: Any
-    ) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None, *, key: Key[Array, ""], **extra: Any) -> tuple[Any, Any]:
         del params, extra
         noise = optax.tree.random_like(key, updates, jax.random.normal)
         return jax.tree.map(lambda u, n: u + jnp.asarray(std, u.dtype) * n, updates, noise), state

@@ -1,6 +1,7 @@
 """Pictures of a trace. Needs matplotlib: `pip install "jaxpt[plots]"`."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -10,11 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 
 from jaxpt.diagnostics import interval
+from jaxpt.types import AnyArray
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D4A9C", "#000000")
 """Okabe and Ito's palette, which the colour-blind can tell apart, and one violet."""
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "axes.spines.top": False,
@@ -30,9 +32,9 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def exchange_picture(
-    step: Int[np.ndarray, " P"],
-    rung: Int[np.ndarray, "P M"],
-    values: Float[np.ndarray, " M"],
+    step: Int[AnyArray, " P"],
+    rung: Int[AnyArray, "P M"],
+    values: Float[AnyArray, " M"],
     best: int | None = None,
     *,
     name: str = "value",
@@ -70,14 +72,18 @@ def exchange_picture(
         axes.axvspan(0, min(burn_in, int(step[-1])), color="#000000", alpha=0.06, zorder=0, label="burn-in")
     axes.set_yticks(range(len(values)), [f"{v:.3g}" for v in values])
     axes.set_ylim(-0.5, len(values) - 0.5)
-    axes.set_xlim(0, step[-1])
+    axes.set_xlim(0, int(step[-1]))
     axes.set(xlabel="step", ylabel=f"{name.replace('_', ' ')} (coldest rung at the bottom)")
     figure.legend(loc="outside right upper", frameon=False)
     return figure
 
 
 def error_curves(
-    step: Int[np.ndarray, " P"], curves: Mapping[str, Float[np.ndarray, "P S"]], *, ylabel: str, burn_in: int = 0
+    step: Int[AnyArray, " P"],
+    curves: Mapping[str, Float[AnyArray, "P S"]],
+    *,
+    ylabel: str,
+    burn_in: int = 0,
 ) -> Figure:
     """Draws one curve per arm: the mean over seeds, with its 95 % interval as a band.
 
@@ -98,6 +104,6 @@ def error_curves(
     lowest = min(float(np.nanmin(np.nanmean(c, -1))) for c in curves.values())
     # Early training is far off: the end is what the picture is about.
     axes.set_ylim(max(0.0, lowest - 0.4 * (top - lowest)), top + 0.6 * (top - lowest) + 1e-9)
-    axes.set(xlabel="step", ylabel=ylabel, xlim=(0, step[-1]))
+    axes.set(xlabel="step", ylabel=ylabel, xlim=(0, int(step[-1])))
     axes.legend(frameon=False)
     return figure

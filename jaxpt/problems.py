@@ -43,15 +43,18 @@ def nnx_problem(
     """
     reads_hyper = _takes_hyper(loss)
     scores = _scores(loss, energy, metrics, reads_hyper)
+
+    def separate(model: nnx.Module) -> Any:
+        return nnx.split(model, nnx.Param, Hyperparameter, nnx.RngState, ...)
+
     abstract: Any = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
-    split = (nnx.Param, Hyperparameter, nnx.RngState, ...)
     abstract.train()
-    training, _, hypers, streams, _ = nnx.split(abstract, *split)
+    training, _, hypers, streams, _ = separate(abstract)
     abstract.eval()
-    evaluation = nnx.split(abstract, *split)[0]
+    evaluation, *_ = separate(abstract)
 
     def init(key: Key[Array, ""]) -> tuple[Params, ModelState]:
-        _, params, _, _, rest = nnx.split(make(rngs=nnx.Rngs(key)), *split)
+        _, params, _, _, rest = separate(make(rngs=nnx.Rngs(key)))
         return params, rest
 
     def build(
@@ -65,7 +68,8 @@ def nnx_problem(
         model = build(training, params, rest, hyper, key)
         value = loss(model, batch, hyper) if reads_hyper else loss(model, batch)
         nnx.pop(model, nnx.Intermediate)
-        return value, nnx.split(model, *split)[4]
+        _, _, _, _, rest = separate(model)
+        return value, rest
 
     def rebuild(params: Params, rest: ModelState) -> nnx.Module:
         zeros = dict.fromkeys(names, jnp.zeros(()))
@@ -109,7 +113,7 @@ def linen_problem(
     scores = _scores(loss, energy, metrics, reads_hyper)
     flag = train if train in inspect.signature(module.__call__).parameters else None
 
-    def mode(training: bool) -> dict[str, bool]:
+    def mode(training: bool) -> dict[str, Any]:
         return {} if flag is None else {flag: training}
 
     def variables(key: Key[Array, ""]) -> dict[str, PyTree]:

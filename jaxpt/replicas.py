@@ -135,7 +135,10 @@ def rescale_momentum(opt_state: PyTree, factor: Float[Array, "..."]) -> PyTree:
         if not isinstance(node, optax.TraceState):
             return node
         return optax.TraceState(
-            jax.tree.map(lambda t: t * factor.astype(t.dtype).reshape(factor.shape + (1,) * (t.ndim - factor.ndim)), node.trace)
+            jax.tree.map(
+                lambda t: t * factor.astype(t.dtype).reshape(factor.shape + (1,) * (t.ndim - factor.ndim)),
+                node.trace,
+            )
         )
 
     return jax.tree.map(scale, opt_state, is_leaf=lambda node: isinstance(node, optax.TraceState))

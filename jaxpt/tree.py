@@ -55,7 +55,7 @@ def register(data: Sequence[str], meta: Sequence[str] = ()) -> Any:
             return children, tuple(getattr(obj, name) for name in meta)
 
         def unflatten(static: Any, children: Any) -> Any:
-            obj = object.__new__(cls)
+            obj: Any = object.__new__(cls)
             for name, value in zip((*data, *meta), (*children, *static), strict=True):
                 object.__setattr__(obj, name, value)
             return obj

@@ -1,13 +1,15 @@
 """The nouns that every other module speaks: problems, rules, and what a rule returns."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeAlias
 
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-Params = PyTree
-ModelState = PyTree
-Batch = PyTree
+Params: TypeAlias = PyTree
+ModelState: TypeAlias = PyTree
+Batch: TypeAlias = PyTree
+AnyArray: TypeAlias = Array | np.ndarray
 Hyper = dict[str, Array]
 Optimizer = Callable[[Mapping[str, Array]], Any]
 """From one replica's hyperparameters (scalars, traced) to an `optax.GradientTransformation`."""
@@ -24,7 +26,8 @@ class Problem(NamedTuple):
     init: Callable[[Key[Array, ""]], tuple[Params, ModelState]]
     """key -> (params, model_state)."""
     loss: Callable[
-        [Params, ModelState, Batch, Mapping[str, Array], Key[Array, ""]], tuple[Float[Array, " B"], ModelState]
+        [Params, ModelState, Batch, Mapping[str, Array], Key[Array, ""]],
+        tuple[Float[Array, " B"], ModelState],
     ]
     """(params, model_state, batch, hyper, key) -> (training loss of each example [B], new model_state)."""
     evaluate: Callable[[Params, ModelState, Batch], dict[str, Array]]

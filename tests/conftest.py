@@ -54,9 +54,7 @@ def nnx_problem():
 
 @functools.cache
 def linen_problem():
-    return jaxpt.linen_problem(
-        LinenNet(), loss, example=np.zeros((1, FEATURES), np.float32), metrics={"error": error}
-    )
+    return jaxpt.linen_problem(LinenNet(), loss, example=np.zeros((1, FEATURES), np.float32), metrics={"error": error})
 
 
 def sgd(h):
@@ -82,5 +80,5 @@ def data():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(190, FEATURES)).astype(np.float32)
     y = ((x[:, 0] * x[:, 1] > 0).astype(np.int32) + (x[:, 2] > 0)).astype(np.int32)
-    split = lambda a, b: {"x": x[a:b], "y": y[a:b]}  # noqa: E731
+    split = lambda a, b: {"x": x[a:b], "y": y[a:b]}
     return jaxpt.Data(split(0, 100), split(100, 150), split(150, 190))

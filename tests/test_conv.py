@@ -35,7 +35,10 @@ def test_products_equal_lax_with_gradients_under_vmap(shape, kernel, features, s
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), *pair)
 
 
-@pytest.mark.parametrize("extra", [{"kernel_dilation": 2}, {"feature_group_count": 2}, {"input_dilation": 2, "padding": ((1, 1), (1, 1))}])
+@pytest.mark.parametrize(
+    "extra",
+    [{"kernel_dilation": 2}, {"feature_group_count": 2}, {"input_dilation": 2, "padding": ((1, 1), (1, 1))}],
+)
 def test_what_products_do_not_cover_goes_to_lax(extra):
     layers = [nnx.Conv(4, 6, (3, 3), rngs=nnx.Rngs(0), **extra, **conv) for conv in ({}, OWN)]
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))

@@ -18,9 +18,7 @@ def test_every_epoch_visits_each_example_once(examples, batch):
 
 
 def test_a_dropped_remainder_leaves_only_whole_minibatches():
-    indices, counts = minibatches(
-        jax.random.key(0), 0, num_steps=4, num_examples=10, batch_size=4, drop_remainder=True
-    )
+    indices, counts = minibatches(jax.random.key(0), 0, num_steps=4, num_examples=10, batch_size=4, drop_remainder=True)
     assert counts.all()
     for epoch in np.asarray(indices).reshape(2, 8):
         assert len(set(epoch)) == 8
@@ -28,9 +26,7 @@ def test_a_dropped_remainder_leaves_only_whole_minibatches():
 
 @pytest.mark.parametrize("start", [0, 1, 2, 3, 4, 5, 17])
 def test_any_stretch_of_steps_can_be_recomputed(start):
-    draw = lambda step, steps: minibatches(  # noqa: E731
-        jax.random.key(5), step, num_steps=steps, num_examples=10, batch_size=4
-    )
+    draw = lambda step, steps: minibatches(jax.random.key(5), step, num_steps=steps, num_examples=10, batch_size=4)
     whole, stretch = draw(0, 30), draw(start, 7)
     for a, b in zip(whole, stretch, strict=True):
         np.testing.assert_array_equal(a[start : start + 7], b)
@@ -44,7 +40,5 @@ def test_what_fills_up_a_short_minibatch_is_real_and_does_not_count():
 
 @pytest.mark.parametrize("drop", [False, True])
 def test_examples_seen_counts_short_minibatches_as_they_are(drop):
-    _, counts = minibatches(
-        jax.random.key(0), 0, num_steps=11, num_examples=10, batch_size=4, drop_remainder=drop
-    )
+    _, counts = minibatches(jax.random.key(0), 0, num_steps=11, num_examples=10, batch_size=4, drop_remainder=drop)
     assert examples_seen(11, 10, 4, drop) == counts.sum()

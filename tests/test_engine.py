@@ -17,7 +17,7 @@ PROBLEMS = {"nnx": conftest.nnx_problem, "linen": conftest.linen_problem}
 
 def assert_same(a, b):
     """Equal to the bit, keys included."""
-    bits = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x  # noqa: E731
+    bits = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(bits(x), bits(y)), a, b)
 
 
@@ -39,7 +39,9 @@ def test_a_replica_in_the_stack_equals_one_trained_alone(name, k, data):
     """BatchNorm, dropout and momentum included; 2e-5 after 15 steps in float32, the sums being ordered otherwise."""
     ladder = conftest.ladder()
     stacked = make_engine(PROBLEMS[name](), ladder, rule=jaxpt.Independent())
-    one_rung = jaxpt.Ladder(beta="learning_rate", **{n: v[k : k + 1] for n, v in ladder.values.items()}, name=ladder.name)
+    one_rung = jaxpt.Ladder(
+        beta="learning_rate", **{n: v[k : k + 1] for n, v in ladder.values.items()}, name=ladder.name
+    )
     alone = dataclasses.replace(stacked, ladder=one_rung)
     state = stacked.init(jax.random.key(7))
     own = alone.init(jax.random.key(7))
@@ -48,7 +50,9 @@ def test_a_replica_in_the_stack_equals_one_trained_alone(name, k, data):
     )
     state, trace = stacked.run(state, data, periods=3)
     own, own_trace = alone.run(own, data, periods=3)
-    close = lambda a, b: np.testing.assert_allclose(a[..., k, :] if a.ndim > 2 else a[:, k], b[..., 0, :] if b.ndim > 2 else b[:, 0], rtol=2e-5, atol=2e-5)  # noqa: E731
+    close = lambda a, b: np.testing.assert_allclose(
+        a[..., k, :] if a.ndim > 2 else a[:, k], b[..., 0, :] if b.ndim > 2 else b[:, 0], rtol=2e-5, atol=2e-5
+    )
     close(trace.valid["energy"], own_trace.valid["energy"])
     close(trace.loss, own_trace.loss)
     for part in ("params", "model_state", "opt_state"):
@@ -103,17 +107,20 @@ def test_burn_in_holds_exchanges_back():
 @pytest.mark.parametrize("way", ["optax", "engine"])
 def test_one_rate_for_all_until_a_step_then_the_ladder(way):
     if way == "optax":
-        rate = lambda h: optax.join_schedules([lambda _: 1.0, lambda _: h["learning_rate"]], [6])  # noqa: E731
+        rate = lambda h: optax.join_schedules([lambda _: 1.0, lambda _: h["learning_rate"]], [6])
         engine, state = slope(optimizer=lambda h: optax.sgd(rate(h)), rule=jaxpt.Independent())
     else:
-        schedule = lambda h, step: {**h, "learning_rate": jnp.where(step < h["until"], 1.0, h["learning_rate"])}  # noqa: E731
+        schedule = lambda h, step: {
+            **h,
+            "learning_rate": jnp.where(step < h["until"], 1.0, h["learning_rate"]),
+        }
         engine, state = slope(schedule=schedule, fixed={"until": 6}, rule=jaxpt.Independent())
     state, _ = engine.run(state, periods=2)
     np.testing.assert_allclose(state.replicas.params, [0 - 6 - 2 * 0.25, 1 - 6 - 2 * 0.5])
 
 
 def test_rescaled_momentum_keeps_the_velocity():
-    sgd = lambda h: optax.sgd(h["learning_rate"], momentum=0.5)  # noqa: E731
+    sgd = lambda h: optax.sgd(h["learning_rate"], momentum=0.5)
     velocity = {}
     for rescale in (None, "learning_rate"):
         engine, state = slope(optimizer=sgd, rule=jaxpt.Tempering(1e-9), rescale_momentum=rescale)
@@ -135,7 +142,11 @@ def test_replicas_share_minibatches_unless_each_draws_its_own():
     losses = []
     for own in (False, True):
         engine = make_engine(
-            values_problem(), jaxpt.Ladder(learning_rate=[0.1, 0.2, 0.3]), own_batches=own, every=1, batch_size=4
+            values_problem(),
+            jaxpt.Ladder(learning_rate=[0.1, 0.2, 0.3]),
+            own_batches=own,
+            every=1,
+            batch_size=4,
         )
         _, trace = engine.run(engine.init(jax.random.key(0)), jaxpt.Data(v, v), periods=10)
         losses.append(np.asarray(trace.loss))
@@ -147,7 +158,11 @@ def test_replicas_share_minibatches_unless_each_draws_its_own():
 def test_a_batch_size_of_its_own_counts_that_many_examples():
     v = {"v": jnp.arange(20.0) ** 2}
     engine = make_engine(
-        values_problem(), jaxpt.Ladder(batch_size=[2, 4, 8]), every=3, batch_size=8, fixed={"learning_rate": 0.1}
+        values_problem(),
+        jaxpt.Ladder(batch_size=[2, 4, 8]),
+        every=3,
+        batch_size=8,
+        fixed={"learning_rate": 0.1},
     )
     state = engine.init(jax.random.key(0))
     indices, counts = engine_module._minibatches(engine, state.key, step=state.step, num_examples=20)
@@ -155,7 +170,10 @@ def test_a_batch_size_of_its_own_counts_that_many_examples():
     assert counts[2].sum() == 4
     _, trace = engine.run(state, jaxpt.Data(v, v), periods=1)
     drawn = np.asarray(v["v"])[indices]
-    means = [np.mean([row[: min(size, count)].mean() for row, count in zip(drawn, (8, 8, 4), strict=True)]) for size in (8, 4, 2)]
+    means = [
+        np.mean([row[: min(size, count)].mean() for row, count in zip(drawn, (8, 8, 4), strict=True)])
+        for size in (8, 4, 2)
+    ]
     np.testing.assert_allclose(trace.loss[0], means, rtol=1e-6)
 
 
@@ -187,7 +205,8 @@ def test_the_same_seed_gives_the_same_bits_and_a_cut_changes_nothing(data):
 def regression():
     """Least squares for six weights."""
     return jaxpt.energy_problem(
-        lambda w, batch: (batch["x"] @ w - batch["y"]) ** 2, lambda key: jax.random.normal(key, (conftest.FEATURES,))
+        lambda w, batch: (batch["x"] @ w - batch["y"]) ** 2,
+        lambda key: jax.random.normal(key, (conftest.FEATURES,)),
     )
 
 
@@ -197,9 +216,7 @@ def test_seeds_in_one_run_equal_runs_of_their_own(problem, data):
     rungs = jaxpt.Ladder(learning_rate=[0.002, 0.004, 0.008])
     if problem is conftest.nnx_problem:
         rungs = conftest.ladder()
-    engine = make_engine(
-        problem(), rungs, rule=jaxpt.Tempering(3.0), own_batches=problem is regression, probe=30
-    )
+    engine = make_engine(problem(), rungs, rule=jaxpt.Tempering(3.0), own_batches=problem is regression, probe=30)
     keys = jax.vmap(jax.random.key)(jnp.array([3, 11]))
     together, trace = engine.run(engine.init(keys), data, periods=8)
     assert trace.valid["energy"].shape == (8, 2, engine.num_replicas)
@@ -252,13 +269,19 @@ def test_users_may_jit_it_themselves():
 
 def test_adam_with_weight_decay_from_the_ladder_and_gradient_noise(data):
     """Any optax optimiser takes traced values; each of the three hyperparameters changes the weights."""
+
     def optimizer(h):
         return optax.chain(
-            jaxpt.gradient_noise(h["gradient_noise"]), optax.adamw(h["learning_rate"], weight_decay=h["weight_decay"])
+            jaxpt.gradient_noise(h["gradient_noise"]),
+            optax.adamw(h["learning_rate"], weight_decay=h["weight_decay"]),
         )
 
     # Rung 0 has the base values; each other rung has one of them doubled.
-    values = {"learning_rate": [1, 2, 1, 1], "weight_decay": [0.1, 0.1, 0.2, 0.1], "gradient_noise": [1, 1, 1, 2]}
+    values = {
+        "learning_rate": [1, 2, 1, 1],
+        "weight_decay": [0.1, 0.1, 0.2, 0.1],
+        "gradient_noise": [1, 1, 1, 2],
+    }
     values["learning_rate"] = [0.01 * v for v in values["learning_rate"]]
     rungs = jaxpt.Ladder(**values, beta=[1.0] * 4)
     engine = jaxpt.Engine(
@@ -266,7 +289,7 @@ def test_adam_with_weight_decay_from_the_ladder_and_gradient_noise(data):
         fixed={"dropout_rate": 0.1},
     )  # fmt: skip
     state = engine.init(jax.random.key(0))
-    first = lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape)  # noqa: E731
+    first = lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape)
     same = state.replicas._replace(params=jax.tree.map(first, state.replicas.params), key=first(state.replicas.key))
     state, _ = engine.run(state._replace(replicas=same), data, periods=1)
     kernel = np.asarray(state.replicas.params["dense1"]["kernel"][...])
@@ -276,9 +299,7 @@ def test_adam_with_weight_decay_from_the_ladder_and_gradient_noise(data):
 
 
 def test_label_smoothing_trains_by_rung_and_scores_all_alike(data):
-    loss = lambda model, batch, hyper: jaxpt.cross_entropy(  # noqa: E731
-        model(batch["x"]), batch["y"], hyper["label_smoothing"]
-    )
+    loss = lambda model, batch, hyper: jaxpt.cross_entropy(model(batch["x"]), batch["y"], hyper["label_smoothing"])
     problem = jaxpt.nnx_problem(conftest.NnxNet, loss, energy=conftest.loss)
     ladder = jaxpt.Ladder(label_smoothing=[0.0, 0.5], beta=[2.0, 1.0])
     engine = make_engine(problem, ladder, fixed={"learning_rate": 0.1, "dropout_rate": 0.1}, rule=jaxpt.Independent())

@@ -56,7 +56,10 @@ def test_beta_may_be_given_as_numbers_or_as_a_function():
         ({}, "at least one hyperparameter"),
         ({"learning_rate": []}, "one value per rung"),
         ({"learning_rate": 0.1}, "one value per rung"),
-        ({"learning_rate": [0.1, 0.2], "weight_decay": [1.0], "beta": "learning_rate"}, r"weight_decay: \(1,\)"),
+        (
+            {"learning_rate": [0.1, 0.2], "weight_decay": [1.0], "beta": "learning_rate"},
+            r"weight_decay: \(1,\)",
+        ),
         ({"learning_rate": [0.1, np.nan]}, "learning_rate must be finite"),
         ({"learning_rate": [0.1, np.inf]}, "learning_rate must be finite"),
         ({"learning_rate": [0.1, -0.2]}, "must lie between 0 and inf"),

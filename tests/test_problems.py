@@ -80,7 +80,9 @@ def test_linen_calls_of_one_model_draw_anew():
     class Noisy(linen.Module):
         @linen.compact
         def __call__(self, x, train: bool):
-            return x * self.param("w", linen.initializers.ones, ()) + jaxpt.linen.GaussianNoise()(x, deterministic=not train)
+            return x * self.param("w", linen.initializers.ones, ()) + jaxpt.linen.GaussianNoise()(
+                x, deterministic=not train
+            )
 
     problem = jaxpt.linen_problem(
         Noisy(), lambda model, x: (model(x) - model(x)).mean(-1), example=np.ones((1, 3), np.float32)
@@ -119,9 +121,7 @@ def test_weight_noise_moves_the_gradient_and_not_the_evaluation():
 
 
 def test_a_loss_that_reads_hyperparameters_needs_an_energy():
-    smoothed = lambda model, batch, hyper: jaxpt.cross_entropy(  # noqa: E731
-        model(batch["x"]), batch["y"], hyper["label_smoothing"]
-    )
+    smoothed = lambda model, batch, hyper: jaxpt.cross_entropy(model(batch["x"]), batch["y"], hyper["label_smoothing"])
     with pytest.raises(ValueError, match="give energy="):
         jaxpt.nnx_problem(conftest.NnxNet, smoothed)
     assert jaxpt.nnx_problem(conftest.NnxNet, smoothed, energy=conftest.loss).reads_hyper

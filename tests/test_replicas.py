@@ -36,9 +36,9 @@ def test_rescale_momentum_touches_momentum_only():
 def test_reads_finds_the_names_even_those_that_only_an_update_reads():
     problem = jaxpt.energy_problem(lambda w: w, lambda key: jnp.ones(()))
     hyper = dict.fromkeys(["learning_rate", "momentum", "idle"], jax.ShapeDtypeStruct((), jnp.float32))
-    optimizer = lambda h: optax.sgd(lambda step: h["learning_rate"] * step, momentum=h["momentum"])  # noqa: E731
+    optimizer = lambda h: optax.sgd(lambda step: h["learning_rate"] * step, momentum=h["momentum"])
     assert reads(problem, optimizer, None, hyper) == {"learning_rate", "momentum"}
-    schedule = lambda h, step: {**h, "learning_rate": h["idle"]}  # noqa: E731
+    schedule = lambda h, step: {**h, "learning_rate": h["idle"]}
     assert reads(problem, optimizer, schedule, hyper) == {"learning_rate", "momentum", "idle"}
     with pytest.raises(KeyError, match="weight_decay"):
         reads(problem, lambda h: optax.sgd(h["weight_decay"]), None, hyper)

@@ -10,7 +10,7 @@ from jaxpt.rules import exchange
 
 def repeat(n, beta, energy, rung, **options):
     """n exchanges from the same state, with n keys."""
-    run = lambda key: exchange(key, beta, energy, rung, **options)  # noqa: E731
+    run = lambda key: exchange(key, beta, energy, rung, **options)
     moved, info = jax.vmap(run)(jax.random.split(jax.random.key(1), n))
     return np.asarray(moved), jax.tree.map(np.asarray, info)
 

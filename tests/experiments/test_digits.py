@@ -1,0 +1,135 @@
+"""The main job as a user runs it: a process of its own, files looked at afterwards."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from matplotlib import image
+
+from experiments import datasets
+from experiments.models import SmallConvNet
+
+
+def digits(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.digits", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+SHORT = ("--steps", 60, "--burn-in", 20, "--every", 10, "--replicas", 3, "--seeds", 2)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("digits") / "made" / "by it"
+    done = digits(*SHORT, "--directory", directory)
+    assert done.returncode == 0, done.stderr
+    return done, directory
+
+
+def test_the_split_is_fixed_and_disjoint():
+    once, twice = datasets.digits(), datasets.digits()
+    jax.tree.map(np.testing.assert_array_equal, once, twice)
+    sizes = [len(split["label"]) for split in once]
+    assert sizes == [1077, 360, 360]
+    assert all(
+        (np.bincount(split["label"], minlength=10) > 0.09 * size).all() for split, size in zip(once, sizes, strict=True)
+    )
+    images = np.concatenate([split["image"].reshape(-1, 64) for split in once])
+    assert images.min() == 0
+    assert images.max() == 1
+
+
+def test_the_network_has_the_weights_that_its_docstring_says():
+    # 3*3*1*16 + 16, 3*3*16*32 + 32, 2*2*32*64 + 64, 64*10 + 10
+    params = nnx.state(SmallConvNet(rngs=nnx.Rngs(0)), nnx.Param)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 160 + 4640 + 8256 + 650 == 13_706
+
+
+def test_summary_says_all_that_every_experiment_says(finished):
+    _, directory = finished
+    summary = json.loads((directory / "summary.json").read_text())
+    assert set(summary) == {"experiment", "device", "versions", "settings", "arms", "differences"}
+    assert {"jax", "jaxpt", "flax", "optax"} <= set(summary["versions"])
+    assert summary["settings"]["steps"] == 60
+    assert list(summary["arms"]) == ["tempering", "independent"]
+    for name, arm in summary["arms"].items():
+        for score in ("test_error", "validation_error"):
+            values = arm[score]["per_seed"]
+            assert len(values) == 2
+            np.testing.assert_allclose(arm[score]["mean"], np.mean(values))
+            assert arm[score]["ci95"][0] <= arm[score]["mean"] <= arm[score]["ci95"][1]
+            assert all(0 <= v <= 100 for v in values)
+        assert arm["steps"] == 60
+        assert arm["wall_seconds"] > 0
+        assert arm["replica_images_per_second"] > 0
+        assert arm["round_trips"] >= 0
+        assert (arm["acceptance_rate"] is None) == (name == "independent")
+    arms = summary["arms"]
+    difference = summary["differences"]["tempering-independent"]
+    np.testing.assert_allclose(
+        difference["mean"],
+        arms["tempering"]["test_error"]["mean"] - arms["independent"]["test_error"]["mean"],
+        atol=1e-9,
+    )
+
+
+def test_the_trace_tells_how_the_summary_came_about(finished):
+    _, directory = finished
+    summary = json.loads((directory / "summary.json").read_text())
+    with np.load(directory / "trace.npz", allow_pickle=False) as trace:
+        arrays = dict(trace)
+    attempted, accepted = (arrays[f"tempering/info/{name}"] for name in ("attempted", "accepted"))
+    assert attempted.sum(-1).tolist() == [[0, 0], [0, 0], *[[1, 1]] * 4], "no exchange up to step 20, then one a period"
+    np.testing.assert_allclose(accepted.sum() / attempted.sum(), summary["arms"]["tempering"]["acceptance_rate"])
+    for name, arm in summary["arms"].items():
+        assert arrays[f"{name}/valid/error"].shape == (6, 2, 3)
+        for seed, replica in enumerate(arm["best_replica"]):
+            final = arrays[f"{name}/valid/error"][-1, seed]
+            assert final[replica] == final.min(), "chosen on validation"
+            test_error = 100 * arrays[f"{name}/test/error"][-1, seed, replica]
+            np.testing.assert_allclose(test_error, arm["test_error"]["per_seed"][seed], rtol=1e-6)
+    before = slice(0, 3)  # both arms are the same run until the first exchange, at the end of the third period
+    np.testing.assert_array_equal(arrays["tempering/loss"][before], arrays["independent/loss"][before])
+
+
+def test_it_prints_a_table_a_bar_and_draws(finished):
+    done, directory = finished
+    assert "| tempering" in done.stdout
+    assert "| independent" in done.stdout
+    assert "tempering-independent:" in done.stdout
+    assert "100%" in done.stderr
+    for name in ("errors.png", "exchanges-tempering.png"):
+        assert image.imread(directory / name)[..., :3].std() > 0.02
+
+
+def test_help_explains_every_option():
+    done = digits("--help")
+    assert done.returncode == 0
+    for option in ("replicas", "steps", "every", "burn-in", "seeds", "rule", "directory", "no-progress"):
+        assert f"--{option}" in done.stdout
+
+
+def test_one_arm_without_a_bar(tmp_path):
+    done = digits(*SHORT, "--rule", "independent", "--seeds", 1, "--no-progress", "--directory", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "%|" not in done.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert list(summary["arms"]) == ["independent"]
+    assert summary["differences"] == {}
+    assert summary["arms"]["independent"]["test_error"]["ci95"] == [None, None]
+
+
+def test_a_directory_that_cannot_be_written_is_said_before_training(tmp_path):
+    (tmp_path / "file").touch()
+    done = digits(*SHORT, "--directory", tmp_path / "file" / "below")
+    assert done.returncode == 1
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr

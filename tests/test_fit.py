@@ -1,0 +1,102 @@
+import jax
+import numpy as np
+import pytest
+
+import jaxpt
+from tests import conftest
+from tests.conftest import make_engine
+
+
+@pytest.fixture(scope="module")
+def result(data):
+    return jaxpt.fit(
+        make_engine(rule=jaxpt.Tempering(3.0)),
+        data.train,
+        data.valid,
+        test=data.test,
+        steps=43,
+        seeds=[3, 11],
+        progress=False,
+    )
+
+
+def test_it_trains_for_exactly_the_steps_asked_for(result):
+    assert result.state.step == 43
+    assert result.trace.step.tolist() == [5, 10, 15, 20, 25, 30, 35, 40, 43]
+    assert result.trace.valid["energy"].shape == (9, 2, 4)
+    assert not result.trace.info.attempted[-1].any(), "a last period that is short has no exchange"
+    assert result.trace.info.attempted[:-1].any(-1).all()
+    assert result.trace.valid["energy"][-1].mean() < result.trace.valid["energy"][0].mean()
+
+
+def test_it_equals_the_bare_engine(result, data):
+    engine = result.engine
+    _, trace = engine.run(engine.init(jax.vmap(jax.random.key)(np.array([3, 11]))), data, periods=8)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:8], b), result.trace, trace)
+
+
+def test_images_are_counted(result):
+    # 100 examples in minibatches of 16: 7 steps an epoch, 43 steps = 6 epochs and one minibatch; 2 x 4 replicas.
+    assert result.replica_images == 8 * (6 * 100 + 16)
+
+
+def test_best_is_the_lowest_on_validation(result, data):
+    for seed in (0, 1):
+        best = result.best("energy", seed=seed)
+        assert best.replica == np.argmin(result.valid["energy"][seed])
+        model_loss = float(np.mean(conftest.loss(best.model, data.valid)))
+        np.testing.assert_allclose(model_loss, best.valid["energy"], rtol=1e-5)
+        wrong = float(np.mean(conftest.error(best.model, data.test)))
+        np.testing.assert_allclose(wrong, best.test["error"], rtol=1e-6)
+        chosen = result.best("error", seed=seed)
+        assert chosen.valid["error"] == result.valid["error"][seed].min()
+
+
+def test_a_diverged_replica_is_never_the_best(result):
+    energy = result.valid["energy"].copy()
+    energy[0, np.argmin(energy[0])] = np.nan
+    broken = jaxpt.Result(**{**vars(result), "valid": {**result.valid, "energy": energy}})
+    best = broken.best("energy", seed=0)
+    assert best.valid["energy"] == np.nanmin(energy[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("energy",), "give seed=0 .. 1"), (("energy", 2), "not 2"), (("accuracy", 0), "is not a score")],
+)
+def test_best_says_what_it_needs(result, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        result.best(*arguments)
+
+
+def test_one_seed_needs_no_seed_axis(data):
+    engine = make_engine(rule=jaxpt.Independent())
+    one = jaxpt.fit(engine, data.train, data.valid, steps=5, seed=11, progress=False)
+    assert one.trace.loss.shape == (1, 4)
+    assert one.best().seed is None
+    assert one.test == {}
+    with pytest.raises(ValueError, match="one seed only"):
+        one.best(seed=0)
+
+
+def test_with_a_probe_the_choice_is_still_made_on_the_whole_split(data):
+    engine = make_engine(probe=7, rule=jaxpt.Independent())
+    probed = jaxpt.fit(engine, data.train, data.valid, steps=5, progress=False)
+    np.testing.assert_array_equal(probed.valid["energy"], engine.evaluate(probed.state, data.valid)["energy"])
+    assert not np.allclose(probed.valid["energy"], probed.trace.valid["energy"][-1])
+
+
+@pytest.mark.parametrize("steps", [0, -5])
+def test_steps_must_be_positive(steps, data):
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        jaxpt.fit(make_engine(), data.train, data.valid, steps=steps)
+
+
+def test_the_bar_shows_progress_and_can_be_silenced(data, capsys):
+    engine = make_engine(rule=jaxpt.Tempering(3.0))
+    jaxpt.fit(engine, data.train, data.valid, steps=10, description="mine")
+    shown = capsys.readouterr().err
+    assert "mine: 100%" in shown
+    assert all(word in shown for word in ("best=", "accepted=", "replica-images/s="))
+    jaxpt.fit(engine, data.train, data.valid, steps=10, progress=False)
+    assert capsys.readouterr().err == ""

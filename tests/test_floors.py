@@ -1,0 +1,55 @@
+"""Imports point down only: a module may import from floors below its own, or from its own floor if listed before."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import jaxpt
+
+ROOT = Path(jaxpt.__file__).parent
+FLOORS = [
+    ["types", "tree"],
+    ["ladder", "metropolis", "pairing", "noise", "losses", "conv", "data"],
+    ["nn", "linen", "rules.independent", "rules.tempering", "rules", "problems", "replicas", "diagnostics"],
+    ["checks", "engine"],
+    ["fit", "plots"],
+    [""],
+]
+ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip("."): path
+    for path in ROOT.rglob("*.py")
+}
+
+
+def imports(path):
+    """The modules of jaxpt that a file imports when it runs; those for the type checker only do not count."""
+    module = ast.parse(path.read_text())
+    for node in module.body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "jaxpt":
+            inside = node.module.removeprefix("jaxpt").lstrip(".")
+            for alias in node.names:
+                name = f"{inside}.{alias.name}".lstrip(".")
+                yield name if name in MODULES else inside
+
+
+def test_every_module_has_its_floor():
+    assert set(ORDER) == set(MODULES)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_point_down_only(name):
+    for other in imports(MODULES[name]):
+        assert ORDER[other] < ORDER[name], f"{name or 'jaxpt'} imports {other}"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_the_package_needs_only_its_core_dependencies(name):
+    """matplotlib is an extra and only plots may need it; nothing in jaxpt may need the experiments."""
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        tops = {n.split(".")[0] for n in names}
+        assert not tops & {"experiments", "tests", "benchmarks", "sklearn", "tyro"}
+        assert name == "plots" or "matplotlib" not in tops

@@ -1,0 +1,38 @@
+import numpy as np
+from matplotlib import image
+
+from jaxpt import plots
+
+
+def rows(path):
+    """Dark-to-bright image of a saved figure, to see that something was drawn."""
+    return image.imread(path)[..., :3]
+
+
+def test_the_exchange_picture_draws_every_replica_over_the_rungs(tmp_path):
+    rung = np.array([[0, 1, 2], [1, 0, 2], [1, 2, 0]])
+    figure = plots.exchange_picture(
+        np.array([10, 20, 30]), rung, np.array([0.1, 0.2, 0.3]), best=1, name="learning_rate", burn_in=10
+    )
+    axes = figure.axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["0.1", "0.2", "0.3"]
+    assert "learning rate" in axes.get_ylabel()
+    lines = axes.get_lines()
+    assert len(lines) == 3
+    for replica, line in enumerate(lines):
+        # The rung of a period holds from the end of the period before to its own.
+        np.testing.assert_array_equal(line.get_xdata(), [0, 10, 20, 30])
+        np.testing.assert_array_equal(line.get_ydata()[:3], rung[:, replica])
+    assert lines[1].get_linewidth() > lines[0].get_linewidth()
+    figure.savefig(tmp_path / "exchanges.png")
+    assert rows(tmp_path / "exchanges.png").std() > 0.05
+
+
+def test_error_curves_draw_mean_and_interval(tmp_path):
+    curve = np.array([[5.0, 7.0], [3.0, 5.0]])
+    figure = plots.error_curves(np.array([1, 2]), {"a": curve, "b": curve[:, :1]}, ylabel="error", burn_in=1)
+    first, second = figure.axes[0].get_lines()[:2]
+    np.testing.assert_array_equal(first.get_ydata(), [6, 4])
+    np.testing.assert_array_equal(second.get_ydata(), [5, 3])
+    figure.savefig(tmp_path / "errors.png")
+    assert rows(tmp_path / "errors.png").std() > 0.02
