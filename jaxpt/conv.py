@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 
 
 def conv_by_products(
-    lhs: Float[Array, "B H W C"],
-    rhs: Float[Array, "h w C O"],
+    lhs: Float[Array, "..."],
+    rhs: Float[Array, "..."],
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     lhs_dilation: Sequence[int] | None = None,
@@ -19,7 +19,7 @@ def conv_by_products(
     dimension_numbers: Any = None,
     feature_group_count: int = 1,
     **options: Any,
-) -> Float[Array, "B h w O"]:
+) -> Float[Array, "..."]:
     """`lax.conv_general_dilated` for `nnx.Conv` as one product of shifted windows with the kernel.
 
     With a kernel per replica, as under `vmap`, the stock convolution becomes a grouped one, which is slow on CPUs; this
@@ -29,8 +29,8 @@ def conv_by_products(
         nnx.Conv(1, 8, (3, 3), conv_general_dilated=jaxpt.conv_by_products, rngs=rngs)
 
     Args:
-        lhs: images.
-        rhs: kernel.
+        lhs: images [B, H, W, C].
+        rhs: kernel [h, w, C, O].
         window_strides: step between windows, per axis.
         padding: "SAME", "VALID" or (low, high) per axis.
         lhs_dilation: as in lax.
@@ -38,6 +38,9 @@ def conv_by_products(
         dimension_numbers: as in lax.
         feature_group_count: as in lax.
         **options: `precision` and `preferred_element_type` go to the product, others to lax.
+
+    Returns:
+        [B, rows, columns, O].
     """
     channels_last = lhs.ndim == 4 and lax.conv_dimension_numbers(
         lhs.shape, rhs.shape, dimension_numbers
@@ -64,7 +67,9 @@ def conv_by_products(
     )
 
 
-def _windows(x: Float[Array, "B H W C"], size: Sequence[int], strides: Sequence[int]) -> Float[Array, "B h w K"]:
+def _windows(
+    x: Float[Array, "B H W C"], size: Sequence[int], strides: Sequence[int]
+) -> Float[Array, "B rows columns K"]:
     """Returns what each window sees, its K = h w C numbers in the order of a flattened HWIO kernel."""
     rows, columns = ((n - k) // s + 1 for n, k, s in zip(x.shape[1:3], size, strides, strict=True))
 

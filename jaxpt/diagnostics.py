@@ -56,8 +56,8 @@ def interval(
     With one seed the ends are NaN: one run says nothing about the spread.
     """
     samples = np.asarray(samples, np.float64)
-    count, mean = samples.shape[-1], samples.mean(-1)
+    count, mean = samples.shape[-1], np.asarray(samples.mean(-1))
     if count < 2:
         return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
     half = stats.t.ppf((1 + level) / 2, count - 1) * samples.std(-1, ddof=1) / np.sqrt(count)
-    return mean, mean - half, mean + half
+    return mean, np.asarray(mean - half), np.asarray(mean + half)

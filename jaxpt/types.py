@@ -1,7 +1,7 @@
 """The nouns that every other module speaks: problems, rules, and what a rule returns."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
@@ -64,6 +64,7 @@ class Move(NamedTuple):
     """Whose weights each replica goes on with; None (static) when weights stay where they are."""
 
 
+@runtime_checkable
 class Rule(Protocol):
     """Decides once a period which hyperparameters each replica goes on with.
 
@@ -82,7 +83,7 @@ class Rule(Protocol):
         hyper: dict[str, Float[Array, " M"]],
         ladders: Mapping[str, Any],
         allowed: Bool[Array, ""],
-    ) -> tuple[Move, Self, Info]:
+    ) -> tuple[Move, "Rule", Info]:
         """Returns the move, the rule's next state and what is to be recorded.
 
         Args:

@@ -10,7 +10,7 @@ def test_acceptance_counts_offers():
     accepted = np.array([[1, 0, 0], [0, 0, 0], [0, 1, 0], [0, 1, 0]], bool)
     np.testing.assert_array_equal(pair_acceptance(attempted, accepted), [0.5, 1.0, np.nan])
     assert acceptance_rate(attempted, accepted) == 0.75
-    assert np.isnan(acceptance_rate(0 * attempted, accepted))
+    assert np.isnan(acceptance_rate(np.zeros_like(attempted), accepted))
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,18 +21,19 @@ INF, NAN = np.inf, np.nan
     ],
 )
 def test_log_acceptance(cold, hot, expected):
-    found = log_acceptance(np.float32(2.0), np.float32(1.0), np.float32(cold), np.float32(hot), 2.0)
+    found = log_acceptance(*(jnp.asarray(v, jnp.float32) for v in (2.0, 1.0, cold, hot)), 2.0)
     assert found == expected
 
 
 def test_rungs_of_equal_temperature_swap_surely_unless_broken():
-    assert log_acceptance(np.float32(1), np.float32(1), np.float32(5), np.float32(1)) == 0
-    assert log_acceptance(np.float32(1), np.float32(1), np.float32(NAN), np.float32(1)) == -INF
+    one = jnp.ones(())
+    assert log_acceptance(one, one, 5 * one, one) == 0
+    assert log_acceptance(one, one, NAN * one, one) == -INF
 
 
 def test_it_is_symmetric_in_the_two_rungs():
     rng = np.random.default_rng(0)
-    beta, energy = rng.normal(size=(2, 2, 100)).astype(np.float32)
+    beta, energy = jnp.asarray(rng.normal(size=(2, 2, 100)), jnp.float32)
     there = log_acceptance(beta[0], beta[1], energy[0], energy[1], 3.0)
     back = log_acceptance(beta[1], beta[0], energy[1], energy[0], 3.0)
     np.testing.assert_array_equal(there, back)

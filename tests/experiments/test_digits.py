@@ -117,6 +117,7 @@ def test_help_explains_every_option():
         assert f"--{option}" in done.stdout
 
 
+@pytest.mark.slow
 def test_one_arm_without_a_bar(tmp_path):
     done = digits(*SHORT, "--rule", "independent", "--seeds", 1, "--no-progress", "--directory", tmp_path)
     assert done.returncode == 0, done.stderr

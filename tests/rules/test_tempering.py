@@ -95,7 +95,7 @@ def test_several_ladders_take_turns():
     np.testing.assert_array_equal(hyper["other"], 1)
 
 
-@pytest.mark.parametrize("C", [0, -1.0, np.inf, np.nan])
+@pytest.mark.parametrize("C", [0.0, -1.0, np.inf, np.nan])
 def test_C_must_be_positive(C):
     with pytest.raises(ValueError, match="C must be a positive finite number"):
         jaxpt.Tempering(C)
