@@ -203,10 +203,8 @@ def _versions() -> dict[str, str]:
 
 
 def _settings(options: Options, engine: jaxpt.Engine) -> dict[str, Any]:
-    """Returns the options, and the ladders and fixed values they led to."""
-    chosen = {
-        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(options).items()
-    }
+    """Returns the options that matter for the numbers, and the ladders and fixed values they led to."""
+    chosen = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("directory", "progress")}
     ladders = {
         name: {"beta": ladder.beta.tolist(), **{k: v.tolist() for k, v in ladder.values.items()}}
         for name, ladder in engine.ladders.items()
