@@ -7,7 +7,6 @@ import dataclasses
 from pathlib import Path
 
 import optax
-import tyro
 from flax import nnx
 from jaxtyping import Array
 
@@ -49,10 +48,13 @@ def error(model: nnx.Module, batch: dict) -> Array:
 
 def main(options: Options) -> None:
     """Runs the experiment."""
+    if options.coldest >= options.hottest:
+        raise ValueError(f"--coldest {options.coldest} must be below --hottest {options.hottest}")
     engine = jaxpt.Engine(
         jaxpt.nnx_problem(SmallConvNet, loss, metrics={"error": error}),
         lambda h: optax.sgd(h["learning_rate"], momentum=options.momentum),
         jaxpt.Ladder(learning_rate=jaxpt.geometric(options.coldest, options.hottest, options.replicas)),
+        jaxpt.Independent(),  # each arm puts in its own
         every=options.every,
         burn_in=options.burn_in,
         batch_size=options.batch_size,
@@ -62,4 +64,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    runner.command(main, Options)

@@ -5,11 +5,14 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
+import tyro
 
 import jaxpt
 from jaxpt import plots
@@ -18,6 +21,7 @@ from jaxpt.diagnostics import acceptance_rate, interval, pair_acceptance, round_
 
 RuleName = Literal["tempering", "independent"]
 BASELINE = "independent"
+T = TypeVar("T", bound="Options")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,16 +47,30 @@ class Options:
     directory: Path
     """Where summary.json, trace.npz and the pictures go."""
     progress: bool = True
-    """Show a progress bar."""
+    """Show a progress bar, if stderr is a terminal."""
+
+
+def command(main: Callable[[T], Any], options: type[T], arguments: Sequence[str] | None = None) -> None:
+    """Runs an experiment from the command line (or from `arguments`).
+
+    A mistake in its options ends in one line and exit code 2.
+    """
+    try:
+        main(tyro.cli(options, args=arguments))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 def arms_rules(options: Options) -> dict[str, jaxpt.Rule]:
     """Returns {arm: rule} for the chosen arms, in the order in which they run."""
-    rules: dict[str, jaxpt.Rule] = {
-        "tempering": jaxpt.Tempering(options.C),
-        "independent": jaxpt.Independent(),
+    rules: dict[str, Callable[[], jaxpt.Rule]] = {
+        "tempering": lambda: jaxpt.Tempering(options.C),
+        "independent": jaxpt.Independent,
     }
-    return {name: rules[name] for name in dict.fromkeys(options.rule)}
+    if not options.rule:
+        raise ValueError(f"--rule needs one arm at least: {' '.join(rules)}")
+    return {name: rules[name]() for name in dict.fromkeys(options.rule)}
 
 
 def run(experiment: str, engine: jaxpt.Engine, data: Data, options: Options) -> dict[str, Any]:
@@ -67,21 +85,24 @@ def run(experiment: str, engine: jaxpt.Engine, data: Data, options: Options) -> 
         options: what the user chose.
 
     Raises:
-        SystemExit: the directory cannot be written.
+        ValueError: an option is out of range, or the directory cannot be written.
     """
+    if options.seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, but it is {options.seeds}")
+    engines = {name: dataclasses.replace(engine, rule=rule) for name, rule in arms_rules(options).items()}
     directory = _make_directory(options.directory)
     results = {
         name: jaxpt.fit(
-            dataclasses.replace(engine, rule=rule),
+            arm,
             data.train,
             data.valid,
             test=data.test,
             steps=options.steps,
             seeds=range(options.seeds),
-            progress=options.progress,
+            progress=None if options.progress else False,
             description=name,
         )
-        for name, rule in arms_rules(options).items()
+        for name, arm in engines.items()
     }
     arms = {name: _arm(result, options) for name, result in results.items()}
     summary = {
@@ -118,9 +139,9 @@ def table(summary: dict[str, Any]) -> str:
         rows.append(
             (
                 name,
-                f"{arm['test_error']['mean']:.2f}",
+                _show(arm["test_error"]["mean"]),
                 _range(arm["test_error"]["ci95"]),
-                f"{arm['validation_error']['mean']:.2f}",
+                _show(arm["validation_error"]["mean"]),
                 "-" if rate is None else f"{rate:.1%}",
                 str(arm["round_trips"]),
                 f"{arm['replica_images_per_second']:,.0f}",
@@ -130,7 +151,8 @@ def table(summary: dict[str, Any]) -> str:
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
     for name, difference in summary["differences"].items():
-        lines.append(f"\n{name}: {difference['mean']:+.2f} points of test error, 95 % {_range(difference['ci95'])}")
+        mean, ends = _show(difference["mean"], "+.2f"), _range(difference["ci95"])
+        lines.append(f"\n{name}: {mean} points of test error, paired by seed, 95 % {ends}")
     return "\n".join(lines)
 
 
@@ -139,10 +161,7 @@ def _arm(result: jaxpt.Result, options: Options) -> dict[str, Any]:
     best = [result.best("error", seed=seed) for seed in range(options.seeds)]
     info = result.trace.info
     rate = acceptance_rate(info.attempted, info.accepted)
-    pairs = pair_acceptance(
-        info.attempted.reshape(-1, *info.attempted.shape[2:]),
-        info.accepted.reshape(-1, *info.accepted.shape[2:]),
-    )
+    pairs = pair_acceptance(np.concatenate(info.attempted), np.concatenate(info.accepted))  # seeds pooled
     return {
         "test_error": _over_seeds([100 * b.test["error"] for b in best]),
         "validation_error": _over_seeds([100 * b.valid["error"] for b in best]),
@@ -161,26 +180,27 @@ def _differences(arms: dict[str, Any]) -> dict[str, Any]:
     """Returns each arm's test error minus the baseline's, paired by seed."""
     if BASELINE not in arms:
         return {}
-    base = np.asarray(arms[BASELINE]["test_error"]["per_seed"])
+    base = np.asarray(arms[BASELINE]["test_error"]["per_seed"], np.float64)
     return {
-        f"{name}-{BASELINE}": _over_seeds(list(np.asarray(arm["test_error"]["per_seed"]) - base))
+        f"{name}-{BASELINE}": _over_seeds(list(np.asarray(arm["test_error"]["per_seed"], np.float64) - base))
         for name, arm in arms.items()
         if name != BASELINE
     }
 
 
 def _over_seeds(values: list[float]) -> dict[str, Any]:
+    """Returns each seed's value, their mean and its 95 % interval; None where there is no number."""
     mean, low, high = interval(np.asarray(values))
-    return {
-        "per_seed": [float(v) for v in values],
-        "mean": float(mean),
-        "ci95": [_number(low), _number(high)],
-    }
+    return {"per_seed": [_number(v) for v in values], "mean": _number(mean), "ci95": [_number(low), _number(high)]}
 
 
 def _number(value: float | np.floating | np.ndarray) -> float | None:
     """A float, or None where there is no number: JSON has no NaN."""
     return float(value) if np.isfinite(value) else None
+
+
+def _show(value: float | None, form: str = ".2f") -> str:
+    return "diverged" if value is None else format(value, form)
 
 
 def _range(ends: list[float | None]) -> str:
@@ -264,7 +284,7 @@ def _make_directory(directory: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise SystemExit(f"--directory {directory} cannot be written: {error.strerror}; give another one") from error
+        raise ValueError(f"--directory {directory} cannot be written: {error.strerror}; give another one") from error
     return directory
 
 

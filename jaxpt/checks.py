@@ -1,7 +1,8 @@
 """What can be wrong with an engine or its data, found before the first step and said in words."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,8 +12,9 @@ from jaxtyping import Array, PyTree
 
 from jaxpt import tree
 from jaxpt.data import Data
-from jaxpt.ladder import Ladder
+from jaxpt.ladder import Ladder, check_values
 from jaxpt.replicas import Reads, has_momentum, init_replica, reads
+from jaxpt.types import Problem, Rule
 
 if TYPE_CHECKING:
     from jaxpt.engine import Engine
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 def check_engine(engine: "Engine") -> None:
     """Raises ValueError if an argument of the engine is out of range or does not fit the others."""
+    _check_types(engine)
     _check_ladders(engine)
     ladders = engine.ladders.values()
     for name, low in {"every": 1, "burn_in": 0, "batch_size": 1, "evaluation_batch": 1, "probe": 1}.items():
@@ -31,6 +34,7 @@ def check_engine(engine: "Engine") -> None:
     for name, value in engine.fixed.items():
         if not (np.ndim(value) == 0 and math.isfinite(value)):
             raise ValueError(f"fixed[{name!r}] must be one finite number, the same for all replicas, not {value!r}")
+        check_values(name, np.asarray(value))
     ladder_names = [name for ladder in ladders for name in ladder.values]
     if shared := sorted(set(ladder_names) & set(engine.fixed)):
         raise ValueError(f"{', '.join(shared)} cannot be both on a ladder and fixed; give it once")
@@ -42,6 +46,21 @@ def check_engine(engine: "Engine") -> None:
             f"are drawn; set the engine's batch_size to {math.ceil(largest)}"
         )
     _check_names(engine)
+
+
+def _check_types(engine: "Engine") -> None:
+    """Catches arguments in the wrong place or of the wrong kind."""
+    if not isinstance(engine.problem, Problem):
+        raise ValueError(
+            f"problem must come from nnx_problem, linen_problem or energy_problem, but it is {engine.problem!r}"
+        )
+    if not callable(engine.optimizer) or isinstance(engine.optimizer, tuple):
+        raise ValueError(
+            "optimizer must be a function from hyperparameters to an optax transformation, e.g. "
+            f'lambda h: optax.sgd(h["learning_rate"]), but it is {engine.optimizer!r}'
+        )
+    if isinstance(engine.rule, type) or not isinstance(engine.rule, Rule):
+        raise ValueError(f"rule must be an object like Tempering(C=100.0) or Independent(), but it is {engine.rule!r}")
 
 
 def _check_ladders(engine: "Engine") -> None:
@@ -124,6 +143,8 @@ def check_data(engine: "Engine", data: Data) -> None:
     Works on concrete and on traced arrays; only of concrete ones are labels looked at.
     """
     sizes = {name: tree.leading(split, f"data.{name}") for name, split in data._asdict().items() if split is not None}
+    if empty := [name for name, size in sizes.items() if size == 0 and name != "valid"]:
+        raise ValueError(f"the {', '.join(empty)} split is empty; give it examples, or None")
     if sizes.get("train", engine.batch_size) < engine.batch_size:
         raise ValueError(
             f"a minibatch has {engine.batch_size} examples, but the training split only {sizes['train']}; give the "
@@ -134,8 +155,6 @@ def check_data(engine: "Engine", data: Data) -> None:
             "the validation split is empty, but exchanges compare energies on it and the best replica is chosen on it; "
             "hold out some training examples as data.valid"
         )
-    if empty := [name for name, size in sizes.items() if size == 0]:
-        raise ValueError(f"the {', '.join(empty)} split is empty; give it examples, or None")
     if engine.probe is not None and sizes.get("valid", engine.probe) < engine.probe:
         raise ValueError(f"probe={engine.probe} examples are more than the validation split's {sizes['valid']}")
     for name, split in data._asdict().items():
@@ -149,34 +168,46 @@ def _check_scores(engine: "Engine", name: str, split: PyTree, size: int) -> None
     shown = [_is_label(leaf) for leaf in leaves]
     seen: set[str] = set()
 
-    def trace(hidden: list[Array], key: Array, hyper: Mapping[str, Array]) -> dict[str, Array]:
+    def trace(score: Callable[..., Any], hidden: list[Array], key: Array, hyper: Mapping[str, Array]) -> Any:
         # Labels are closed over, not traced, so that a loss can see their values: it checks their range.
         rest = iter(hidden)
         batch = jax.tree.unflatten(treedef, [leaf if s else next(rest) for s, leaf in zip(shown, leaves, strict=True)])
-        params, state = engine.problem.init(key)
-        loss, _ = engine.problem.loss(params, state, batch, Reads(hyper, seen), key)
-        return {"loss": loss, **engine.problem.evaluate(params, state, batch)}
+        params, state = problem.init(key)
+        return score(params, state, batch, Reads(hyper, seen), key)
 
-    hidden = [jax.typeof(leaf) for s, leaf in zip(shown, leaves, strict=True) if not s]
-    hidden = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in hidden]
-    try:
-        shapes: dict[str, Any] = jax.eval_shape(trace, hidden, jax.random.key(0), abstract_hyper(engine))
-    except KeyError as error:
-        if error.args and error.args[0] in seen - set(abstract_hyper(engine)):
+    problem = engine.problem
+    shapes: dict[str, Any] = {}
+    hidden = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for s, leaf in zip(shown, leaves, strict=True) if not s]
+    for what, score in {
+        "the loss": lambda *args: {"loss": problem.loss(*args)[0]},
+        "the energy or a metric": lambda params, state, batch, hyper, key: problem.evaluate(params, state, batch),
+    }.items():
+        try:
+            shapes |= jax.eval_shape(partial(trace, score), hidden, jax.random.key(0), abstract_hyper(engine))
+        except Exception as error:
+            raise ValueError(_explain(error, what, name, split, seen - set(abstract_hyper(engine)))) from error
+    for score_name, shape in shapes.items():
+        if getattr(shape, "shape", None) != (size,):
             raise ValueError(
-                f"the loss reads the hyperparameter {error}, but the engine is given "
-                f"{', '.join(abstract_hyper(engine))}; put it on a ladder or into fixed={{...}}"
-            ) from error
-        raise
-    for score, shape in sorted(shapes.items(), key=lambda item: item[0] != "loss"):
-        if shape.shape != (size,):
-            raise ValueError(
-                f"{score} must give one number per example, shape ({size},), on the {size} example(s) of data.{name}, "
-                f"but it gives shape {shape.shape}; leave out the mean or sum, or reduce all other axes"
+                f"{score_name} must give one number per example, shape ({size},), on the {size} example(s) of "
+                f"data.{name}, but it gives {getattr(shape, 'shape', shape)}; leave out the mean or sum, or reduce all "
+                "other axes"
             )
     if engine.problem.reads_hyper:
         known = reads(engine.problem, engine.optimizer, engine.schedule, abstract_hyper(engine))
         check_all_read(engine, known | engine.problem.hyperparameters | {"batch_size"} | seen)
+
+
+def _explain(error: Exception, what: str, name: str, split: PyTree, absent: set[str]) -> str:
+    """Returns what went wrong when a function of the user's was traced on a split."""
+    if isinstance(error, KeyError) and error.args and error.args[0] in absent:
+        return (
+            f"the loss reads the hyperparameter {error}, but the engine is not given it; put it on a ladder or into "
+            "fixed={...}"
+        )
+    if split is None:
+        return f"{what} fails without data: {type(error).__name__}: {error}; give a training split if it needs one"
+    return f"{what} fails on data.{name}: {type(error).__name__}: {error}"
 
 
 def _is_label(leaf: Array | np.ndarray) -> bool:

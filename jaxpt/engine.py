@@ -78,7 +78,7 @@ class Engine:
         optimizer: {name: scalar} -> optax transformation, e.g. `lambda h: optax.sgd(h["learning_rate"], 0.9)`. It is
             built inside the step, so any optimiser that takes traced values will do, schedules over the step included.
         ladder: one ladder, or several that are exchanged in turn.
-        rule: `Tempering(C)` or `Independent()`.
+        rule: `Tempering(C)`, by default with C = 1, or `Independent()`.
         every: steps in a period, before each exchange (dN_e of arXiv 1909.04013).
         burn_in: steps without exchanges (dN_i); the first exchange follows the first period that ends after them.
         batch_size: examples in a minibatch. With a hyperparameter of that name: the largest one.
@@ -130,14 +130,17 @@ class Engine:
         """Returns the state before the first step: fresh weights, replica k on rung k of every ladder.
 
         Args:
-            key: the seed; or an array of S seeds: S whole ladders in one run, each equal to a run of its own, with
-                exchanges inside each only.
+            key: the seed; or an array of S seeds: S whole ladders in one run, with exchanges inside each only. Each
+                equals a run of its own up to rounding.
+
+        Raises:
+            ValueError: not a typed key, or an array of them with more than one axis.
         """
+        if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+            raise ValueError(f"key must be a typed key, e.g. jax.random.key(0), but it is {key!r}")
         lead = key.shape
         if len(lead) > 1 or lead == (0,):
-            raise ValueError(
-                f"key must be one key or an array of at least one, shape () or (S,), but its shape is {lead}"
-            )
+            raise ValueError(f"key must be one key, or an array of S >= 1 of them, but its shape is {lead}")
         ladders = {name: as_arrays(ladder) for name, ladder in self.ladders.items()}
         replicas = _start(self.problem, self.optimizer, dict(self.fixed), ladders, key)
         ladders, rule = jax.tree.map(
@@ -158,11 +161,11 @@ class Engine:
         Raises:
             ValueError: the data does not fit; see `check`.
         """
-        return _run(self, state, Data() if data is None else data, periods=periods)
+        return _run(self, state, _as_data(data), periods=periods)
 
     def lower(self, state: RunState, data: Data | None = None, *, periods: int) -> jax.stages.Lowered:
         """Returns the program of `run` before its compilation; what `.compile()` makes is what `run` will use."""
-        return _run.lower(self, state, Data() if data is None else data, periods=periods)
+        return _run.lower(self, state, _as_data(data), periods=periods)
 
     def evaluate(self, state: RunState, examples: PyTree) -> dict[str, Float[Array, "..."]]:
         """Returns {"energy": [M], metric: [M]}: means over all the examples, in evaluation mode."""
@@ -176,7 +179,11 @@ class Engine:
                 exchanges has no validation examples; a loss or metric does not give one number per example; a label
                 is out of range (see `cross_entropy`); the loss does not read a hyperparameter that nothing else does.
         """
-        checks.check_data(self, data)
+        checks.check_data(self, _as_data(data))
+
+
+def _as_data(data: Data | tuple[PyTree, ...] | None) -> Data:
+    return Data(*data) if isinstance(data, tuple) else Data(data)
 
 
 @partial(jax.jit, static_argnames=("problem", "optimizer"))

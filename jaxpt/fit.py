@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +38,12 @@ class Best:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What came of a run."""
+    """What came of a run.
+
+    result.best("error").model(x)                # the replica that is best on validation, ready to call
+    result.trace.valid["energy"]                 # [periods, replicas], or [periods, seeds, replicas]
+    result.trace.rung["learning_rate"]           # where each replica stood, period by period
+    """
 
     engine: Engine = dataclasses.field(repr=False)
     """The engine that ran."""
@@ -77,6 +83,8 @@ class Result:
         # A diverged replica has no number to compare: it comes last.
         ranked = [np.where(np.isfinite(v), v, np.inf)[lead] for v in (self.valid["energy"], self.valid[on])]
         index = (*lead, int(np.lexsort(ranked)[0]))
+        if not np.isfinite(ranked[0]).any():
+            warnings.warn(f"all {len(ranked[0])} replicas have diverged; none is the best", stacklevel=2)
         weights = tree.take((self.state.replicas.params, self.state.replicas.model_state), index)
         build = self.engine.problem.model
         return Best(
@@ -97,7 +105,7 @@ def fit(
     seed: int = 0,
     seeds: Sequence[int] | None = None,
     test: PyTree = None,
-    progress: bool = True,
+    progress: bool | None = None,
     description: str = "training",
 ) -> Result:
     """Trains all replicas for so many steps and shows how far it is.
@@ -111,20 +119,32 @@ def fit(
         valid: validation split.
         steps: optimiser steps of each replica.
         seed: the seed of a run with one ladder.
-        seeds: several seeds: as many whole ladders in one run, each equal to a run with that seed.
+        seeds: several seeds instead: as many whole ladders in one run, each equal, up to rounding, to a run with that
+            seed alone.
         test: test split; recorded each period, nothing depends on it.
-        progress: show a progress bar (on a terminal; it writes to stderr).
+        progress: show a progress bar on stderr; by default if that is a terminal.
         description: what the bar is called.
 
+    Returns:
+        The final state, the trace as NumPy arrays, the final scores and how long it took; see `Result`.
+
     Raises:
-        ValueError: steps is not positive, or the data does not fit the engine; see `Engine.check`.
+        ValueError: steps is not a positive integer, seeds are not distinct integers, or the data does not fit the
+            engine; see `Engine.check`.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, but it is {steps}")
+    if not isinstance(steps, int | np.integer) or steps < 1:
+        raise ValueError(f"steps must be an integer of at least 1, but it is {steps!r}")
+    key = _keys(seed, seeds)
     engine.check(Data(train, valid, test))
     data = jax.device_put(Data(train, valid, test))
-    state = engine.init(jax.random.key(seed) if seeds is None else jax.vmap(jax.random.key)(jnp.asarray(seeds)))
-    ladders = 1 if seeds is None else len(seeds)
+    state = engine.init(key)
+    ladders = key.size
+    if engine.rule.exchanges and engine.every * (steps // engine.every) <= engine.burn_in:
+        warnings.warn(
+            f"no exchange will happen: {steps} steps hold no whole period of {engine.every} steps that ends after the "
+            f"burn-in of {engine.burn_in}",
+            stacklevel=2,
+        )
     images = 0
     if train is not None:
         seen = examples_seen(steps, tree.leading(train), engine.batch_size, engine.drop_remainder)
@@ -142,7 +162,8 @@ def fit(
 
     traces: list[Trace] = []
     started = time.perf_counter()
-    with tqdm(total=steps, desc=description, unit="step", disable=not progress, dynamic_ncols=True) as bar:
+    hidden = None if progress is None else not progress  # None: tqdm shows the bar on a terminal only
+    with tqdm(total=steps, desc=description, unit="step", disable=hidden, dynamic_ncols=True) as bar:
         for part, periods in plan:
             state, trace = part.run(state, data, periods=periods)
             traces.append(jax.tree.map(np.asarray, trace))
@@ -166,6 +187,19 @@ def fit(
     )
 
 
+def _keys(seed: int, seeds: Sequence[int] | None) -> jax.Array:
+    """Returns the key of one seed, or those of several."""
+    wanted = [seed] if seeds is None else list(seeds) if isinstance(seeds, Sequence | np.ndarray) else None
+    if not wanted or not all(isinstance(s, int | np.integer) for s in wanted) or len(set(wanted)) < len(wanted):
+        raise ValueError(
+            "seed must be an integer, and seeds a sequence of one or more different integers, e.g. range(5), but they "
+            f"are seed={seed!r}, seeds={seeds!r}"
+        )
+    if seeds is not None and seed != 0:
+        raise ValueError(f"give seed={seed!r} or seeds={seeds!r}, not both")
+    return jax.random.key(seed) if seeds is None else jax.vmap(jax.random.key)(jnp.asarray(wanted))
+
+
 def _chunk(periods: int) -> int:
     """Returns how many periods to dispatch at a time: a divisor, so one program serves; about 40 dispatches a run."""
     return max((d for d in range(1, periods // 40 + 2) if periods % d == 0), default=1)
@@ -175,7 +209,8 @@ def _postfix(traces: list[Trace], rate: float) -> dict[str, str]:
     """What the progress bar says behind the steps."""
     info = [trace.info for trace in traces]
     accepted = acceptance_rate(np.concatenate([i.attempted for i in info]), np.concatenate([i.accepted for i in info]))
-    shown = {"best": f"{np.nanmin(traces[-1].valid['energy'][-1]):.4g}"}
+    energy = traces[-1].valid["energy"][-1]
+    shown = {"best": f"{np.min(energy, where=np.isfinite(energy), initial=np.inf):.4g}"}
     if np.isfinite(accepted):
         shown["accepted"] = f"{accepted:.0%}"
     if rate:

@@ -43,7 +43,11 @@ def linear(start: float, stop: float, num_rungs: int) -> np.ndarray:
 
 
 def geometric(start: float, stop: float, num_rungs: int) -> np.ndarray:
-    """Returns `num_rungs` values from `start` to `stop` with equal ratios; both ends must be positive."""
+    """Returns `num_rungs` values from `start` to `stop` with equal ratios.
+
+    Raises:
+        ValueError: an end is not positive.
+    """
     if not (start > 0 and stop > 0):
         raise ValueError(f"a geometric spacing needs positive ends, but they are {start} and {stop}")
     return np.geomspace(start, stop, num_rungs)
@@ -62,9 +66,11 @@ class Ladder:
 
     Args:
         beta: inverse temperatures, one per rung; or the name of the hyperparameter that gives them, needed when
-            several are coupled; or a function of that hyperparameter's values, when there is only one. By default
-            the single hyperparameter's entry in `jaxpt.ladder.BETA`.
-        name: what the ladder is called in states and traces; by default the hyperparameters' names joined by "+".
+            several are coupled; or a function of that hyperparameter's values, when there is only one. By default it
+            follows from the single hyperparameter's name: learning_rate and temperature 1 / v, dropout_rate
+            (1 - v) / v, batch_size v, gradient_noise, weight_noise and input_noise 1 / v**2.
+        name: the ladder's key in `state.replicas.rung` and `trace.rung`; by default the hyperparameters' names,
+            joined by "+".
         **values: {hyperparameter: M values}.
 
     Raises:
@@ -93,7 +99,7 @@ class Ladder:
                 + ", ".join(f"{key}: {shape}" for key, shape in lengths.items())
             )
         for key, array in arrays.items():
-            _check_values(key, array)
+            check_values(key, array)
         inverse = _inverse_temperature(beta, arrays)
         difference = np.diff(inverse)
         if not (np.all(difference <= 0) or np.all(difference >= 0)):
@@ -118,12 +124,15 @@ def as_arrays(ladder: Ladder) -> Ladder:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), ladder)
 
 
-def _check_values(name: str, values: np.ndarray) -> None:
+def check_values(name: str, values: np.ndarray) -> None:
+    """Raises ValueError unless the values are finite and lie where a hyperparameter of that name can lie."""
     if not np.all(np.isfinite(values)):
-        raise ValueError(f"the ladder's values of {name} must be finite, but they are {values.tolist()}")
+        raise ValueError(f"the values of {name} must be finite, but they are {values.tolist()}")
     low, high = _DOMAIN.get(name, (-np.inf, np.inf))
     if np.any(values < low) or np.any(values > high):
-        raise ValueError(f"{name} must lie between {low:g} and {high:g}, but the ladder has {values.tolist()}")
+        raise ValueError(f"{name} must lie between {low:g} and {high:g}, but it is {values.tolist()}")
+    if name == "batch_size" and np.any(values != np.round(values)):
+        raise ValueError(f"batch_size must be a whole number of examples, but it is {values.tolist()}")
 
 
 def _inverse_temperature(

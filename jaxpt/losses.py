@@ -27,7 +27,8 @@ def cross_entropy(
     if label_smoothing is None:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, jnp.asarray(label_smoothing, logits.dtype)))
+    smooth = optax.smooth_labels(targets, jnp.asarray(label_smoothing, logits.dtype))
+    return optax.softmax_cross_entropy(logits, smooth)
 
 
 def errors(logits: Float[Array, "*B K"], labels: Int[Array, "*B"]) -> Bool[Array, "*B"]:
@@ -37,7 +38,15 @@ def errors(logits: Float[Array, "*B K"], labels: Int[Array, "*B"]) -> Bool[Array
 
 def _check_labels(logits: Array, labels: Array) -> None:
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels must be integers (classes), but their dtype is {labels.dtype}")
+        raise ValueError(
+            f"labels must be integers, the classes, but their dtype is {labels.dtype}; cast them, or take the argmax "
+            "of one-hot ones"
+        )
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"labels need one class per example, shape {logits.shape[:-1]} for logits of shape {logits.shape}, but "
+            f"their shape is {labels.shape}"
+        )
     if isinstance(labels, jax.core.Tracer) or labels.size == 0:
         return
     known, classes = np.asarray(labels), logits.shape[-1]
@@ -45,5 +54,5 @@ def _check_labels(logits: Array, labels: Array) -> None:
     if low < 0 or high >= classes:
         raise ValueError(
             f"labels must lie in 0 .. {classes - 1} for a model with {classes} outputs, but the data has labels "
-            f"{low} .. {high}; shift them, or give the model {high + 1} outputs"
+            f"{low} .. {high}; shift them to begin at 0, or give the model as many outputs as there are classes"
         )

@@ -36,6 +36,10 @@ SMOOTHED = jaxpt.nnx_problem(
         ({"rungs": [RATES, jaxpt.Ladder(weight_decay=[1, 2, 3], beta=[3, 2, 1])]}, "same number of rungs"),
         ({"rungs": [RATES, RATES]}, "one ladder only"),
         ({"rungs": {"learning_rate": [1, 2]}}, "must be a Ladder"),
+        ({"fixed": {"dropout_rate": 1.5}}, "dropout_rate must lie between 0 and 1"),
+        ({"problem": conftest.NnxNet}, "problem must come from nnx_problem"),
+        ({"rule": jaxpt.Tempering}, "rule must be an object like"),
+        ({"rule": "tempering"}, "rule must be an object like"),
         ({"rescale_momentum": "rate"}, "is no hyperparameter"),
         ({"fixed": {"dropout_rate": 0.1, "batch_size": 32}}, "batch_size reaches 32"),
     ],
@@ -44,6 +48,16 @@ def test_each_mistake_in_an_engine_has_a_message_of_its_own(settings, message):
     settings = {"rungs": RATES, "fixed": {"dropout_rate": 0.1}, **settings}
     with pytest.raises(ValueError, match=message):
         make_engine(**settings)
+
+
+@pytest.mark.parametrize("optimizer", [optax.sgd(0.1), 0.1])
+def test_an_optimizer_must_be_a_function_of_hyperparameters(optimizer):
+    with pytest.raises(ValueError, match="optimizer must be a function"):
+        jaxpt.Engine(conftest.nnx_problem(), optimizer, RATES, every=1)
+
+
+def test_data_may_be_a_plain_tuple(data):
+    make_engine().check(tuple(data))
 
 
 def test_momentum_to_rescale_must_exist():
@@ -74,6 +88,11 @@ def broken(data, split, **changes):
         (lambda d: broken(d, "valid", y=d.valid["y"] - 1), r"has labels -1 \.\. 1"),
         (lambda d: broken(d, "test", y=d.test["y"] * 9), "labels must lie in"),
         (lambda d: broken(d, "train", y=d.train["y"].astype(np.float32)), "labels must be integers"),
+        (lambda d: broken(d, "train", y=d.train["y"][:, None]), "labels need one class per example"),
+        (lambda d: d._replace(valid={"x": d.valid["x"]}), r"the loss fails on data\.valid: KeyError: 'y'"),
+        (lambda d: broken(d, "test", x=d.test["x"][:, :2]), r"the loss fails on data\.test"),
+        (lambda d: d._replace(train=jax.tree.map(lambda a: a[:0], d.train)), "train split is empty"),
+        (lambda d: None, "the loss fails without data"),
     ],
 )
 @pytest.mark.parametrize("on_device", [False, True])

@@ -308,6 +308,12 @@ def test_label_smoothing_trains_by_rung_and_scores_all_alike(data):
     np.testing.assert_allclose(engine.evaluate(state, data.valid)["energy"], trace.valid["energy"][-1], rtol=1e-5)
 
 
+@pytest.mark.parametrize("key", [0, np.zeros(2, np.uint32), "seed"])
+def test_only_typed_keys_are_taken(key):
+    with pytest.raises(ValueError, match="key must be a typed key"):
+        make_engine().init(key)
+
+
 def test_keys_of_another_shape_are_refused():
     engine = make_engine()
     with pytest.raises(ValueError, match="key must be one key"):

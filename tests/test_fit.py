@@ -86,17 +86,39 @@ def test_with_a_probe_the_choice_is_still_made_on_the_whole_split(data):
     assert not np.allclose(probed.valid["energy"], probed.trace.valid["energy"][-1])
 
 
-@pytest.mark.parametrize("steps", [0, -5])
+@pytest.mark.parametrize(
+    "seeds",
+    [{"seeds": []}, {"seeds": 3}, {"seeds": [1, 1]}, {"seed": range(3)}, {"seed": 1, "seeds": [2]}, {"seeds": [0.5]}],
+)
+def test_seeds_must_be_distinct_integers(seeds, data):
+    with pytest.raises(ValueError, match="seed"):
+        jaxpt.fit(make_engine(), data.train, data.valid, steps=5, **seeds)
+
+
+def test_a_run_too_short_for_exchanges_says_so(data):
+    with pytest.warns(UserWarning, match="no exchange will happen"):
+        jaxpt.fit(make_engine(burn_in=10), data.train, data.valid, steps=10)
+
+
+def test_a_ladder_that_diverged_altogether_says_so(result):
+    valid = {name: np.full_like(v, np.nan, dtype=float) for name, v in result.valid.items()}
+    broken = jaxpt.Result(**{**vars(result), "valid": valid})
+    with pytest.warns(UserWarning, match="all 4 replicas have diverged"):
+        assert np.isnan(broken.best(seed=1).valid["energy"])
+
+
+@pytest.mark.parametrize("steps", [0, -5, 40.0])
 def test_steps_must_be_positive(steps, data):
-    with pytest.raises(ValueError, match="steps must be at least 1"):
+    with pytest.raises(ValueError, match="steps must be an integer of at least 1"):
         jaxpt.fit(make_engine(), data.train, data.valid, steps=steps)
 
 
 def test_the_bar_shows_progress_and_can_be_silenced(data, capsys):
     engine = make_engine(rule=jaxpt.Tempering(3.0))
-    jaxpt.fit(engine, data.train, data.valid, steps=10, description="mine")
+    jaxpt.fit(engine, data.train, data.valid, steps=10, description="mine", progress=True)
     shown = capsys.readouterr().err
     assert "mine: 100%" in shown
     assert all(word in shown for word in ("best=", "accepted=", "replica-images/s="))
-    jaxpt.fit(engine, data.train, data.valid, steps=10, progress=False)
-    assert capsys.readouterr().err == ""
+    for silent in (False, None):  # None: stderr is no terminal here
+        jaxpt.fit(engine, data.train, data.valid, steps=10, progress=silent)
+        assert capsys.readouterr().err == ""

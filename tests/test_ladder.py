@@ -60,6 +60,7 @@ def test_beta_may_be_given_as_numbers_or_as_a_function():
             {"learning_rate": [0.1, 0.2], "weight_decay": [1.0], "beta": "learning_rate"},
             r"weight_decay: \(1,\)",
         ),
+        ({"batch_size": [64, 32.5]}, "whole number"),
         ({"learning_rate": [0.1, np.nan]}, "learning_rate must be finite"),
         ({"learning_rate": [0.1, np.inf]}, "learning_rate must be finite"),
         ({"learning_rate": [0.1, -0.2]}, "must lie between 0 and inf"),

@@ -1,8 +1,11 @@
 """The main job as a user runs it: a process of its own, files looked at afterwards."""
 
 import json
+import os
+import pty
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -10,17 +13,38 @@ import pytest
 from flax import nnx
 from matplotlib import image
 
-from experiments import datasets
+from experiments import datasets, runner
+from experiments import digits as experiment
 from experiments.models import SmallConvNet
 
 
 def digits(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.digits", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    """Runs the command and returns it finished, its output as text."""
+    command = [sys.executable, "-m", "experiments.digits", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def on_a_terminal(*arguments):
+    """Runs the command with its stderr on a terminal; returns exit code, stdout, and what the terminal saw."""
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-m", "experiments.digits", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=end, text=True)
+    os.close(end)
+    seen = []
+
+    def read():
+        try:
+            while chunk := os.read(terminal, 65536):
+                seen.append(chunk)
+        except OSError:  # how a terminal on Linux says that nobody writes to it any more
+            pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    output, _ = process.communicate(timeout=300)
+    reader.join()
+    os.close(terminal)
+    return process.returncode, output, b"".join(seen).decode()
 
 
 SHORT = ("--steps", 60, "--burn-in", 20, "--every", 10, "--replicas", 3, "--seeds", 2)
@@ -29,9 +53,9 @@ SHORT = ("--steps", 60, "--burn-in", 20, "--every", 10, "--replicas", 3, "--seed
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     directory = tmp_path_factory.mktemp("digits") / "made" / "by it"
-    done = digits(*SHORT, "--directory", directory)
-    assert done.returncode == 0, done.stderr
-    return done, directory
+    code, output, terminal = on_a_terminal(*SHORT, "--directory", directory)
+    assert code == 0, terminal
+    return output, terminal, directory
 
 
 def test_the_split_is_fixed_and_disjoint():
@@ -54,7 +78,7 @@ def test_the_network_has_the_weights_that_its_docstring_says():
 
 
 def test_summary_says_all_that_every_experiment_says(finished):
-    _, directory = finished
+    _, _, directory = finished
     summary = json.loads((directory / "summary.json").read_text())
     assert set(summary) == {"experiment", "device", "versions", "settings", "arms", "differences"}
     assert {"jax", "jaxpt", "flax", "optax"} <= set(summary["versions"])
@@ -82,7 +106,7 @@ def test_summary_says_all_that_every_experiment_says(finished):
 
 
 def test_the_trace_tells_how_the_summary_came_about(finished):
-    _, directory = finished
+    _, _, directory = finished
     summary = json.loads((directory / "summary.json").read_text())
     with np.load(directory / "trace.npz", allow_pickle=False) as trace:
         arrays = dict(trace)
@@ -101,11 +125,12 @@ def test_the_trace_tells_how_the_summary_came_about(finished):
 
 
 def test_it_prints_a_table_a_bar_and_draws(finished):
-    done, directory = finished
-    assert "| tempering" in done.stdout
-    assert "| independent" in done.stdout
-    assert "tempering-independent:" in done.stdout
-    assert "100%" in done.stderr
+    output, terminal, directory = finished
+    assert "| tempering" in output
+    assert "| independent" in output
+    assert "tempering-independent:" in output
+    assert "tempering: 100%" in terminal
+    assert "independent: 100%" in terminal
     for name in ("errors.png", "exchanges-tempering.png"):
         assert image.imread(directory / name)[..., :3].std() > 0.02
 
@@ -118,19 +143,39 @@ def test_help_explains_every_option():
 
 
 @pytest.mark.slow
-def test_one_arm_without_a_bar(tmp_path):
-    done = digits(*SHORT, "--rule", "independent", "--seeds", 1, "--no-progress", "--directory", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "%|" not in done.stderr
+def test_one_arm_of_one_replica_without_a_bar(tmp_path):
+    few = ("--replicas", 1, "--seeds", 1, "--rule", "independent", "--no-progress")
+    code, _, terminal = on_a_terminal(*SHORT, *few, "--directory", tmp_path)
+    assert code == 0, terminal
+    assert "%|" not in terminal
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert list(summary["arms"]) == ["independent"]
     assert summary["differences"] == {}
     assert summary["arms"]["independent"]["test_error"]["ci95"] == [None, None]
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--replicas", 1), "two rungs at least"),
+        (("--seeds", 0), "--seeds must be at least 1"),
+        (("--coldest", 0.2), "must be below --hottest"),
+        (("--dropout-rate", 1.5), "dropout_rate must lie between 0 and 1"),
+        (("--rule",), "--rule needs one arm"),
+    ],
+)
+def test_a_bad_option_ends_in_one_line(option, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        runner.command(experiment.main, experiment.Options, list(map(str, option)))
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
 def test_a_directory_that_cannot_be_written_is_said_before_training(tmp_path):
     (tmp_path / "file").touch()
     done = digits(*SHORT, "--directory", tmp_path / "file" / "below")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "cannot be written" in done.stderr
     assert "Traceback" not in done.stderr
