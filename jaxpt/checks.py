@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, PyTree
 
 from jaxpt import tree
 from jaxpt.data import Data
 from jaxpt.ladder import Ladder, check_values
-from jaxpt.replicas import Reads, has_momentum, init_replica, reads
+from jaxpt.replicas import Reads, has_state, in_force, init_replica, reads
 from jaxpt.types import Problem, Rule
 
 if TYPE_CHECKING:
     from jaxpt.engine import Engine
+
+
+_INJECTED = (optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState)
 
 
 def check_engine(engine: "Engine") -> None:
@@ -105,21 +109,30 @@ def _check_names(engine: "Engine") -> None:
             "a ladder or into fixed={...}"
         ) from error
     known |= engine.problem.hyperparameters | {"batch_size"}
+    after = jax.eval_shape(lambda h: dict(in_force(engine.schedule, h, jnp.zeros((), jnp.int32))), hyper)
+    if lost := sorted(set(hyper) & engine.problem.hyperparameters - set(after)):
+        raise ValueError(f"the schedule drops {', '.join(lost)}, which the model reads; return {{**h, ...}}")
     if not engine.problem.reads_hyper:
         check_all_read(engine, known)
-    if engine.rescale_momentum is not None:
-        _, start = jax.eval_shape(
-            lambda key, hyper: (None, init_replica(engine.problem, engine.optimizer, key, hyper, {})),
-            jax.random.key(0),
-            hyper,
+    start = jax.eval_shape(
+        lambda key, hyper: init_replica(engine.problem, engine.optimizer, engine.schedule, key, hyper, {}),
+        jax.random.key(0),
+        hyper,
+    )
+    if has_state(start.opt_state, _INJECTED):
+        raise ValueError(
+            "optax.inject_hyperparams keeps its first values in the optimizer's state, so swaps would not reach it; "
+            "leave it out: the optimizer is built anew from the hyperparameters in every step"
         )
-        if engine.rescale_momentum not in hyper:
-            raise ValueError(f"rescale_momentum={engine.rescale_momentum!r} is no hyperparameter; there are {given}")
-        if not has_momentum(start.opt_state):
-            raise ValueError(
-                f"rescale_momentum={engine.rescale_momentum!r} finds no momentum (optax.trace) in the optimizer's "
-                "state; leave it out, or use optax.sgd(..., momentum=...)"
-            )
+    if engine.rescale_momentum is None:
+        return
+    if engine.rescale_momentum not in hyper:
+        raise ValueError(f"rescale_momentum={engine.rescale_momentum!r} is no hyperparameter; there are {given}")
+    if not has_state(start.opt_state, (optax.TraceState,)):
+        raise ValueError(
+            f"rescale_momentum={engine.rescale_momentum!r} finds no momentum (optax.trace) in the optimizer's state; "
+            "leave it out, or use optax.sgd(..., momentum=...)"
+        )
 
 
 def check_all_read(engine: "Engine", known: set[str]) -> None:
@@ -137,11 +150,36 @@ def abstract_hyper(engine: "Engine") -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}
 
 
-def check_data(engine: "Engine", data: Data) -> None:
-    """Raises ValueError if the data does not fit the engine; computes nothing (see `Engine.check`).
+def check_state(engine: "Engine", state: Any) -> None:
+    """Raises ValueError if a state was made by an engine with another rule or other ladders."""
+    rule = type(state.rule).__name__
+    if not _same_structure(state.rule, engine.rule):
+        raise ValueError(
+            f"the state follows the rule {rule}, the engine {engine.rule!r}; begin with this engine's init"
+        )
+    if not _same_structure(state.ladders, engine.ladders):
+        raise ValueError(
+            f"the state's ladders are {', '.join(state.ladders)}, the engine's {', '.join(engine.ladders)}; begin with "
+            "this engine's init"
+        )
 
-    Works on concrete and on traced arrays; only of concrete ones are labels looked at.
-    """
+
+def _same_structure(a: PyTree, b: PyTree) -> bool:
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (a, b)]
+    return structures[0] == structures[1]
+
+
+def check_data(engine: "Engine", data: Data) -> None:
+    """Raises ValueError if the data does not fit the engine; computes nothing (see `Engine.check`)."""
+    check_sizes(engine, data)
+    _check_scores(engine, "train", data.train)
+    for name in ("valid", "test"):
+        if data._asdict()[name] is not None:
+            _check_scores(engine, name, data._asdict()[name])
+
+
+def check_sizes(engine: "Engine", data: Data) -> None:
+    """Raises ValueError if a split is missing, empty or too small; looks at shapes only."""
     sizes = {name: tree.leading(split, f"data.{name}") for name, split in data._asdict().items() if split is not None}
     if empty := [name for name, size in sizes.items() if size == 0 and name != "valid"]:
         raise ValueError(f"the {', '.join(empty)} split is empty; give it examples, or None")
@@ -157,13 +195,11 @@ def check_data(engine: "Engine", data: Data) -> None:
         )
     if engine.probe is not None and sizes.get("valid", engine.probe) < engine.probe:
         raise ValueError(f"probe={engine.probe} examples are more than the validation split's {sizes['valid']}")
-    for name, split in data._asdict().items():
-        if split is not None or name == "train":
-            _check_scores(engine, name, split, sizes.get(name, 1))
 
 
-def _check_scores(engine: "Engine", name: str, split: PyTree, size: int) -> None:
-    """Traces loss and metrics on one split: shapes [N] each, labels in range, hyperparameters read."""
+def _check_scores(engine: "Engine", name: str, split: PyTree) -> None:
+    """Traces loss or metrics on one split: shapes [N] each, labels in range, hyperparameters read."""
+    size = 1 if split is None else tree.leading(split)
     leaves, treedef = jax.tree.flatten(split)
     shown = [_is_label(leaf) for leaf in leaves]
     seen: set[str] = set()
@@ -173,15 +209,20 @@ def _check_scores(engine: "Engine", name: str, split: PyTree, size: int) -> None
         rest = iter(hidden)
         batch = jax.tree.unflatten(treedef, [leaf if s else next(rest) for s, leaf in zip(shown, leaves, strict=True)])
         params, state = problem.init(key)
+        hyper = in_force(engine.schedule, dict(hyper), jnp.zeros((), jnp.int32))
         return score(params, state, batch, Reads(hyper, seen), key)
 
     problem = engine.problem
     shapes: dict[str, Any] = {}
     hidden = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for s, leaf in zip(shown, leaves, strict=True) if not s]
-    for what, score in {
-        "the loss": lambda *args: {"loss": problem.loss(*args)[0]},
-        "the energy or a metric": lambda params, state, batch, hyper, key: problem.evaluate(params, state, batch),
-    }.items():
+    scores: dict[str, Callable[..., Any]] = {}
+    if name == "train":
+        scores["the loss"] = lambda *args: {"loss": problem.loss(*args)[0]}
+    if name != "train" or split is None:
+        scores["the energy or a metric"] = lambda params, state, batch, hyper, key: problem.evaluate(
+            params, state, batch
+        )
+    for what, score in scores.items():
         try:
             shapes |= jax.eval_shape(partial(trace, score), hidden, jax.random.key(0), abstract_hyper(engine))
         except Exception as error:
@@ -193,7 +234,7 @@ def _check_scores(engine: "Engine", name: str, split: PyTree, size: int) -> None
                 f"data.{name}, but it gives {getattr(shape, 'shape', shape)}; leave out the mean or sum, or reduce all "
                 "other axes"
             )
-    if engine.problem.reads_hyper:
+    if engine.problem.reads_hyper and name == "train":
         known = reads(engine.problem, engine.optimizer, engine.schedule, abstract_hyper(engine))
         check_all_read(engine, known | engine.problem.hyperparameters | {"batch_size"} | seen)
 

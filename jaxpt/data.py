@@ -60,8 +60,12 @@ def minibatches(
     return orders[(epochs - epochs[0])[:, None], position % num_examples], position < num_examples
 
 
-def examples_seen(steps: int, num_examples: int, batch_size: int, drop_remainder: bool = False) -> int:
-    """Returns how many examples the first `steps` minibatches hold, short ones counted as they are."""
+def examples_seen(
+    steps: int, num_examples: int, batch_size: int, drop_remainder: bool = False, limit: int | None = None
+) -> int:
+    """Returns how many examples count in the first `steps` minibatches, at most `limit` of each."""
     epoch_steps = steps_per_epoch(num_examples, batch_size, drop_remainder)
-    epochs, rest = divmod(steps, epoch_steps)
-    return epochs * min(num_examples, epoch_steps * batch_size) + rest * batch_size
+    most = batch_size if limit is None else min(limit, batch_size)
+    short = 0 if drop_remainder else num_examples % batch_size  # size of an epoch's last minibatch, 0: a full one
+    epochs = steps // epoch_steps if short else 0
+    return (steps - epochs) * most + epochs * min(short, most)

@@ -13,8 +13,8 @@ def pair_acceptance(
     """Returns the share of its offered swaps that each adjacent pair made; NaN for a pair that was never offered one.
 
     Args:
-        attempted: `trace.info.attempted`.
-        accepted: `trace.info.accepted`.
+        attempted: `trace.info.attempted`. With several ladders, those of one: `& (trace.info.ladder == i)[..., None]`.
+        accepted: `trace.info.accepted`, likewise.
     """
     offered = np.sum(np.asarray(attempted), axis=0)
     made = np.sum(np.asarray(accepted), axis=0)

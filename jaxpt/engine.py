@@ -56,7 +56,7 @@ class Trace(NamedTuple):
     hyper: dict[str, Float[Array, "P M"]]
     """{name: value} during the period, before its exchange; what a schedule makes of it is not recorded."""
     info: Info
-    """What the period's exchange did; leaves [P, M-1], `ladder` [P]."""
+    """What the period's exchange did; leaves [P, M-1], `ladder` [P] (with seeds [P, S, M-1] and [P, S])."""
 
 
 @tree.register(
@@ -71,7 +71,8 @@ class Engine:
     """Trains M replicas as one program, one replica per rung, and lets a rule move them once a period.
 
     The engine is a pytree. Its numbers (ladder values, the rule's C, burn_in, fixed) are traced: an engine made by
-    `dataclasses.replace` with other numbers runs the compiled program of the first.
+    `dataclasses.replace` with other numbers runs the compiled program of the first. `init` copies ladder, rule and
+    fixed values into the state, and from then on those in the state count.
 
     Args:
         problem: what each replica trains on; see `nnx_problem`, `linen_problem`, `energy_problem`.
@@ -81,11 +82,13 @@ class Engine:
         rule: `Tempering(C)`, by default with C = 1, or `Independent()`.
         every: steps in a period, before each exchange (dN_e of arXiv 1909.04013).
         burn_in: steps without exchanges (dN_i); the first exchange follows the first period that ends after them.
-        batch_size: examples in a minibatch. With a hyperparameter of that name: the largest one.
+        batch_size: examples in a minibatch. With a hyperparameter of that name: the largest one; a replica's loss then
+            counts only so many of the examples drawn, while batch normalisation sees them all.
         fixed: hyperparameters that all replicas share, {name: value}.
         schedule: (hyperparameters, step) -> hyperparameters in force at that step; by default the rung's.
         own_batches: each replica draws minibatches of its own; by default all replicas see the same.
-        drop_remainder: leave out an epoch's short last minibatch; by default it is used.
+        drop_remainder: leave out an epoch's short last minibatch. By default it is used, filled up with examples that
+            do not count (but that batch normalisation sees).
         probe: energies on this many validation examples, drawn anew each period and shared by all replicas; by
             default on the whole validation split.
         evaluation_batch: examples at a time in evaluation, which bounds its memory.
@@ -142,7 +145,7 @@ class Engine:
         if len(lead) > 1 or lead == (0,):
             raise ValueError(f"key must be one key, or an array of S >= 1 of them, but its shape is {lead}")
         ladders = {name: as_arrays(ladder) for name, ladder in self.ladders.items()}
-        replicas = _start(self.problem, self.optimizer, dict(self.fixed), ladders, key)
+        replicas = _start(self.problem, self.optimizer, self.schedule, dict(self.fixed), ladders, key)
         ladders, rule = jax.tree.map(
             lambda leaf: jnp.broadcast_to(jnp.asarray(leaf, jnp.asarray(leaf).dtype), lead + jnp.shape(leaf)),
             (ladders, self.rule),
@@ -159,7 +162,8 @@ class Engine:
             periods: how many times `every` steps and an exchange (static).
 
         Raises:
-            ValueError: the data does not fit; see `check`.
+            ValueError: the data does not fit (see `check`, which also looks at labels), or the state comes from an
+                engine with another rule or other ladders.
         """
         return _run(self, state, _as_data(data), periods=periods)
 
@@ -186,28 +190,30 @@ def _as_data(data: Data | tuple[PyTree, ...] | None) -> Data:
     return Data(*data) if isinstance(data, tuple) else Data(data)
 
 
-@partial(jax.jit, static_argnames=("problem", "optimizer"))
+@partial(jax.jit, static_argnames=("problem", "optimizer", "schedule"))
 def _start(
     problem: Problem,
     optimizer: Optimizer,
+    schedule: Schedule | None,
     fixed: Mapping[str, Array],
     ladders: dict[str, Ladder],
     key: Key[Array, "..."],
 ) -> Replicas:
     """Returns fresh replicas of one seed or of several. Mapped, not vmapped: that halves the time to compile."""
     if key.ndim:
-        return jax.lax.map(partial(_start, problem, optimizer, fixed, ladders), key)
+        return jax.lax.map(partial(_start, problem, optimizer, schedule, fixed, ladders), key)
     replicas = next(iter(ladders.values())).num_rungs
     hyper = {name: jnp.full(replicas, value, jnp.float32) for name, value in fixed.items()}
     hyper |= {name: value for ladder in ladders.values() for name, value in ladder.values.items()}
     rung = {name: jnp.arange(replicas, dtype=jnp.int32) for name in ladders}
     keys = jax.random.split(jax.random.fold_in(key, _INIT), replicas)
-    return jax.lax.map(lambda args: init_replica(problem, optimizer, *args), (keys, hyper, rung))
+    return jax.lax.map(lambda args: init_replica(problem, optimizer, schedule, *args), (keys, hyper, rung))
 
 
 @partial(jax.jit, static_argnames="periods")
 def _run(engine: Engine, state: RunState, data: Data, periods: int) -> tuple[RunState, Trace]:
-    checks.check_data(engine, data)
+    checks.check_state(engine, state)
+    checks.check_sizes(engine, data)
     return jax.lax.scan(lambda s, _: _period(engine, s, data), state, length=periods)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,6 @@ from tqdm.auto import tqdm
 
 from jaxpt import tree
 from jaxpt.data import Data, examples_seen
-from jaxpt.diagnostics import acceptance_rate
 from jaxpt.engine import Engine, RunState, Trace
 
 _NEVER = np.iinfo(np.int32).max
@@ -80,8 +80,9 @@ class Result:
         if seed is not None and not ladders:
             raise ValueError(f"the run has one seed only, so seed={seed} names none; leave it out")
         lead: tuple[int, ...] = () if seed is None else (seed,)
-        # A diverged replica has no number to compare: it comes last.
-        ranked = [np.where(np.isfinite(v), v, np.inf)[lead] for v in (self.valid["energy"], self.valid[on])]
+        # A diverged replica comes last, whatever its other scores say.
+        healthy = np.isfinite(self.valid["energy"])
+        ranked = [np.where(healthy, self.valid[name], np.inf)[lead] for name in ("energy", on)]
         index = (*lead, int(np.lexsort(ranked)[0]))
         if not np.isfinite(ranked[0]).any():
             warnings.warn(f"all {len(ranked[0])} replicas have diverged; none is the best", stacklevel=2)
@@ -138,29 +139,22 @@ def fit(
     engine.check(Data(train, valid, test))
     data = jax.device_put(Data(train, valid, test))
     state = engine.init(key)
-    ladders = key.size
+    images = 0 if train is None else key.size * _replica_images(engine, steps, tree.leading(train))
     if engine.rule.exchanges and engine.every * (steps // engine.every) <= engine.burn_in:
         warnings.warn(
             f"no exchange will happen: {steps} steps hold no whole period of {engine.every} steps that ends after the "
             f"burn-in of {engine.burn_in}",
             stacklevel=2,
         )
-    images = 0
-    if train is not None:
-        seen = examples_seen(steps, tree.leading(train), engine.batch_size, engine.drop_remainder)
-        images = engine.num_replicas * ladders * seen
 
-    whole, rest = divmod(steps, engine.every)
-    chunk = _chunk(whole)
-    plan = [(engine, chunk)] * (whole // chunk if whole else 0)
-    if rest:
-        plan.append((dataclasses.replace(engine, every=rest, burn_in=_NEVER), 1))
+    plan = _plan(engine, steps)
     started = time.perf_counter()
-    for part, periods in dict(plan).items():
+    for part, periods in dict.fromkeys(plan):
         part.lower(state, data, periods=periods).compile()
     compile_seconds = time.perf_counter() - started
 
     traces: list[Trace] = []
+    accepted = offered = 0
     started = time.perf_counter()
     hidden = None if progress is None else not progress  # None: tqdm shows the bar on a terminal only
     with tqdm(total=steps, desc=description, unit="step", disable=hidden, dynamic_ncols=True) as bar:
@@ -168,7 +162,10 @@ def fit(
             state, trace = part.run(state, data, periods=periods)
             traces.append(jax.tree.map(np.asarray, trace))
             seconds = time.perf_counter() - started
-            bar.set_postfix(_postfix(traces, images * int(trace.step[-1]) / steps / seconds), refresh=False)
+            accepted += int(traces[-1].info.accepted.sum())
+            offered += int(traces[-1].info.attempted.sum())
+            rate = images * int(trace.step[-1]) / steps / seconds
+            bar.set_postfix(_postfix(traces[-1], accepted, offered, rate), refresh=False)
             bar.update(part.every * periods)
     seconds = time.perf_counter() - started
     trace = jax.tree.map(lambda *rows: np.concatenate(rows), *traces)
@@ -200,19 +197,36 @@ def _keys(seed: int, seeds: Sequence[int] | None) -> jax.Array:
     return jax.random.key(seed) if seeds is None else jax.vmap(jax.random.key)(jnp.asarray(wanted))
 
 
-def _chunk(periods: int) -> int:
-    """Returns how many periods to dispatch at a time: a divisor, so one program serves; about 40 dispatches a run."""
-    return max((d for d in range(1, periods // 40 + 2) if periods % d == 0), default=1)
+def _plan(engine: Engine, steps: int) -> list[tuple[Engine, int]]:
+    """Returns what to dispatch: (engine, periods), about 40 times, with as few different programs as possible."""
+    whole, rest = divmod(steps, engine.every)
+    # A divisor near whole / 40 needs one program; else the remainder needs a second one.
+    divisors = [d for d in range(-(-whole // 80), -(-whole // 20) + 1) if d and whole % d == 0]
+    chunk = divisors[-1] if divisors else max(1, whole // 40)
+    plan = [(engine, chunk)] * (whole // chunk)
+    if whole % chunk:
+        plan.append((engine, whole % chunk))
+    if rest:
+        plan.append((dataclasses.replace(engine, every=rest, burn_in=_NEVER), 1))
+    return plan
 
 
-def _postfix(traces: list[Trace], rate: float) -> dict[str, str]:
+def _postfix(trace: Trace, accepted: int, offered: int, rate: float) -> dict[str, str]:
     """What the progress bar says behind the steps."""
-    info = [trace.info for trace in traces]
-    accepted = acceptance_rate(np.concatenate([i.attempted for i in info]), np.concatenate([i.accepted for i in info]))
-    energy = traces[-1].valid["energy"][-1]
+    energy = trace.valid["energy"][-1]
     shown = {"best": f"{np.min(energy, where=np.isfinite(energy), initial=np.inf):.4g}"}
-    if np.isfinite(accepted):
-        shown["accepted"] = f"{accepted:.0%}"
+    if offered:
+        shown["accepted"] = f"{accepted / offered:.0%}"
     if rate:
         shown["replica-images/s"] = f"{rate:,.0f}"
     return shown
+
+
+def _replica_images(engine: Engine, steps: int, examples: int) -> int:
+    """Returns how many training examples count for one ladder's replicas together."""
+    sizes = [v for ladder in engine.ladders.values() for k, v in ladder.values.items() if k == "batch_size"]
+    shared = engine.fixed.get("batch_size", engine.batch_size)
+    # Exchanges permute batch sizes, so their sum over the replicas is the same in every step.
+    per_replica = np.asarray(sizes[0]) if sizes else np.full(engine.num_replicas, shared)
+    count = partial(examples_seen, steps, examples, engine.batch_size, engine.drop_remainder)
+    return sum(count(limit=int(size)) for size in per_replica)

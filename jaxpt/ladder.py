@@ -89,7 +89,8 @@ class Ladder:
         name: str | None = None,
         **values: Sequence[float] | np.ndarray | Array,
     ):
-        arrays = {key: np.asarray(value, np.float64) for key, value in values.items()}
+        with np.errstate(over="ignore"):
+            arrays = {key: np.asarray(value, np.float32) for key, value in values.items()}
         if not arrays:
             raise ValueError("a ladder needs at least one hyperparameter, e.g. Ladder(learning_rate=[0.01, 0.02])")
         lengths = {key: array.shape for key, array in arrays.items()}
@@ -109,8 +110,8 @@ class Ladder:
             )
         order = slice(None, None, -1) if len(inverse) > 1 and inverse[0] < inverse[-1] else slice(None)
         set_field = partial(object.__setattr__, self)
-        set_field("values", {key: np.asarray(array[order], np.float32) for key, array in arrays.items()})
-        set_field("beta", np.asarray(inverse[order], np.float32))
+        set_field("values", {key: array[order] for key, array in arrays.items()})
+        set_field("beta", inverse[order])
         set_field("name", name if name is not None else "+".join(arrays))
 
     @property
@@ -159,11 +160,11 @@ def _inverse_temperature(
                 "per rung, largest at the coldest"
             )
         function = beta if callable(beta) else BETA[source]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            inverse = np.asarray(function(values[source]), np.float64)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            inverse = np.asarray(function(values[source]), np.float32)
         origin = f"beta from {source} = {values[source].tolist()}"
     else:
-        inverse, origin = np.asarray(beta, np.float64), "the given beta"
+        inverse, origin = np.asarray(beta, np.float32), "the given beta"
     if inverse.shape != (rungs,):
         raise ValueError(f"beta needs one number per rung, shape ({rungs},), but {origin} has shape {inverse.shape}")
     if not np.all(np.isfinite(inverse)):

@@ -14,7 +14,8 @@ class Hyperparameter(nnx.Variable):
 
         self.scale = Hyperparameter(jnp.zeros(()), tag="scale")     # then read self.scale[...]
 
-    It is neither trained nor part of a replica's weights, so a swap changes it like any other hyperparameter.
+    It is neither trained nor part of a replica's weights, so a swap changes it like any other hyperparameter. It is for
+    training: in evaluation, where all rungs are scored by the same function, it is NaN, so do not read it there.
     """
 
 

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
+_LANGEVIN_SALT = 0x1A69  # any number that nobody takes for a noise of their own
+
 
 def dropout(key: Key[Array, ""], x: Array, rate: Float[Array, ""] | float) -> Array:
     """Zeroes each element of x with probability `rate` (traced; 0 to 1) and scales the rest by 1 / (1 - rate)."""
@@ -20,18 +22,22 @@ def gaussian(key: Key[Array, ""], x: Array, std: Float[Array, ""] | float) -> Ar
     return x + jnp.asarray(std, x.dtype) * jax.random.normal(key, x.shape, x.dtype)
 
 
-def gradient_noise(std: Float[Array, ""] | float) -> optax.GradientTransformationExtraArgs:
+def gradient_noise(std: Float[Array, ""] | float, salt: int = 0) -> optax.GradientTransformationExtraArgs:
     """Adds Gaussian noise of standard deviation `std` to every gradient, or other update.
 
     The engine hands each replica's key to `update(..., key=key)`, so no state is kept and every replica has noise of
     its own.
 
         optimizer=lambda h: optax.chain(jaxpt.gradient_noise(h["gradient_noise"]), optax.sgd(0.1))
+
+    Args:
+        std: the standard deviation.
+        salt: folded into the key. All noises of one optimiser get the same key, so two of them need different salts.
     """
 
     def update(updates: Any, state: Any, params: Any = None, *, key: Key[Array, ""], **extra: Any) -> tuple[Any, Any]:
         del params, extra
-        noise = optax.tree.random_like(key, updates, jax.random.normal)
+        noise = optax.tree.random_like(jax.random.fold_in(key, salt), updates, jax.random.normal)
         return jax.tree.map(lambda u, n: u + jnp.asarray(std, u.dtype) * n, updates, noise), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
@@ -51,4 +57,4 @@ def langevin(
         temperature: T; 0 is plain gradient descent.
     """
     scale = jnp.sqrt(2 * jnp.asarray(learning_rate) * jnp.asarray(temperature))
-    return optax.chain(optax.sgd(learning_rate), gradient_noise(scale))
+    return optax.chain(optax.sgd(learning_rate), gradient_noise(scale, _LANGEVIN_SALT))

@@ -72,8 +72,7 @@ def nnx_problem(
         return value, rest
 
     def rebuild(params: Params, rest: ModelState) -> nnx.Module:
-        zeros = dict.fromkeys(names, jnp.zeros(()))
-        return build(evaluation, params, rest, zeros, jax.random.key(0))
+        return build(evaluation, params, rest, _unknown(names), jax.random.key(0))
 
     def evaluate(params: Params, rest: ModelState, batch: Batch) -> dict[str, Array]:
         model = rebuild(params, rest)
@@ -90,12 +89,12 @@ def linen_problem(
     example: Array,
     energy: Metric | None = None,
     metrics: Mapping[str, Metric] | None = None,
-    train: str = "train",
+    train: str | None = None,
 ) -> Problem:
     """A Flax Linen model with a loss.
 
     The `model` that losses and metrics get is called like the module, `model(x)`; its variables, random keys and (if
-    the module's `__call__` has an argument of that name) the training flag are bound. `params` is trained,
+    the module's `__call__` has one) the training flag are bound. `params` is trained,
     `hyperparameters` is filled by name (see `jaxpt.linen.Dropout`), every other collection is carried along.
 
     Args:
@@ -104,17 +103,22 @@ def linen_problem(
         example: an input of the module, for its initialisation; only shape and dtype matter.
         energy: what exchanges look at, as in `nnx_problem`.
         metrics: further functions to record in evaluation mode.
-        train: name of the module's boolean argument that is true in training.
+        train: name of the module's boolean argument that is true in training; by default whichever it has of train,
+            training, is_training, or deterministic (which is false in training).
 
     Raises:
-        ValueError: the loss reads `hyper` and no energy is given, or a metric is called "energy".
+        ValueError: the loss reads `hyper` and no energy is given, a metric is called "energy", or the module has no
+            argument called `train`.
     """
     reads_hyper = _takes_hyper(loss)
     scores = _scores(loss, energy, metrics, reads_hyper)
-    flag = train if train in inspect.signature(module.__call__).parameters else None
+    arguments = list(inspect.signature(module.__call__).parameters)
+    if train is not None and train not in arguments:
+        raise ValueError(f"train={train!r} is no argument of the module's __call__, which has {', '.join(arguments)}")
+    flags = [train] if train else [f for f in ("train", "training", "is_training", "deterministic") if f in arguments]
 
     def mode(training: bool) -> dict[str, Any]:
-        return {} if flag is None else {flag: training}
+        return {flag: training != (flag == "deterministic") for flag in flags}
 
     def variables(key: Key[Array, ""]) -> dict[str, PyTree]:
         return dict(module.init(key, jnp.zeros(jnp.shape(example), jnp.result_type(example)), **mode(False)))
@@ -153,7 +157,7 @@ def linen_problem(
         return value, model.rest
 
     def rebuild(params: Params, rest: ModelState) -> Bound:
-        return Bound(params, rest, dict.fromkeys(names, jnp.zeros(())), None)
+        return Bound(params, rest, _unknown(names), None)
 
     def evaluate(params: Params, rest: ModelState, batch: Batch) -> dict[str, Array]:
         model = rebuild(params, rest)
@@ -179,7 +183,7 @@ def energy_problem(
         ValueError: a metric is called "energy".
     """
     scores = _scores(energy, None, metrics, False)
-    needs_batch = len(inspect.signature(energy).parameters) > 1
+    needs_batch = _required(energy) > 1
 
     def score(function: Callable[..., Array], params: Params, batch: Batch) -> Array:
         return function(params, batch) if needs_batch else jnp.reshape(function(params), (1,))
@@ -217,11 +221,21 @@ def with_weight_noise(problem: Problem, name: str = "weight_noise") -> Problem:
     return problem._replace(loss=loss, hyperparameters=problem.hyperparameters | {name})
 
 
+def _unknown(names: frozenset[str]) -> dict[str, Array]:
+    """Hyperparameters in evaluation: NaN, so that a model which reads them there cannot go unnoticed."""
+    return dict.fromkeys(names, jnp.full((), jnp.nan))
+
+
 def _takes_hyper(loss: Callable[..., Array]) -> bool:
     """Whether a loss has a third argument without a default: `loss(model, batch, hyper)`."""
+    return _required(loss) > 2
+
+
+def _required(function: Callable[..., Any]) -> int:
+    """Returns how many positional arguments without a default a function has."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(loss).parameters.values()
-    return sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters) > 2
+    parameters = inspect.signature(function).parameters.values()
+    return sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters)
 
 
 def _scores(

@@ -1,6 +1,6 @@
 """One replica: its state, its initialisation, its train step and its evaluation. The engine stacks M of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -29,12 +29,18 @@ class Replicas(NamedTuple):
 
 
 def init_replica(
-    problem: Problem, optimizer: Optimizer, key: Key[Array, ""], hyper: Hyper, rung: dict[str, Int[Array, ""]]
+    problem: Problem,
+    optimizer: Optimizer,
+    schedule: Schedule | None,
+    key: Key[Array, ""],
+    hyper: Hyper,
+    rung: dict[str, Int[Array, ""]],
 ) -> Replicas:
     """Returns one replica with fresh weights (no leading axis; the engine vmaps)."""
     key_init, key_own = jax.random.split(key)
     params, model_state = problem.init(key_init)
-    return Replicas(params, model_state, optimizer(hyper).init(params), key_own, hyper, rung)
+    first = in_force(schedule, hyper, jnp.zeros((), jnp.int32))
+    return Replicas(params, model_state, optimizer(first).init(params), key_own, hyper, rung)
 
 
 def train_step(
@@ -67,6 +73,7 @@ def train_step(
 
     def objective(params: Params) -> tuple[Array, ModelState]:
         per_example, model_state = problem.loss(params, replica.model_state, batch, hyper, key_loss)
+        _check_per_example("the loss", per_example, 1 if weight is None else weight.shape[0])
         return jnp.mean(per_example, where=weight), model_state
 
     (loss, model_state), grads = jax.value_and_grad(objective, has_aux=True)(replica.params)
@@ -74,6 +81,15 @@ def train_step(
     updates, opt_state = transform.update(grads, replica.opt_state, replica.params, key=key_update)
     params = optax.apply_updates(replica.params, updates)
     return replica._replace(params=params, model_state=model_state, opt_state=opt_state), loss
+
+
+def _check_per_example(what: str, score: Array, count: int) -> None:
+    """A reduced loss would broadcast against the weights and go unnoticed."""
+    if jnp.shape(score) != (count,):
+        raise ValueError(
+            f"{what} must give one number per example, shape ({count},), but it gives {jnp.shape(score)}; leave out "
+            "the mean or sum, or reduce all other axes"
+        )
 
 
 def in_force(schedule: Schedule | None, hyper: Hyper, step: Int[Array, ""]) -> Hyper:
@@ -113,6 +129,8 @@ def mean_scores(
 
         def sums(params: Params, state: ModelState) -> dict[str, Array]:
             scores = problem.evaluate(params, state, batch)
+            for name, score in scores.items():
+                _check_per_example(name, score, chunk)
             return jax.tree.map(lambda s: jnp.sum(s, where=fresh, dtype=jnp.result_type(s, jnp.float32)), scores)
 
         return over_replicas(sums)(replicas.params, replicas.model_state)
@@ -144,14 +162,31 @@ def rescale_momentum(opt_state: PyTree, factor: Float[Array, "..."]) -> PyTree:
     return jax.tree.map(scale, opt_state, is_leaf=lambda node: isinstance(node, optax.TraceState))
 
 
-def has_momentum(opt_state: PyTree) -> bool:
-    """Whether an optimiser's state holds a momentum buffer that `rescale_momentum` would find."""
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, optax.TraceState))
-    return any(isinstance(node, optax.TraceState) for node in nodes)
+def has_state(opt_state: PyTree, kinds: tuple[type, ...]) -> bool:
+    """Whether an optimiser's state holds a state of one of these kinds, `optax.TraceState` (momentum) say."""
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))
+    return any(isinstance(node, kinds) for node in nodes)
 
 
-class Reads(dict[str, Array]):
-    """Hyperparameters that remember in `seen` which names were read."""
+class Reads(Mapping[str, Array]):
+    """Hyperparameters that add to `seen` which names are read, `**h` included."""
+
+    def __init__(self, hyper: Mapping[str, Array], seen: set[str]):
+        self.hyper, self.seen = hyper, seen
+
+    def __getitem__(self, name: str) -> Array:
+        self.seen.add(name)
+        return self.hyper[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.hyper)
+
+    def __len__(self) -> int:
+        return len(self.hyper)
+
+
+class _PassedOn(dict[str, Array]):
+    """The same for schedules: what `{**h, ...}` merely passes on does not count as read."""
 
     def __init__(self, hyper: Mapping[str, Array], seen: set[str]):
         super().__init__(hyper)
@@ -178,7 +213,7 @@ def reads(problem: Problem, optimizer: Optimizer, schedule: Schedule | None, hyp
 
     def update(key: Key[Array, ""], hyper: Hyper) -> PyTree:
         params, _ = problem.init(key)
-        scheduled = hyper if schedule is None else schedule(Reads(hyper, seen), jnp.zeros((), jnp.int32))
+        scheduled = hyper if schedule is None else schedule(_PassedOn(hyper, seen), jnp.zeros((), jnp.int32))
         transform = optax.with_extra_args_support(optimizer(Reads(scheduled, seen)))
         return transform.update(params, transform.init(params), params, key=key)
 

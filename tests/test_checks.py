@@ -56,6 +56,51 @@ def test_an_optimizer_must_be_a_function_of_hyperparameters(optimizer):
         jaxpt.Engine(conftest.nnx_problem(), optimizer, RATES, every=1)
 
 
+def test_injected_hyperparameters_are_refused():
+    with pytest.raises(ValueError, match="inject_hyperparams keeps its first values"):
+        jaxpt.Engine(
+            jaxpt.energy_problem(lambda w: w, lambda key: jnp.ones(())),
+            lambda h: optax.inject_hyperparams(optax.sgd)(learning_rate=h["learning_rate"]),
+            RATES,
+            every=1,
+        )
+
+
+@pytest.mark.parametrize("read", [lambda h: h.get("learning_rate"), lambda h: dict(**h)["learning_rate"]])
+def test_names_are_found_however_they_are_read(read):
+    problem = jaxpt.energy_problem(lambda w: w, lambda key: jnp.ones(()))
+    jaxpt.Engine(problem, lambda h: optax.sgd(read(h)), RATES, every=1)
+
+
+def test_a_schedule_may_add_names_but_not_drop_those_of_the_model():
+    fixed = {"dropout_rate": 0.1}
+    engine = make_engine(
+        rungs=RATES, fixed=fixed, schedule=lambda h, t: {**h, "rate_now": h["learning_rate"] / (1 + t)}
+    )
+    dataclasses.replace(engine, optimizer=lambda h: optax.sgd(h["rate_now"])).init(jax.random.key(0))
+    with pytest.raises(ValueError, match="schedule drops dropout_rate"):
+        make_engine(rungs=RATES, fixed=fixed, schedule=lambda h, t: {"learning_rate": h["learning_rate"]})
+
+
+def test_a_state_of_another_rule_or_ladder_is_refused(data):
+    engine = make_engine()
+    state = engine.init(jax.random.key(0))
+    with pytest.raises(ValueError, match="state follows the rule Tempering, the engine Independent"):
+        dataclasses.replace(engine, rule=jaxpt.Independent()).run(state, data, periods=1)
+    renamed = jaxpt.Ladder(learning_rate=[0.1] * 4, dropout_rate=[0.1] * 4, beta="learning_rate", name="other")
+    with pytest.raises(ValueError, match="state's ladders are"):
+        dataclasses.replace(engine, ladder=renamed).run(state, data, periods=1)
+
+
+def test_run_itself_refuses_a_reduced_loss(data):
+    problem = jaxpt.nnx_problem(
+        conftest.NnxNet, lambda model, batch: conftest.loss(model, batch).mean(), energy=conftest.loss
+    )
+    engine = make_engine(problem)
+    with pytest.raises(ValueError, match="the loss must give one number per example"):
+        engine.run(engine.init(jax.random.key(0)), data, periods=1)
+
+
 def test_data_may_be_a_plain_tuple(data):
     make_engine().check(tuple(data))
 
@@ -89,8 +134,8 @@ def broken(data, split, **changes):
         (lambda d: broken(d, "test", y=d.test["y"] * 9), "labels must lie in"),
         (lambda d: broken(d, "train", y=d.train["y"].astype(np.float32)), "labels must be integers"),
         (lambda d: broken(d, "train", y=d.train["y"][:, None]), "labels need one class per example"),
-        (lambda d: d._replace(valid={"x": d.valid["x"]}), r"the loss fails on data\.valid: KeyError: 'y'"),
-        (lambda d: broken(d, "test", x=d.test["x"][:, :2]), r"the loss fails on data\.test"),
+        (lambda d: d._replace(valid={"x": d.valid["x"]}), r"fails on data\.valid: KeyError: 'y'"),
+        (lambda d: broken(d, "test", x=d.test["x"][:, :2]), r"fails on data\.test: "),
         (lambda d: d._replace(train=jax.tree.map(lambda a: a[:0], d.train)), "train split is empty"),
         (lambda d: None, "the loss fails without data"),
     ],

@@ -42,3 +42,4 @@ def test_what_fills_up_a_short_minibatch_is_real_and_does_not_count():
 def test_examples_seen_counts_short_minibatches_as_they_are(drop):
     _, counts = minibatches(jax.random.key(0), 0, num_steps=11, num_examples=10, batch_size=4, drop_remainder=drop)
     assert examples_seen(11, 10, 4, drop) == counts.sum()
+    assert examples_seen(11, 10, 4, drop, limit=3) == np.minimum(counts.sum(1), 3).sum()

@@ -104,6 +104,56 @@ def test_burn_in_holds_exchanges_back():
     assert trace.info.attempted[:, 0].tolist() == [False, False, True, True, True]
 
 
+def drawn():
+    """The loss is a number drawn from the key, plus the scheduled value of "shift" where there is one."""
+    return jaxpt.Problem(
+        init=lambda key: (jax.random.normal(key), ()),
+        loss=lambda w, state, batch, h, key: (0 * w + h.get("shift", 0.0) + jax.random.normal(key, (1,)), state),
+        evaluate=lambda w, state, batch: {"energy": jnp.reshape(w, (1,))},
+        reads_hyper=True,
+    )
+
+
+def test_every_replica_and_every_step_draws_anew():
+    engine = make_engine(drawn(), jaxpt.Ladder(learning_rate=[0.1, 0.2, 0.3]), every=1)
+    state = engine.init(jax.random.key(0))
+    assert len(set(state.replicas.params.tolist())) == 3, "replicas begin with weights of their own"
+    _, trace = engine.run(state, periods=20)
+    assert len(set(np.asarray(trace.loss).ravel().tolist())) == 60
+    assert trace.info.attempted.any(0).all(), "and so does every exchange"
+
+
+def test_a_schedule_reaches_the_loss():
+    schedule = lambda h, step: {**h, "shift": 100.0 * step}
+    engine = make_engine(drawn(), jaxpt.Ladder(learning_rate=[0.1, 0.2]), schedule=schedule, every=1)
+    _, trace = engine.run(engine.init(jax.random.key(0)), periods=3)
+    np.testing.assert_allclose(trace.loss, [[0, 0], [100, 100], [200, 200]], atol=5)
+
+
+def test_batch_statistics_move(data):
+    engine = make_engine()
+    state = engine.init(jax.random.key(0))
+    after, _ = engine.run(state, data, periods=2)
+    for a, b in zip(*map(jax.tree.leaves, (state.replicas.model_state, after.replicas.model_state)), strict=True):
+        assert (np.abs(np.asarray(a) - np.asarray(b)).max(-1) > 1e-3).all()
+
+
+def test_two_ladders_take_turns_and_the_trace_tells_what_each_period_used():
+    ladders = [jaxpt.Ladder(learning_rate=[0.1, 0.2, 0.3]), jaxpt.Ladder(temperature=[1.0, 2.0, 3.0])]
+    problem = jaxpt.energy_problem(lambda w: w, lambda key: jnp.zeros(()))
+    langevin = lambda h: jaxpt.langevin(h["learning_rate"], h["temperature"])
+    engine = jaxpt.Engine(problem, langevin, ladders, jaxpt.Tempering(1e-9), every=1)
+    state = engine.init(jax.random.key(0))
+    state, trace = engine.run(state, periods=10)
+    assert trace.info.ladder.tolist() == [0, 1] * 5
+    for turn, ladder in enumerate(ladders):
+        ((name, values),) = ladder.values.items()
+        rung = np.concatenate([trace.rung[name], state.replicas.rung[name][None]])
+        np.testing.assert_array_equal(trace.hyper[name], values[rung[:-1]])
+        changed = (rung[1:] != rung[:-1]).any(-1)
+        assert changed.tolist() == [period % 2 == turn for period in range(10)], "C is tiny: every offer is accepted"
+
+
 @pytest.mark.parametrize("way", ["optax", "engine"])
 def test_one_rate_for_all_until_a_step_then_the_ladder(way):
     if way == "optax":
@@ -128,6 +178,12 @@ def test_rescaled_momentum_keeps_the_velocity():
         assert trace.info.accepted.all()
         velocity[rescale] = before.replicas.hyper["learning_rate"] * before.replicas.opt_state[0].trace
     momentum = 1 + 0.5 + 0.25 + 0.125
+    schedule = lambda h, step: {**h, "learning_rate": jnp.where(step < 99, 0.3, h["learning_rate"])}
+    engine, state = slope(
+        optimizer=sgd, schedule=schedule, rule=jaxpt.Tempering(1e-9), rescale_momentum="learning_rate"
+    )
+    same, _ = engine.run(state, periods=1)
+    np.testing.assert_allclose(same.replicas.opt_state[0].trace, momentum, err_msg="the rate in force is everyone's")
     np.testing.assert_allclose(velocity[None], [0.5 * momentum, 0.25 * momentum])
     np.testing.assert_allclose(velocity["learning_rate"], [0.25 * momentum, 0.5 * momentum])
 

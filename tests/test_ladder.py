@@ -63,6 +63,8 @@ def test_beta_may_be_given_as_numbers_or_as_a_function():
         ({"batch_size": [64, 32.5]}, "whole number"),
         ({"learning_rate": [0.1, np.nan]}, "learning_rate must be finite"),
         ({"learning_rate": [0.1, np.inf]}, "learning_rate must be finite"),
+        ({"learning_rate": [0.1, 1e39]}, "learning_rate must be finite"),
+        ({"weight_noise": [1e-20, 1e-3]}, "beta must be finite"),
         ({"learning_rate": [0.1, -0.2]}, "must lie between 0 and inf"),
         ({"dropout_rate": [0.1, 1.2]}, "must lie between 0 and 1"),
         ({"dropout_rate": [0.0, 0.1]}, "dropout rate above 0"),

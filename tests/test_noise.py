@@ -39,6 +39,17 @@ def test_gradient_noise_is_fresh_with_each_key_and_leaf():
         assert abs(np.corrcoef(u, v)[0, 1]) < 4 / np.sqrt(20_000)
 
 
+def test_two_noises_of_one_optimizer_are_independent():
+    """Langevin noise and gradient noise add up in variance: 1 + 2 * 0.5 * 1 = 2."""
+    both = optax.chain(noise.gradient_noise(1.0), noise.langevin(1.0, 0.5))
+    zeros = jnp.zeros(40_000)
+    moved, _ = both.update(zeros, both.init(zeros), zeros, key=jax.random.key(0))
+    assert abs(moved.var() - 2) < 4 * 2 * np.sqrt(2 / 40_000)
+    one, two = (noise.gradient_noise(1.0, salt) for salt in (0, 1))
+    pair = [n.update(zeros, n.init(zeros), key=jax.random.key(0))[0] for n in (one, two)]
+    assert abs(np.corrcoef(*pair)[0, 1]) < 4 / 200
+
+
 def test_langevin_on_a_quadratic_has_the_exactly_known_variance():
     """W <- (1 - lr k) W + sqrt(2 lr T) xi has the stationary variance T / (k (1 - lr k / 2))."""
     lr, temperature, stiffness = 0.1, 0.7, 2.0

@@ -61,6 +61,43 @@ def test_the_model_comes_back_in_evaluation_mode(problem, batch):
     np.testing.assert_array_equal(model(batch["x"]), model(batch["x"]))
 
 
+def test_a_hyperparameter_read_in_evaluation_cannot_go_unnoticed():
+    class Scaled(nnx.Module):
+        def __init__(self, *, rngs):
+            self.scale, self.w = jaxpt.Hyperparameter(jnp.zeros(()), tag="scale"), nnx.Param(jnp.ones(()))
+
+        def __call__(self, x):
+            return x * self.scale[...] * self.w[...]
+
+    problem = jaxpt.nnx_problem(Scaled, lambda model, x: model(x))
+    params, state = problem.init(jax.random.key(0))
+    trained, _ = problem.loss(params, state, jnp.ones(3), {"scale": jnp.asarray(2.0)}, jax.random.key(0))
+    np.testing.assert_array_equal(trained, 2.0)
+    assert np.isnan(problem.evaluate(params, state, jnp.ones(3))["energy"]).all()
+
+
+@pytest.mark.parametrize("flag", ["train", "training", "deterministic"])
+def test_the_training_flag_of_a_linen_module_is_found(flag):
+    call = {
+        "train": lambda self, x, train: self.shifted(x, train),
+        "training": lambda self, x, training=False: self.shifted(x, training),
+        "deterministic": lambda self, x, deterministic=True: self.shifted(x, not deterministic),
+    }[flag]
+
+    class Shifting(linen.Module):
+        def shifted(self, x, training):
+            return x * self.param("w", linen.initializers.ones, ()) + (1.0 if training else 0.0)
+
+        __call__ = linen.compact(call)
+
+    problem = jaxpt.linen_problem(Shifting(), lambda model, x: model(x), example=np.ones(1, np.float32))
+    params, state = problem.init(jax.random.key(0))
+    assert problem.loss(params, state, jnp.ones(1), {}, jax.random.key(0))[0] == 2
+    assert problem.evaluate(params, state, jnp.ones(1))["energy"] == 1
+    with pytest.raises(ValueError, match=f"no argument of the module's __call__, which has x, {flag}"):
+        jaxpt.linen_problem(Shifting(), lambda model, x: model(x), example=np.ones(1, np.float32), train="on")
+
+
 def test_layers_of_one_nnx_model_have_random_streams_of_their_own():
     class Twice(nnx.Module):
         def __init__(self, *, rngs):

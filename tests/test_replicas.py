@@ -5,7 +5,7 @@ import optax
 import pytest
 
 import jaxpt
-from jaxpt.replicas import has_momentum, mean_scores, reads, rescale_momentum
+from jaxpt.replicas import has_state, mean_scores, reads, rescale_momentum
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 10, 100])
@@ -26,11 +26,11 @@ def test_rescale_momentum_touches_momentum_only():
     params = {"w": jnp.ones((2, 3))}
     state = jax.vmap(optax.chain(optax.trace(0.9), optax.scale_by_adam()).init)(params)
     state = jax.tree.map(jnp.ones_like, state)
-    assert has_momentum(state)
+    assert has_state(state, (optax.TraceState,))
     scaled = rescale_momentum(state, jnp.array([2.0, 0.5]))
     np.testing.assert_array_equal(scaled[0].trace["w"][:, 0], [2.0, 0.5])
     jax.tree.map(np.testing.assert_array_equal, scaled[1], state[1])
-    assert not has_momentum(state[1])
+    assert not has_state(state[1], (optax.TraceState,))
 
 
 def test_reads_finds_the_names_even_those_that_only_an_update_reads():

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxpt import tree
@@ -79,7 +80,7 @@ class Tempering:
     exchanges: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.C, int | float) and 0 < self.C < float("inf")):
+        if not (np.ndim(self.C) == 0 and 0 < float(self.C) <= float(np.finfo(np.float32).max)):
             raise ValueError(f"C must be a positive finite number, but it is {self.C!r}")
 
     def propose(

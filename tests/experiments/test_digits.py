@@ -5,7 +5,9 @@ import os
 import pty
 import subprocess
 import sys
+import termios
 import threading
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -27,6 +29,7 @@ def digits(*arguments):
 def on_a_terminal(*arguments):
     """Runs the command with its stderr on a terminal; returns exit code, stdout, and what the terminal saw."""
     terminal, end = pty.openpty()
+    termios.tcsetwinsize(end, (24, 120))
     command = [sys.executable, "-m", "experiments.digits", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=end, text=True)
     os.close(end)
@@ -133,6 +136,15 @@ def test_it_prints_a_table_a_bar_and_draws(finished):
     assert "independent: 100%" in terminal
     for name in ("errors.png", "exchanges-tempering.png"):
         assert image.imread(directory / name)[..., :3].std() > 0.02
+
+
+def test_curves_follow_the_choice_on_validation():
+    """Two periods, one seed, three replicas; the last has diverged, whatever its error says."""
+    energy = np.array([[[2, 1, np.nan]], [[1, 2, np.inf]]])
+    valid = {"error": np.array([[[0.2, 0.1, 0.0]], [[0.1, 0.1, 0.0]]]), "energy": energy}
+    test = {"error": np.array([[[0.3, 0.4, 0.1]], [[0.5, 0.2, 0.1]]])}
+    curve = runner._chosen_curve(SimpleNamespace(trace=SimpleNamespace(valid=valid, test=test)))
+    np.testing.assert_allclose(curve, [[40.0], [50.0]])
 
 
 def test_help_explains_every_option():

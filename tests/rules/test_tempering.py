@@ -51,6 +51,15 @@ def test_acceptance_matches_the_metropolis_rule(C, beta, energy):
     assert abs(info.accepted.mean() - expected) < tolerance
 
 
+def test_which_pair_is_offered_says_nothing_about_its_acceptance():
+    """Two keys, not one: every pair of this ladder accepts with probability 1/2, 4 standard errors."""
+    _, info = repeat(12_000, jnp.arange(4.0)[::-1], jnp.log(2.0) * jnp.arange(4.0), jnp.arange(4))
+    np.testing.assert_allclose(info.probability, 0.5, rtol=1e-5)
+    offered = info.attempted.sum(0)
+    rate = info.accepted.sum(0) / offered
+    assert (np.abs(rate - 0.5) < 4 * 0.5 / np.sqrt(offered)).all(), rate
+
+
 def test_the_colder_rung_ends_up_with_the_lower_energy():
     """With a large C the ladder sorts the energies: the sign that the paper's printed Delta has wrong."""
     rng = np.random.default_rng(3)
@@ -95,10 +104,15 @@ def test_several_ladders_take_turns():
     np.testing.assert_array_equal(hyper["other"], 1)
 
 
-@pytest.mark.parametrize("C", [0.0, -1.0, np.inf, np.nan])
+@pytest.mark.parametrize("C", [0.0, -1.0, np.inf, np.nan, 1e39])
 def test_C_must_be_positive(C):
     with pytest.raises(ValueError, match="C must be a positive finite number"):
         jaxpt.Tempering(C)
+
+
+@pytest.mark.parametrize("C", [3.0, np.float64(3)])
+def test_C_may_be_any_kind_of_float(C):
+    assert jaxpt.Tempering(C).C == 3
 
 
 def test_new_numbers_trace_nothing():
