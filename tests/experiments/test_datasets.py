@@ -1,23 +1,11 @@
-"""Data sets as a user has them: files in a folder, a server, prepared sets; and all that can be wrong with them."""
+"""Data sets as a user has them: official files in a folder, archives, downloads, prepared sets, real data."""
 
-import contextlib
 import dataclasses
-import gzip
 import hashlib
-import http.server
 import io
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tarfile
-import threading
-import time
-import zipfile
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,119 +14,19 @@ import pytest
 from experiments import datasets
 from experiments.datasets import DataError, official, prepared
 from tests import real_data
-
-COUNTS = {"train": 60, "test": 20}
-SHAPES = {"emnist_letters": (28, 28, 1), "cifar10": (32, 32, 3), "mnist": (28, 28, 1)}
-NAMES = sorted(SHAPES)
-
-
-def drawn(name, split):
-    """Random images [N, H, W, C], upright, and labels from 0; every class occurs."""
-    rng = np.random.default_rng(len(name) + COUNTS[split])
-    images = rng.integers(0, 256, (COUNTS[split], *SHAPES[name]), np.uint8)
-    return images, rng.permutation(np.arange(COUNTS[split]) % len(official.SETS[name].classes)).astype(np.int32)
-
-
-def write(name, folder, zipped=True):
-    """The files of a set as its authors wrote them, from `drawn`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if name == "cifar10":
-        images, labels = drawn(name, "train")
-        parts = [*zip(np.split(images, 5), np.split(labels, 5), strict=True), drawn(name, "test")]
-        for part, (image, label) in zip((*official.CIFAR10.train, *official.CIFAR10.test), parts, strict=True):
-            planes = image.transpose(0, 3, 1, 2).reshape(len(label), -1)
-            records = np.concatenate([label[:, None].astype(np.uint8), planes], 1)
-            (folder / part.name).write_bytes(records.tobytes())
-        return folder
-    prefixes = {"mnist": ("train", "t10k"), "emnist_letters": ("emnist-letters-train", "emnist-letters-test")}[name]
-    for prefix, split in zip(prefixes, COUNTS, strict=True):
-        images, labels = drawn(name, split)
-        if name == "emnist_letters":
-            images, labels = images.swapaxes(1, 2), labels + 1
-        ending = ".gz" if zipped else ""
-        real_data.write_idx(folder / f"{prefix}-images-idx3-ubyte{ending}", images[..., 0])
-        real_data.write_idx(folder / f"{prefix}-labels-idx1-ubyte{ending}", labels)
-    return folder
-
-
-def packed(name, folder, url="http://127.0.0.1:9"):
-    """Writes the official archives of the small set into the folder; returns what would then be official."""
-    files, known = write(name, folder / "parts"), official.SETS[name]
-    paths = []
-    for archive in known.archives:
-        path = folder / archive.name
-        if archive.name.endswith(".zip"):
-            with zipfile.ZipFile(path, "w") as z:
-                for file in files.iterdir():
-                    z.write(file, f"{known.folder}/{file.name}")
-        elif archive.name.endswith(".tar.gz"):
-            with tarfile.open(path, "w:gz") as t:
-                t.add(files, known.folder)
-        else:
-            shutil.copyfile(files / archive.name, path)
-        paths.append(path)
-    read = lambda part: gzip.decompress(p.read_bytes()) if (p := files / f"{part.name}.gz").exists() else part_of(part)
-    part_of = lambda part: (files / part.name).read_bytes()
-    measured = lambda part: dataclasses.replace(
-        part, size=len(read(part)), sha256=hashlib.sha256(read(part)).hexdigest(), gz_blob=None
-    )
-    small = dataclasses.replace(
-        known,
-        archives=tuple(
-            official.Archive(f"{url}/{p.name}", p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest())
-            for p in paths
-        ),
-        train=tuple(map(measured, known.train)),
-        test=tuple(map(measured, known.test)),
-        counts=(60, 20),
-    )
-    shutil.rmtree(files)
-    return small
-
-
-def left_in(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
-@contextlib.contextmanager
-def serving(folder, handler=http.server.SimpleHTTPRequestHandler):
-    """A real server on this machine; gives its address and the list of what it was asked for."""
-    asked = []
-
-    class Quiet(handler):
-        def log_message(self, *arguments):
-            asked.append(self.path)
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def run(*arguments, **settings):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.datasets", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        **settings,
-    )
-
-
-def same_images(data, name):
-    """Training and validation rows together are the training split, in its order; the test split is as it was."""
-    images, labels = drawn(name, "train")
-    whole = np.concatenate([data.valid["image"], data.train["image"]])
-    rows = {image.tobytes(): row for row, image in enumerate(images)}
-    order = [rows[image.tobytes()] for image in whole]
-    assert sorted(order) == list(range(60))
-    np.testing.assert_array_equal(np.concatenate([data.valid["label"], data.train["label"]]), labels[order])
-    for leaf, expected in zip(("image", "label"), drawn(name, "test"), strict=True):
-        np.testing.assert_array_equal(data.test[leaf], expected)
+from tests.experiments.small_sets import (
+    COUNTS,
+    NAMES,
+    SHAPES,
+    flip,
+    packed,
+    parts_of,
+    relabel,
+    run,
+    same_images,
+    serving,
+    write,
+)
 
 
 @pytest.fixture(scope="module")
@@ -228,138 +116,7 @@ def test_the_archive_is_downloaded_once(name, tmp_path, monkeypatch, capsys):
     assert "100%" in err
     again, _ = datasets.load(name)  # the server is gone
     np.testing.assert_array_equal(again.train["image"], data.train["image"])
-    assert not [path for path in left_in(home) if path.endswith(".part")]
-
-
-class Cut(http.server.SimpleHTTPRequestHandler):
-    """Promises a file and sends half of it."""
-
-    def do_GET(self):
-        content = (Path(self.directory) / self.path[1:]).read_bytes()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content[: len(content) // 2])
-
-
-class Flipped(http.server.SimpleHTTPRequestHandler):
-    """Sends a file with one byte changed."""
-
-    def do_GET(self):
-        content = bytearray((Path(self.directory) / self.path[1:]).read_bytes())
-        content[len(content) // 2] ^= 1
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(content)
-
-
-class Gone(http.server.SimpleHTTPRequestHandler):
-    """Knows nothing."""
-
-    def do_GET(self):
-        self.send_error(404)
-
-
-@pytest.mark.parametrize("handler", [Cut, Flipped, Gone])
-def test_a_download_that_fails_names_the_address_and_leaves_nothing(handler, tmp_path, monkeypatch):
-    (tmp_path / "site").mkdir()
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "home"))
-    with serving(tmp_path / "site", handler) as (url, _):
-        monkeypatch.setitem(official.SETS, "cifar10", packed("cifar10", tmp_path / "site", url))
-        with pytest.raises(DataError, match=rf"^{url}/cifar-10-binary.tar.gz: .*--from FOLDER"):
-            datasets.load("cifar10")
-    assert not (tmp_path / "home").exists()
-
-
-@pytest.mark.slow
-def test_a_server_that_never_answers_is_given_up_within_ten_seconds(tmp_path, monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "home"))
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        monkeypatch.setitem(official.SETS, "mnist", packed("mnist", tmp_path / "site", url))
-        begin = time.monotonic()
-        with pytest.raises(DataError, match="no answer within 8 seconds"):
-            datasets.load("mnist")
-        assert time.monotonic() - begin < 10
-    assert not (tmp_path / "home").exists()
-
-
-def test_a_port_where_nothing_listens(tmp_path, monkeypatch):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "home"))
-    monkeypatch.setitem(official.SETS, "emnist_letters", packed("emnist_letters", tmp_path / "site", url))
-    with pytest.raises(DataError, match=rf"{url}/gzip.zip: cannot be downloaded .*refused.*--from FOLDER"):
-        datasets.load("emnist_letters")
-    assert not (tmp_path / "home").exists()
-
-
-def flip(path, position):
-    content = bytearray(path.read_bytes())
-    content[position] ^= 1
-    path.write_bytes(content)
-
-
-def cut(path, end):
-    path.write_bytes(path.read_bytes()[:end])
-
-
-def relabel(path, label):
-    real_data.write_idx(path, np.full(60, label, np.uint8))
-
-
-IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
-
-
-@pytest.mark.parametrize(
-    ("name", "zipped", "file", "damage", "said"),
-    [
-        ("mnist", True, f"{IMAGES}.gz", lambda p: cut(p, -100), "truncated or damaged"),
-        ("mnist", True, f"{IMAGES}.gz", lambda p: flip(p, 3000), "truncated or damaged"),
-        ("mnist", False, IMAGES, lambda p: cut(p, -100), "its header says"),
-        ("mnist", False, IMAGES, lambda p: cut(p, 7), "its header says"),
-        ("mnist", False, IMAGES, lambda p: cut(p, 0), "begins with ''"),
-        ("mnist", False, IMAGES, lambda p: flip(p, 2), "expected 00000803"),
-        ("mnist", False, LABELS, lambda p: real_data.write_idx(p, np.zeros(59, np.uint8)), "59 labels"),
-        ("mnist", False, LABELS, lambda p: relabel(p, 10), r"labels 10 .. 10, expected 0 .. 9"),
-        ("mnist", False, LABELS, lambda p: p.unlink(), "missing"),
-        ("cifar10", False, "data_batch_3.bin", lambda p: cut(p, -100), "expected a multiple of 3,073"),
-        ("cifar10", False, "data_batch_3.bin", lambda p: p.unlink(), "missing"),
-        ("cifar10", False, "data_batch_3.bin", lambda p: p.write_bytes(bytes(30_730_000)), "official size but sha256"),
-    ],
-)
-def test_a_damaged_file_is_named_with_the_remedy(name, zipped, file, damage, said, tmp_path):
-    damage(write(name, tmp_path, zipped) / file)
-    before = left_in(tmp_path)
-    with pytest.raises(DataError, match=said) as error:
-        datasets.load(name, data_dir=tmp_path)
-    assert file in str(error.value)
-    assert f"prepare {name} --from FOLDER" in str(error.value)
-    assert "\n" not in str(error.value)
-    assert left_in(tmp_path) == before
-
-
-@pytest.mark.parametrize("damage", [lambda p: flip(p, 3000), lambda p: cut(p, -1)])
-@pytest.mark.parametrize("name", ["cifar10", "emnist_letters"])
-def test_a_damaged_archive_is_named_with_the_remedy(name, damage, tmp_path, monkeypatch):
-    small = packed(name, tmp_path)
-    monkeypatch.setitem(official.SETS, name, small)
-    damage(tmp_path / small.archives[0].name)
-    with pytest.raises(DataError, match=rf"{small.archives[0].name}: .*sha256.*--from FOLDER"):
-        datasets.load(name, data_dir=tmp_path)
-    assert left_in(tmp_path) == [small.archives[0].name]
-
-
-def test_a_prepared_set_that_was_damaged_is_named(tmp_path):
-    folder = datasets.prepare("mnist", write("mnist", tmp_path / "files"), tmp_path / "sets")
-    shutil.rmtree(tmp_path / "files")
-    (record,) = folder.glob("*-train.array_record*")
-    flip(record, 2000)
-    with pytest.raises(DataError, match=f"{folder}: has changed since it was prepared.*prepare it anew"):
-        datasets.load("mnist", data_dir=tmp_path / "sets")
+    assert not list(home.rglob("*.part"))
 
 
 def test_changed_files_are_prepared_anew_and_the_same_ones_are_not(tmp_path):
@@ -368,29 +125,13 @@ def test_changed_files_are_prepared_anew_and_the_same_ones_are_not(tmp_path):
     first = note.stat().st_ino, note.parent.stat().st_ino
     datasets.load("mnist", data_dir=tmp_path)
     assert (note.stat().st_ino, note.parent.stat().st_ino) == first
-    os.utime(tmp_path / LABELS, (1, 1))
+    os.utime(tmp_path / "train-labels-idx1-ubyte", (1, 1))
     datasets.load("mnist", data_dir=tmp_path)
     assert note.parent.stat().st_ino == first[1], "newer, but of the same content"
-    relabel(tmp_path / LABELS, 7)
+    relabel(tmp_path / "train-labels-idx1-ubyte", 7)
     data, _ = datasets.load("mnist", data_dir=tmp_path)
     assert set(data.train["label"]) == {7}
     assert not list(tmp_path.glob(".*"))
-
-
-def test_what_is_not_there_is_said_at_once(tmp_path, monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    cases = {
-        "found none of them": lambda: datasets.prepare("cifar10", tmp_path),
-        "expected mnist prepared": lambda: datasets.load("mnist", data_dir=tmp_path),
-        "no such folder": lambda: datasets.load("mnist", data_dir=tmp_path / "nowhere"),
-        "array_record": lambda: datasets.load("imagenette"),
-        "no name of a data set": lambda: datasets.load("../mnist"),
-        "only emnist_letters, cifar10, mnist": lambda: datasets.prepare("imagenette"),
-    }
-    for said, act in cases.items():
-        with pytest.raises(DataError, match=said):
-            act()
-    assert left_in(tmp_path) == []
 
 
 def test_the_command_prints_where_the_set_lies_and_load_takes_that_path(tmp_path):
@@ -404,50 +145,6 @@ def test_the_command_prints_where_the_set_lies_and_load_takes_that_path(tmp_path
         same_images(datasets.load("emnist_letters", data_dir=data_dir)[0], "emnist_letters")
     with pytest.raises(DataError, match="holds the data set jaxpt_emnist_letters, expected cifar10"):
         datasets.load("cifar10", data_dir=path)
-
-
-def parts_of(name):
-    return (*official.SETS[name].train, *official.SETS[name].test)
-
-
-def test_the_command_ends_in_one_line_on_an_error(tmp_path):
-    done = run("prepare", "mnist", "--from", tmp_path / "nowhere", "--to", tmp_path / "sets")
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.startswith(f"error: {tmp_path / 'nowhere'}: expected")
-    assert done.stderr.count("\n") == 1
-    assert left_in(tmp_path) == []
-
-
-def test_a_folder_that_cannot_be_written_is_said(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"that can be written.*--to FOLDER"):
-        datasets.prepare("mnist", write("mnist", tmp_path / "mnist"), tmp_path / "file" / "below")
-
-
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGKILL))]
-)
-def test_a_process_killed_in_the_middle_leaves_nothing_half_written(number, tmp_path):
-    folder, to = tmp_path / "files", tmp_path / "sets"
-    folder.mkdir()
-    images = np.random.default_rng(0).integers(0, 256, (20_000, 28, 28), np.uint8)
-    for prefix in ("train", "t10k"):
-        real_data.write_idx(folder / f"{prefix}-images-idx3-ubyte", images)
-        real_data.write_idx(folder / f"{prefix}-labels-idx1-ubyte", np.zeros(len(images), np.uint8))
-    command = [sys.executable, "-m", "experiments.datasets", "prepare", "mnist", "--from", folder, "--to", to]
-    process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(to.rglob("*array_record*")):
-        time.sleep(0.01)
-    process.send_signal(number)
-    assert process.wait(60) != 0
-    assert not list(to.glob("jaxpt_mnist")), "no set"
-    if number != signal.SIGKILL:
-        assert not to.exists()
-        return
-    write("mnist", folder, zipped=False)  # what an outright kill left is hidden, and goes with the next preparation
-    datasets.prepare("mnist", folder, to)
-    assert os.listdir(to) == ["jaxpt_mnist"]
 
 
 def prepare_own(folder, **settings):
