@@ -113,7 +113,8 @@ class ResNet(nnx.Module):
         version: "original" or "preactivation".
         batch_statistics: normalise by the batch's statistics in evaluation too, as the paper's code does, instead of
             by running averages.
-        convolution: the function behind all convolutions.
+        convolution: the function behind all convolutions. Replicas on a CPU train far faster with
+            `jaxpt.conv_by_products`, which keeps nine copies of every feature map in memory and so is not the default.
         rngs: random streams; `params` is used.
 
     Raises:
