@@ -1,4 +1,4 @@
-"""Networks, in Flax NNX."""
+"""The network of the digits experiment."""
 
 from functools import partial
 
