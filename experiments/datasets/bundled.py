@@ -1,4 +1,4 @@
-"""Data sets, split into training, validation and test."""
+"""The data set that comes with scikit-learn: nothing to download, nothing to prepare."""
 
 import numpy as np
 
