@@ -3,6 +3,7 @@
 from jaxpt import diagnostics, linen
 from jaxpt.conv import conv_by_products
 from jaxpt.data import Data
+from jaxpt.diffusion import Diffusion, diffusion
 from jaxpt.engine import Engine, RunState, Trace
 from jaxpt.fit import Result, fit
 from jaxpt.ladder import Ladder, geometric, linear
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Data",
+    "Diffusion",
     "Dropout",
     "Engine",
     "GaussianNoise",
@@ -34,6 +36,7 @@ __all__ = [
     "conv_by_products",
     "cross_entropy",
     "diagnostics",
+    "diffusion",
     "energy_problem",
     "errors",
     "exchange",
