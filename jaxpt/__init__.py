@@ -7,7 +7,8 @@ from jaxpt.diffusion import Diffusion, diffusion
 from jaxpt.engine import Engine, RunState, Trace
 from jaxpt.fit import Result, fit
 from jaxpt.ladder import Ladder, geometric, linear
-from jaxpt.losses import cross_entropy, errors
+from jaxpt.losses import cross_entropy, errors, negative_log_likelihood
+from jaxpt.mixture import mixture
 from jaxpt.nn import Dropout, GaussianNoise, Hyperparameter
 from jaxpt.noise import gradient_noise, langevin
 from jaxpt.problems import energy_problem, linen_problem, nnx_problem, with_weight_noise
@@ -47,6 +48,8 @@ __all__ = [
     "linear",
     "linen",
     "linen_problem",
+    "mixture",
+    "negative_log_likelihood",
     "nnx_problem",
     "with_weight_noise",
 ]

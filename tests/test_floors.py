@@ -13,7 +13,7 @@ FLOORS = [
     ["ladder", "metropolis", "pairing", "noise", "losses", "conv", "data"],
     ["nn", "linen", "rules.independent", "rules.tempering", "rules", "problems", "replicas", "diagnostics"],
     ["checks", "engine"],
-    ["fit", "diffusion", "plots"],
+    ["fit", "mixture", "diffusion", "plots"],
     [""],
 ]
 ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
