@@ -2,7 +2,7 @@
 
 from jaxpt import diagnostics, linen
 from jaxpt.conv import conv_by_products
-from jaxpt.data import Data
+from jaxpt.data import Batches, Data
 from jaxpt.diffusion import Diffusion, diffusion
 from jaxpt.engine import Engine, RunState, Trace
 from jaxpt.fit import Result, fit
@@ -13,11 +13,13 @@ from jaxpt.nn import Dropout, GaussianNoise, Hyperparameter
 from jaxpt.noise import gradient_noise, langevin
 from jaxpt.problems import energy_problem, linen_problem, nnx_problem, with_weight_noise
 from jaxpt.rules import Independent, Tempering, exchange
+from jaxpt.stream import prefetch
 from jaxpt.types import Info, Move, Problem, Rule
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Batches",
     "Data",
     "Diffusion",
     "Dropout",
@@ -51,5 +53,6 @@ __all__ = [
     "mixture",
     "negative_log_likelihood",
     "nnx_problem",
+    "prefetch",
     "with_weight_noise",
 ]

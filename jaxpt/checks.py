@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxpt import tree
-from jaxpt.data import Data
+from jaxpt.data import Batches, Data
 from jaxpt.ladder import Ladder
 from jaxpt.replicas import Reads, has_momentum, init_replica, reads
 
@@ -141,6 +141,28 @@ def check_data(engine: "Engine", data: Data) -> None:
     for name, split in data._asdict().items():
         if split is not None or name == "train":
             _check_scores(engine, name, split, sizes.get(name, 1))
+
+
+def with_batches(engine: "Engine", data: Data, batches: Batches | None, periods: int) -> Data:
+    """Returns the data with the first of the given minibatches as its training split, ready for `check_data`.
+
+    Raises:
+        ValueError: there is a training split besides; each replica is to draw its own; the shape is another.
+    """
+    if batches is None:
+        return data
+    if data.train is not None:
+        raise ValueError("minibatches are drawn from data.train or given as batches; leave one of them out")
+    if engine.own_batches:
+        raise ValueError("own_batches=True draws minibatches for each replica, but the given ones are for all")
+    expected = (periods, engine.every, engine.batch_size)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(batches)]
+    if any(shape[:3] != expected for shape in shapes):
+        raise ValueError(
+            f"the given minibatches must lead with (periods, every, batch_size) = {expected}, but their shapes are "
+            + ", ".join(map(str, shapes))
+        )
+    return data._replace(train=jax.tree.map(lambda leaf: leaf[0, 0], batches.examples))
 
 
 def _check_scores(engine: "Engine", name: str, split: PyTree, size: int) -> None:

@@ -1,8 +1,9 @@
 """The host's loop around `Engine.run`: chunks of periods, a progress bar, and the result."""
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,9 +13,10 @@ from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
 from jaxpt import tree
-from jaxpt.data import Data, examples_seen
+from jaxpt.data import Batches, Data, examples_seen
 from jaxpt.diagnostics import acceptance_rate
 from jaxpt.engine import Engine, RunState, Trace
+from jaxpt.stream import is_stream, prefetch
 
 _NEVER = np.iinfo(np.int32).max
 
@@ -90,7 +92,7 @@ class Result:
 
 def fit(
     engine: Engine,
-    train: PyTree = None,
+    train: PyTree | Iterable[PyTree] = None,
     valid: PyTree = None,
     *,
     steps: int,
@@ -105,9 +107,15 @@ def fit(
     Data goes to the device once. Whole chunks of periods are dispatched at a time; steps that do not fill a last
     period are done without an exchange.
 
+    A training split that does not fit on the device is given as a stream, an iterator of minibatches on the host (a
+    Grain loader, say): a thread reads, stacks and copies the next period's while the device trains (`jaxpt.stream`).
+    All replicas, and with `seeds` all ladders, share its minibatches. The order of examples being the same, the bits
+    are those of a split on the device.
+
     Args:
         engine: what to run.
-        train: training split, leaves [N, ...]; None for a problem without data.
+        train: training split, leaves [N, ...]; or a stream of minibatches, leaves [batch_size, ...], of which exactly
+            `steps` are taken; None for a problem without data.
         valid: validation split.
         steps: optimiser steps of each replica.
         seed: the seed of a run with one ladder.
@@ -117,38 +125,47 @@ def fit(
         description: what the bar is called.
 
     Raises:
-        ValueError: steps is not positive, or the data does not fit the engine; see `Engine.check`.
+        ValueError: steps is not positive, or the data does not fit the engine, see `Engine.check`; a stream ends early
+            or changes its shapes, see `jaxpt.stream.prefetch`.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, but it is {steps}")
-    engine.check(Data(train, valid, test))
+    whole, rest = divmod(steps, engine.every)
+    feed: Iterator[Batches | None] = itertools.repeat(None)
+    if streaming := is_stream(train):
+        feed = prefetch(train, [engine.every] * whole + [rest] * (rest > 0), engine.batch_size)
+        train = None
+    batches = next(feed)
+    engine.check(Data(train if batches is None else tree.take(batches.examples, (0, 0)), valid, test))
     data = jax.device_put(Data(train, valid, test))
     state = engine.init(jax.random.key(seed) if seeds is None else jax.vmap(jax.random.key)(jnp.asarray(seeds)))
     ladders = 1 if seeds is None else len(seeds)
-    images = 0
-    if train is not None:
-        seen = examples_seen(steps, tree.leading(train), engine.batch_size, engine.drop_remainder)
-        images = engine.num_replicas * ladders * seen
-
-    whole, rest = divmod(steps, engine.every)
-    chunk = _chunk(whole)
+    chunk = min(whole, 1) if streaming else _chunk(whole)
     plan = [(engine, chunk)] * (whole // chunk if whole else 0)
     if rest:
         plan.append((dataclasses.replace(engine, every=rest, burn_in=_NEVER), 1))
     started = time.perf_counter()
     for part, periods in dict(plan).items():
-        part.lower(state, data, periods=periods).compile()
+        part.lower(state, data, periods=periods, batches=_shapes(batches, part.every)).compile()
     compile_seconds = time.perf_counter() - started
 
     traces: list[Trace] = []
+    seen = 0
     started = time.perf_counter()
     with tqdm(total=steps, desc=description, unit="step", disable=not progress, dynamic_ncols=True) as bar:
         for part, periods in plan:
-            state, trace = part.run(state, data, periods=periods)
+            state, trace = part.run(state, data, periods=periods, batches=batches)
             traces.append(jax.tree.map(np.asarray, trace))
             seconds = time.perf_counter() - started
-            bar.set_postfix(_postfix(traces, images * int(trace.step[-1]) / steps / seconds), refresh=False)
+            if batches is not None:
+                seen += int(np.sum(batches.counts))
+            elif train is not None:
+                done = int(trace.step[-1])
+                seen = examples_seen(done, tree.leading(train), engine.batch_size, engine.drop_remainder)
+            images = engine.num_replicas * ladders * seen
+            bar.set_postfix(_postfix(traces, images / seconds), refresh=False)
             bar.update(part.every * periods)
+            batches = next(feed, None)
     seconds = time.perf_counter() - started
     trace = jax.tree.map(lambda *rows: np.concatenate(rows), *traces)
     last_valid, last_test = tree.take((trace.valid, trace.test), -1)
@@ -169,6 +186,11 @@ def fit(
 def _chunk(periods: int) -> int:
     """Returns how many periods to dispatch at a time: a divisor, so one program serves; about 40 dispatches a run."""
     return max((d for d in range(1, periods // 40 + 2) if periods % d == 0), default=1)
+
+
+def _shapes(batches: Batches | None, every: int) -> PyTree:
+    """Returns one period's minibatches as shapes, for a period of so many steps."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, every, *leaf.shape[2:]), leaf.dtype), batches)
 
 
 def _postfix(traces: list[Trace], rate: float) -> dict[str, str]:

@@ -10,7 +10,7 @@ import jaxpt
 ROOT = Path(jaxpt.__file__).parent
 FLOORS = [
     ["types", "tree"],
-    ["ladder", "metropolis", "pairing", "noise", "losses", "conv", "data"],
+    ["ladder", "metropolis", "pairing", "noise", "losses", "conv", "data", "stream"],
     ["nn", "linen", "rules.independent", "rules.tempering", "rules", "problems", "replicas", "diagnostics"],
     ["checks", "engine"],
     ["fit", "mixture", "diffusion", "plots"],
