@@ -158,7 +158,7 @@ def fit(
             traces.append(jax.tree.map(np.asarray, trace))
             seconds = time.perf_counter() - started
             if batches is not None:
-                seen += int(np.sum(batches.counts))
+                seen += int(np.asarray(batches.counts).sum())
             elif train is not None:
                 done = int(trace.step[-1])
                 seen = examples_seen(done, tree.leading(train), engine.batch_size, engine.drop_remainder)

@@ -13,7 +13,6 @@ from jaxpt.stream import is_stream, prefetch
 from tests import conftest
 from tests.conftest import make_engine
 
-
 RUNGS = jaxpt.Ladder(learning_rate=[0.02, 0.05, 0.1, 0.2])
 
 
