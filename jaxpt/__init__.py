@@ -2,21 +2,26 @@
 
 from jaxpt import diagnostics, linen
 from jaxpt.conv import conv_by_products
-from jaxpt.data import Data
+from jaxpt.data import Batches, Data
+from jaxpt.diffusion import Diffusion, diffusion
 from jaxpt.engine import Engine, RunState, Trace
 from jaxpt.fit import Result, fit
 from jaxpt.ladder import Ladder, geometric, linear
-from jaxpt.losses import cross_entropy, errors
+from jaxpt.losses import cross_entropy, errors, negative_log_likelihood
+from jaxpt.mixture import mixture
 from jaxpt.nn import Dropout, GaussianNoise, Hyperparameter
 from jaxpt.noise import gradient_noise, langevin
 from jaxpt.problems import energy_problem, linen_problem, nnx_problem, with_weight_noise
 from jaxpt.rules import Independent, Tempering, exchange
+from jaxpt.stream import prefetch
 from jaxpt.types import Info, Move, Problem, Rule
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Batches",
     "Data",
+    "Diffusion",
     "Dropout",
     "Engine",
     "GaussianNoise",
@@ -34,6 +39,7 @@ __all__ = [
     "conv_by_products",
     "cross_entropy",
     "diagnostics",
+    "diffusion",
     "energy_problem",
     "errors",
     "exchange",
@@ -44,6 +50,9 @@ __all__ = [
     "linear",
     "linen",
     "linen_problem",
+    "mixture",
+    "negative_log_likelihood",
     "nnx_problem",
+    "prefetch",
     "with_weight_noise",
 ]

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from jaxpt import tree
-from jaxpt.data import Data
+from jaxpt.data import Batches, Data
 from jaxpt.ladder import Ladder, check_values
 from jaxpt.replicas import Reads, has_state, in_force, init_replica, reads
 from jaxpt.types import Problem, Rule
@@ -195,6 +195,28 @@ def check_sizes(engine: "Engine", data: Data) -> None:
         )
     if engine.probe is not None and sizes.get("valid", engine.probe) < engine.probe:
         raise ValueError(f"probe={engine.probe} examples are more than the validation split's {sizes['valid']}")
+
+
+def with_batches(engine: "Engine", data: Data, batches: Batches | None, periods: int) -> Data:
+    """Returns the data with the first of the given minibatches as its training split, ready for `check_sizes`.
+
+    Raises:
+        ValueError: there is a training split besides; each replica is to draw its own; the shape is another.
+    """
+    if batches is None:
+        return data
+    if data.train is not None:
+        raise ValueError("minibatches are drawn from data.train or given as batches; leave one of them out")
+    if engine.own_batches:
+        raise ValueError("own_batches=True draws minibatches for each replica, but the given ones are for all")
+    expected = (periods, engine.every, engine.batch_size)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(batches)]
+    if any(shape[:3] != expected for shape in shapes):
+        raise ValueError(
+            f"the given minibatches must lead with (periods, every, batch_size) = {expected}, but their shapes are "
+            + ", ".join(map(str, shapes))
+        )
+    return data._replace(train=jax.tree.map(lambda leaf: leaf[0, 0], batches.examples))
 
 
 def _check_scores(engine: "Engine", name: str, split: PyTree) -> None:

@@ -18,6 +18,15 @@ class Data(NamedTuple):
     """Recorded if given; nothing ever depends on it."""
 
 
+class Batches(NamedTuple):
+    """Minibatches of whole periods that are given instead of drawn; all replicas, and all seeds, share them."""
+
+    examples: PyTree
+    """Leaves [P, T, B, ...]: P periods of T = `every` steps."""
+    counts: Bool[Array, "P T B"]
+    """Which examples count in the loss; the others only fill up a short minibatch."""
+
+
 def steps_per_epoch(num_examples: int, batch_size: int, drop_remainder: bool = False) -> int:
     """Returns the number of minibatches in an epoch; the last one may be short unless it is dropped."""
     return num_examples // batch_size if drop_remainder else -(-num_examples // batch_size)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxpt import checks, tree
-from jaxpt.data import Data, minibatches
+from jaxpt.data import Batches, Data, minibatches
 from jaxpt.ladder import Ladder, as_arrays
 from jaxpt.replicas import Replicas, in_force, init_replica, mean_scores, rescale_momentum, train_step
 from jaxpt.rules import Tempering
@@ -153,23 +153,28 @@ class Engine:
         zero = jnp.zeros((), jnp.int32)
         return RunState(replicas, zero, zero, key, ladders, rule)
 
-    def run(self, state: RunState, data: Data | None = None, *, periods: int) -> tuple[RunState, Trace]:
+    def run(
+        self, state: RunState, data: Data | None = None, *, periods: int, batches: Batches | None = None
+    ) -> tuple[RunState, Trace]:
         """Returns the state after so many periods, and what they recorded; one dispatch, nothing on the host.
 
         Args:
             state: where to go on from.
             data: the splits; None for a problem without data.
             periods: how many times `every` steps and an exchange (static).
+            batches: the periods' minibatches, given instead of drawn from `data.train`; see `jaxpt.stream.prefetch`.
 
         Raises:
-            ValueError: the data does not fit (see `check`, which also looks at labels), or the state comes from an
-                engine with another rule or other ladders.
+            ValueError: the data or the batches do not fit (see `check`, which also looks at labels), or the state comes
+                from an engine with another rule or other ladders.
         """
-        return _run(self, state, _as_data(data), periods=periods)
+        return _run(self, state, _as_data(data), batches, periods=periods)
 
-    def lower(self, state: RunState, data: Data | None = None, *, periods: int) -> jax.stages.Lowered:
+    def lower(
+        self, state: RunState, data: Data | None = None, *, periods: int, batches: Batches | None = None
+    ) -> jax.stages.Lowered:
         """Returns the program of `run` before its compilation; what `.compile()` makes is what `run` will use."""
-        return _run.lower(self, state, _as_data(data), periods=periods)
+        return _run.lower(self, state, _as_data(data), batches, periods=periods)
 
     def evaluate(self, state: RunState, examples: PyTree) -> dict[str, Float[Array, "..."]]:
         """Returns {"energy": [M], metric: [M]}: means over all the examples, in evaluation mode."""
@@ -211,10 +216,10 @@ def _start(
 
 
 @partial(jax.jit, static_argnames="periods")
-def _run(engine: Engine, state: RunState, data: Data, periods: int) -> tuple[RunState, Trace]:
+def _run(engine: Engine, state: RunState, data: Data, batches: Batches | None, periods: int) -> tuple[RunState, Trace]:
     checks.check_state(engine, state)
-    checks.check_sizes(engine, data)
-    return jax.lax.scan(lambda s, _: _period(engine, s, data), state, length=periods)
+    checks.check_sizes(engine, checks.with_batches(engine, data, batches, periods))
+    return jax.lax.scan(lambda s, given: _period(engine, s, data, given), state, batches, length=periods)
 
 
 @jax.jit
@@ -222,10 +227,10 @@ def _evaluate(engine: Engine, state: RunState, examples: PyTree) -> dict[str, Ar
     return _per_seed(state.key, partial(_scores, engine, examples=examples))(state.replicas)
 
 
-def _period(engine: Engine, state: RunState, data: Data) -> tuple[RunState, Trace]:
+def _period(engine: Engine, state: RunState, data: Data, batches: Batches | None) -> tuple[RunState, Trace]:
     """`every` training steps, the energies, the exchange."""
     per_seed = partial(_per_seed, state.key)
-    replicas, losses = _train(engine, state, data.train)
+    replicas, losses = _train(engine, state, data.train, batches)
     step, turn = state.step + engine.every, state.period
 
     def energies(replicas: Replicas, key: Key[Array, ""]) -> dict[str, Array]:
@@ -245,23 +250,27 @@ def _period(engine: Engine, state: RunState, data: Data) -> tuple[RunState, Trac
     return state._replace(replicas=moved, step=step, period=turn + 1, rule=rule), trace
 
 
-def _train(engine: Engine, state: RunState, train: PyTree) -> tuple[Replicas, Float[Array, "... M"]]:
+def _train(
+    engine: Engine, state: RunState, train: PyTree, batches: Batches | None
+) -> tuple[Replicas, Float[Array, "... M"]]:
     """Returns the replicas after `every` steps, and the mean of each one's losses over them."""
-    indices = weight = None
+    given, weight = (None, None) if batches is None else batches
     if train is not None:
         draw = partial(_minibatches, engine, step=state.step, num_examples=tree.leading(train))
-        indices, weight = _per_seed(state.key, draw, out_axes=(1, None))(state.key)
+        given, weight = _per_seed(state.key, draw, out_axes=(1, None))(state.key)
     own_batch = 0 if engine.own_batches else None
+    own_seed = None if train is None else 0
     one_step = partial(train_step, engine.problem, engine.optimizer, engine.schedule)
-    all_steps = _per_seed(state.key, jax.vmap(one_step, in_axes=(0, own_batch, None, None)), in_axes=(0, 0, None, None))
+    all_replicas = jax.vmap(one_step, in_axes=(0, own_batch, None, None))
+    all_steps = _per_seed(state.key, all_replicas, in_axes=(0, own_seed, None, None))
 
     def step(replicas: Replicas, xs: tuple[Any, Any, Any]) -> tuple[Replicas, Array]:
-        indices, weight, number = xs
-        batch = None if indices is None else tree.take(train, indices)
+        given, weight, number = xs
+        batch = given if train is None else tree.take(train, given)
         return all_steps(replicas, batch, weight, number)
 
     numbers = state.step + jnp.arange(engine.every)
-    replicas, losses = jax.lax.scan(step, state.replicas, (indices, weight, numbers))
+    replicas, losses = jax.lax.scan(step, state.replicas, (given, weight, numbers))
     return replicas, losses.mean(0)
 
 

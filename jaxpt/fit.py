@@ -1,9 +1,10 @@
 """The host's loop around `Engine.run`: chunks of periods, a progress bar, and the result."""
 
 import dataclasses
+import itertools
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,8 +15,9 @@ from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
 from jaxpt import tree
-from jaxpt.data import Data, examples_seen
+from jaxpt.data import Batches, Data, examples_seen
 from jaxpt.engine import Engine, RunState, Trace
+from jaxpt.stream import is_stream, prefetch
 
 _NEVER = np.iinfo(np.int32).max
 
@@ -99,7 +101,7 @@ class Result:
 
 def fit(
     engine: Engine,
-    train: PyTree = None,
+    train: PyTree | Iterable[PyTree] = None,
     valid: PyTree = None,
     *,
     steps: int,
@@ -114,9 +116,15 @@ def fit(
     Data goes to the device once. Whole chunks of periods are dispatched at a time; steps that do not fill a last
     period are done without an exchange.
 
+    A training split that does not fit on the device is given as a stream, an iterator of minibatches on the host (a
+    Grain loader, say): a thread reads, stacks and copies the next period's while the device trains (`jaxpt.stream`).
+    All replicas, and with `seeds` all ladders, share its minibatches. The order of examples being the same, the bits
+    are those of a split on the device.
+
     Args:
         engine: what to run.
-        train: training split, leaves [N, ...]; None for a problem without data.
+        train: training split, leaves [N, ...]; or a stream of minibatches, leaves [batch_size, ...], of which exactly
+            `steps` are taken; None for a problem without data.
         valid: validation split.
         steps: optimiser steps of each replica.
         seed: the seed of a run with one ladder.
@@ -131,15 +139,20 @@ def fit(
 
     Raises:
         ValueError: steps is not a positive integer, seeds are not distinct integers, or the data does not fit the
-            engine; see `Engine.check`.
+            engine, see `Engine.check`; a stream ends early or changes its shapes, see `jaxpt.stream.prefetch`.
     """
     if not isinstance(steps, int | np.integer) or steps < 1:
         raise ValueError(f"steps must be an integer of at least 1, but it is {steps!r}")
     key = _keys(seed, seeds)
-    engine.check(Data(train, valid, test))
+    streaming = is_stream(train)
+    plan = _plan(engine, steps, streaming)
+    feed: Iterator[Batches | None] = itertools.repeat(None)
+    if streaming:
+        feed, train = prefetch(train, [part.every for part, _ in plan], engine.batch_size), None
+    batches = next(feed)
+    engine.check(Data(train if batches is None else tree.take(batches.examples, (0, 0)), valid, test))
     data = jax.device_put(Data(train, valid, test))
     state = engine.init(key)
-    images = 0 if train is None else key.size * _replica_images(engine, steps, tree.leading(train))
     if engine.rule.exchanges and engine.every * (steps // engine.every) <= engine.burn_in:
         warnings.warn(
             f"no exchange will happen: {steps} steps hold no whole period of {engine.every} steps that ends after the "
@@ -147,26 +160,31 @@ def fit(
             stacklevel=2,
         )
 
-    plan = _plan(engine, steps)
     started = time.perf_counter()
     for part, periods in dict.fromkeys(plan):
-        part.lower(state, data, periods=periods).compile()
+        part.lower(state, data, periods=periods, batches=_shapes(batches, part.every)).compile()
     compile_seconds = time.perf_counter() - started
 
     traces: list[Trace] = []
-    accepted = offered = 0
+    accepted = offered = images = 0
     started = time.perf_counter()
     hidden = None if progress is None else not progress  # None: tqdm shows the bar on a terminal only
     with tqdm(total=steps, desc=description, unit="step", disable=hidden, dynamic_ncols=True) as bar:
         for part, periods in plan:
-            state, trace = part.run(state, data, periods=periods)
+            state, trace = part.run(state, data, periods=periods, batches=batches)
             traces.append(jax.tree.map(np.asarray, trace))
             seconds = time.perf_counter() - started
             accepted += int(traces[-1].info.accepted.sum())
             offered += int(traces[-1].info.attempted.sum())
-            rate = images * int(trace.step[-1]) / steps / seconds
-            bar.set_postfix(_postfix(traces[-1], accepted, offered, rate), refresh=False)
+            if batches is not None:
+                images += key.size * _replica_images(engine, partial(_counted, np.asarray(batches.counts)))
+            elif train is not None:
+                done = int(trace.step[-1])
+                count = partial(examples_seen, done, tree.leading(train), engine.batch_size, engine.drop_remainder)
+                images = key.size * _replica_images(engine, count)
+            bar.set_postfix(_postfix(traces[-1], accepted, offered, images / seconds), refresh=False)
             bar.update(part.every * periods)
+            batches = next(feed, None)
     seconds = time.perf_counter() - started
     trace = jax.tree.map(lambda *rows: np.concatenate(rows), *traces)
     last_valid, last_test = tree.take((trace.valid, trace.test), -1)
@@ -197,18 +215,26 @@ def _keys(seed: int, seeds: Sequence[int] | None) -> jax.Array:
     return jax.random.key(seed) if seeds is None else jax.vmap(jax.random.key)(jnp.asarray(wanted))
 
 
-def _plan(engine: Engine, steps: int) -> list[tuple[Engine, int]]:
-    """Returns what to dispatch: (engine, periods), about 40 times, with as few different programs as possible."""
+def _plan(engine: Engine, steps: int, streaming: bool = False) -> list[tuple[Engine, int]]:
+    """Returns what to dispatch: (engine, periods), about 40 times, with as few different programs as possible.
+
+    A stream's minibatches are put on the device period by period, so its periods are dispatched one at a time.
+    """
     whole, rest = divmod(steps, engine.every)
     # A divisor near whole / 40 needs one program; else the remainder needs a second one.
     divisors = [d for d in range(-(-whole // 80), -(-whole // 20) + 1) if d and whole % d == 0]
-    chunk = divisors[-1] if divisors else max(1, whole // 40)
+    chunk = 1 if streaming else divisors[-1] if divisors else max(1, whole // 40)
     plan = [(engine, chunk)] * (whole // chunk)
     if whole % chunk:
         plan.append((engine, whole % chunk))
     if rest:
         plan.append((dataclasses.replace(engine, every=rest, burn_in=_NEVER), 1))
     return plan
+
+
+def _shapes(batches: Batches | None, every: int) -> PyTree:
+    """Returns one period's minibatches as shapes, for a period of so many steps."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, every, *leaf.shape[2:]), leaf.dtype), batches)
 
 
 def _postfix(trace: Trace, accepted: int, offered: int, rate: float) -> dict[str, str]:
@@ -222,11 +248,15 @@ def _postfix(trace: Trace, accepted: int, offered: int, rate: float) -> dict[str
     return shown
 
 
-def _replica_images(engine: Engine, steps: int, examples: int) -> int:
-    """Returns how many training examples count for one ladder's replicas together."""
+def _replica_images(engine: Engine, count: Callable[..., int]) -> int:
+    """Returns how many training examples count for one ladder's replicas: the sum of `count(limit=batch size)`."""
     sizes = [v for ladder in engine.ladders.values() for k, v in ladder.values.items() if k == "batch_size"]
     shared = engine.fixed.get("batch_size", engine.batch_size)
     # Exchanges permute batch sizes, so their sum over the replicas is the same in every step.
     per_replica = np.asarray(sizes[0]) if sizes else np.full(engine.num_replicas, shared)
-    count = partial(examples_seen, steps, examples, engine.batch_size, engine.drop_remainder)
     return sum(count(limit=int(size)) for size in per_replica)
+
+
+def _counted(counts: np.ndarray, limit: int) -> int:
+    """Returns how many examples count in given minibatches [..., B], if at most the first `limit` of each do."""
+    return int(counts[..., :limit].sum())

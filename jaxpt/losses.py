@@ -32,8 +32,17 @@ def cross_entropy(
 
 
 def errors(logits: Float[Array, "*B K"], labels: Int[Array, "*B"]) -> Bool[Array, "*B"]:
-    """Whether the most probable class of each example is the wrong one; its mean is the error rate."""
+    """Whether the most probable class of each example is the wrong one; its mean is the error rate.
+
+    Probabilities will do as well as logits.
+    """
     return jnp.argmax(logits, -1) != labels
+
+
+def negative_log_likelihood(probabilities: Float[Array, "*B K"], labels: Int[Array, "*B"]) -> Float[Array, "*B"]:
+    """Minus the logarithm of the probability of each example's class; infinite where that is zero."""
+    _check_labels(probabilities, labels)
+    return -jnp.log(jnp.take_along_axis(probabilities, labels[..., None], -1)[..., 0])
 
 
 def _check_labels(logits: Array, labels: Array) -> None:

@@ -107,3 +107,35 @@ def error_curves(
     axes.set(xlabel="step", ylabel=ylabel, xlim=(0, int(step[-1])))
     axes.legend(frameon=False)
     return figure
+
+
+def diffusion_picture(
+    step: Int[AnyArray, " P"],
+    displacement: Float[AnyArray, "P S M"],
+    values: Float[AnyArray, " M"],
+    *,
+    name: str = "value",
+) -> Figure:
+    """Draws how far the weights get, one curve per value: the mean over seeds, with its 95 % interval as a band.
+
+    Figure 1 of arXiv 1909.04013, from a `Diffusion`.
+
+    Args:
+        step: steps since t0.
+        displacement: |W(t) - W(t0)|.
+        values: the hyperparameter's values, coldest first.
+        name: the hyperparameter's name, for the legend.
+    """
+    figure, axes = _axes(8, 4.2)
+    # All start at W(t0), which is not recorded.
+    step, moved = np.concatenate([[0], step]), np.pad(displacement, ((1, 0), (0, 0), (0, 0)))
+    for rung, value in enumerate(values):
+        mean, low, high = interval(moved[..., rung])
+        color = COLORS[rung % len(COLORS)]
+        axes.plot(step, mean, color=color, linewidth=1.8, label=f"{value:.3g}")
+        axes.fill_between(step, low, high, color=color, alpha=0.18, linewidth=0)
+    axes.set(xlabel="steps since t0", ylabel="|W(t) - W(t0)|", xlim=(0, int(step[-1])))
+    axes.set_ylim(bottom=0)
+    # Hottest on top, as the curves are if the hyperparameter is like a temperature.
+    figure.legend(title=name.replace("_", " "), loc="outside right upper", frameon=False, reverse=True)
+    return figure

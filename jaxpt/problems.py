@@ -24,6 +24,7 @@ def nnx_problem(
     *,
     energy: Metric | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    predict: Callable[[Any, Batch], Float[Array, "B K"]] | None = None,
 ) -> Problem:
     """A Flax NNX model with a loss.
 
@@ -37,6 +38,8 @@ def nnx_problem(
         energy: what exchanges look at, `energy(model, batch)` -> [B] in evaluation mode; the loss by default.
             Needed when the loss reads `hyper`: all rungs must be scored by the same function.
         metrics: further functions to record in evaluation mode, {name: function(model, batch) -> [B]}.
+        predict: `predict(model, batch)` -> logits [B, K], for `mixture`; their softmax is what the model says. A model
+            that gives probabilities returns their logarithm.
 
     Raises:
         ValueError: the loss reads `hyper` and no energy is given, or a metric is called "energy".
@@ -79,7 +82,7 @@ def nnx_problem(
         return {name: score(model, batch) for name, score in scores.items()}
 
     names = frozenset(variable.tag for _, variable in nnx.to_flat_state(hypers))
-    return Problem(init, training_loss, evaluate, names, reads_hyper, rebuild)
+    return Problem(init, training_loss, evaluate, names, reads_hyper, rebuild, _probabilities(rebuild, predict))
 
 
 def linen_problem(
@@ -90,6 +93,7 @@ def linen_problem(
     energy: Metric | None = None,
     metrics: Mapping[str, Metric] | None = None,
     train: str | None = None,
+    predict: Callable[[Any, Batch], Float[Array, "B K"]] | None = None,
 ) -> Problem:
     """A Flax Linen model with a loss.
 
@@ -105,6 +109,7 @@ def linen_problem(
         metrics: further functions to record in evaluation mode.
         train: name of the module's boolean argument that is true in training; by default whichever it has of train,
             training, is_training, or deterministic (which is false in training).
+        predict: `predict(model, batch)` -> logits [B, K], as in `nnx_problem`.
 
     Raises:
         ValueError: the loss reads `hyper` and no energy is given, a metric is called "energy", or the module has no
@@ -163,7 +168,7 @@ def linen_problem(
         model = rebuild(params, rest)
         return {name: score(model, batch) for name, score in scores.items()}
 
-    return Problem(init, training_loss, evaluate, names, reads_hyper, rebuild)
+    return Problem(init, training_loss, evaluate, names, reads_hyper, rebuild, _probabilities(rebuild, predict))
 
 
 def energy_problem(
@@ -250,6 +255,15 @@ def _scores(
     if metrics and "energy" in metrics:
         raise ValueError('a metric may not be called "energy"; that name belongs to what exchanges look at')
     return {"energy": energy or loss, **(metrics or {})}
+
+
+def _probabilities(
+    rebuild: Callable[[Params, ModelState], Any], predict: Callable[[Any, Batch], Array] | None
+) -> Callable[[Params, ModelState, Batch], Float[Array, "B K"]] | None:
+    """Returns `Problem.predict` from a function (model, batch) -> logits."""
+    if predict is None:
+        return None
+    return lambda params, rest, batch: jax.nn.softmax(predict(rebuild(params, rest), batch), axis=-1)
 
 
 def _fill(hypers: nnx.State, values: Mapping[str, Array]) -> nnx.State:

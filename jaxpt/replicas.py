@@ -119,6 +119,25 @@ def mean_scores(
     if examples is None:
         scores = over_replicas(lambda params, state: problem.evaluate(params, state, None))
         return jax.tree.map(lambda s: s.mean(-1), scores(replicas.params, replicas.model_state))
+
+    def score(batch: PyTree) -> Any:
+        count = jax.tree.leaves(batch)[0].shape[0]
+
+        def one(params: Params, state: ModelState) -> dict[str, Array]:
+            scores = problem.evaluate(params, state, batch)
+            for name, score in scores.items():
+                _check_per_example(name, score, count)
+            return scores
+
+        return over_replicas(one)(replicas.params, replicas.model_state)
+
+    return mean_in_chunks(score, examples, chunk)
+
+
+def mean_in_chunks(
+    score: Callable[[PyTree], dict[str, Array]], examples: PyTree, chunk: int
+) -> dict[str, Float[Array, "..."]]:
+    """Returns {name: [...]}, means over all examples of `score(batch)` -> {name: [..., B]}; chunks: `mean_scores`."""
     count = jax.tree.leaves(examples)[0].shape[0]
     chunk = min(chunk, count)
 
@@ -126,14 +145,7 @@ def mean_scores(
         begin = jnp.minimum(start, count - chunk)
         batch = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, begin, chunk), examples)
         fresh = begin + jnp.arange(chunk) >= start
-
-        def sums(params: Params, state: ModelState) -> dict[str, Array]:
-            scores = problem.evaluate(params, state, batch)
-            for name, score in scores.items():
-                _check_per_example(name, score, chunk)
-            return jax.tree.map(lambda s: jnp.sum(s, where=fresh, dtype=jnp.result_type(s, jnp.float32)), scores)
-
-        return over_replicas(sums)(replicas.params, replicas.model_state)
+        return jax.tree.map(lambda s: jnp.sum(s, -1, where=fresh, dtype=jnp.result_type(s, jnp.float32)), score(batch))
 
     parts = jax.lax.map(add, jnp.arange(0, count, chunk))
     return jax.tree.map(lambda part: part.sum(0) / count, parts)

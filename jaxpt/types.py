@@ -38,6 +38,8 @@ class Problem(NamedTuple):
     """Whether the loss takes the hyperparameters too, so that any name may be read there."""
     model: Callable[[Params, ModelState], Any] | None = None
     """(params, model_state) -> the user's model with these weights, in evaluation mode."""
+    predict: Callable[[Params, ModelState, Batch], Float[Array, "B K"]] | None = None
+    """(params, model_state, batch) -> probabilities of K classes [B, K] in evaluation mode."""
 
 
 class Info(NamedTuple):

@@ -10,10 +10,10 @@ import jaxpt
 ROOT = Path(jaxpt.__file__).parent
 FLOORS = [
     ["types", "tree"],
-    ["ladder", "metropolis", "pairing", "noise", "losses", "conv", "data"],
+    ["ladder", "metropolis", "pairing", "noise", "losses", "conv", "data", "stream"],
     ["nn", "linen", "rules.independent", "rules.tempering", "rules", "problems", "replicas", "diagnostics"],
     ["checks", "engine"],
-    ["fit", "plots"],
+    ["fit", "mixture", "diffusion", "plots"],
     [""],
 ]
 ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}

@@ -30,3 +30,12 @@ def test_labels_out_of_range_are_named(labels):
 def test_labels_must_be_integers():
     with pytest.raises(ValueError, match="must be integers"):
         jaxpt.cross_entropy(jnp.zeros((2, 3)), jnp.zeros(2))
+
+
+def test_negative_log_likelihood_of_a_softmax_is_the_cross_entropy():
+    logits, labels = jnp.array([[1.0, 2.0, -1.0], [0.0, 0.0, 3.0]]), jnp.array([0, 2])
+    found = jaxpt.negative_log_likelihood(jax.nn.softmax(logits), labels)
+    np.testing.assert_allclose(found, jaxpt.cross_entropy(logits, labels), rtol=1e-6)
+    assert jaxpt.negative_log_likelihood(jnp.array([[0.0, 1.0]]), jnp.array([0])) == jnp.inf
+    with pytest.raises(ValueError, match="labels must lie in"):
+        jaxpt.negative_log_likelihood(jax.nn.softmax(logits), labels + 1)

@@ -36,3 +36,16 @@ def test_error_curves_draw_mean_and_interval(tmp_path):
     np.testing.assert_array_equal(second.get_ydata(), [5, 3])
     figure.savefig(tmp_path / "errors.png")
     assert rows(tmp_path / "errors.png").std() > 0.02
+
+
+def test_the_diffusion_picture_draws_one_curve_per_value_from_the_origin(tmp_path):
+    displacement = np.arange(12.0).reshape(2, 2, 3)
+    figure = plots.diffusion_picture(np.array([5, 10]), displacement, np.array([0.1, 0.2, 0.3]), name="learning_rate")
+    lines = figure.axes[0].get_lines()
+    assert [line.get_label() for line in lines] == ["0.1", "0.2", "0.3"]
+    assert figure.legends[0].get_title().get_text() == "learning rate"
+    for rung, line in enumerate(lines):
+        np.testing.assert_array_equal(line.get_xdata(), [0, 5, 10])
+        np.testing.assert_array_equal(line.get_ydata(), [0, *displacement.mean(1)[:, rung]])
+    figure.savefig(tmp_path / "diffusion.png")
+    assert rows(tmp_path / "diffusion.png").std() > 0.02

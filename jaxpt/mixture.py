@@ -1,0 +1,114 @@
+"""The mixture of replicas: the mean of their predicted probabilities, for all of them or for the coldest few."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from jaxpt import tree
+from jaxpt.engine import Engine, RunState
+from jaxpt.replicas import Replicas, mean_in_chunks, mean_scores
+from jaxpt.types import Batch
+
+MixtureMetric = Callable[[Float[Array, "B K"], Batch], Array]
+"""(probabilities of the mixture, batch) -> [B], one number per example."""
+
+
+def mixture(
+    engine: Engine,
+    state: RunState,
+    examples: PyTree,
+    metrics: Mapping[str, MixtureMetric],
+    *,
+    coldest: int | None = None,
+    ladder: str | None = None,
+) -> dict[str, Float[Array, "*S"]]:
+    """Returns {metric: []} of the mean predicted probability of several replicas, means over all the examples.
+
+        jaxpt.mixture(result.engine, result.state, test, {
+            "error": lambda p, batch: jaxpt.errors(p, batch["y"]),
+            "nll": lambda p, batch: jaxpt.negative_log_likelihood(p, batch["y"]),
+        }, coldest=3)
+
+    Evaluated on the device, `engine.evaluation_batch` examples at a time. A replica whose energy on these examples is
+    not finite is left out; where that leaves none the metrics are computed from NaN. Pass the same `metrics` object
+    again, or the same functions, and nothing is compiled again, whatever `coldest` is.
+
+    Args:
+        engine: its problem needs `predict`.
+        state: whose replicas; with S seeds there is one mixture per seed, and metrics are [S].
+        examples: leaves [N, ...].
+        metrics: {name: function(probabilities [B, K], batch) -> [B]}.
+        coldest: only the replicas on this many coldest rungs, where they stand now; by default all.
+        ladder: which ladder's rungs; needed with `coldest` if there are several ladders.
+
+    Raises:
+        ValueError: the problem has no `predict`, or it or a metric gives another shape; coldest is not 1 .. M; ladder
+            is not given or not one of the engine's.
+    """
+    if engine.problem.predict is None:
+        raise ValueError(
+            "the problem says no probabilities; give nnx_problem or linen_problem predict=..., a function "
+            "(model, batch) -> logits [B, K]"
+        )
+    if not metrics:
+        raise ValueError('metrics is empty; give one at least, e.g. {"error": lambda p, batch: errors(p, batch["y"])}')
+    replicas, ladders = engine.num_replicas, list(engine.ladders)
+    if coldest is not None and not 1 <= coldest <= replicas:
+        raise ValueError(f"coldest must be 1 .. {replicas}, the number of replicas, but it is {coldest}")
+    if ladder is not None and ladder not in ladders:
+        raise ValueError(f"ladder={ladder!r} is none of the engine's; there are {', '.join(ladders)}")
+    if ladder is None and coldest is not None and len(ladders) > 1:
+        raise ValueError(f"coldest on which ladder? give ladder=..., one of {', '.join(ladders)}")
+    rungs = jnp.asarray(replicas if coldest is None else coldest, jnp.int32)
+    return _mixture(engine, state, examples, rungs, tuple(metrics.items()), ladder or ladders[0])
+
+
+@partial(jax.jit, static_argnums=(4, 5))
+def _mixture(
+    engine: Engine,
+    state: RunState,
+    examples: PyTree,
+    coldest: Int[Array, ""],
+    metrics: tuple[tuple[str, MixtureMetric], ...],
+    ladder: str,
+) -> dict[str, Array]:
+    one = partial(_of_one_seed, engine, examples=examples, coldest=coldest, metrics=metrics, ladder=ladder)
+    return jax.vmap(one)(state.replicas) if state.key.ndim else one(state.replicas)
+
+
+def _of_one_seed(
+    engine: Engine,
+    replicas: Replicas,
+    examples: PyTree,
+    coldest: Int[Array, ""],
+    metrics: tuple[tuple[str, MixtureMetric], ...],
+    ladder: str,
+) -> dict[str, Float[Array, ""]]:
+    """Returns the metrics of the mixture of one seed's replicas."""
+    energy = mean_scores(engine.problem, jax.vmap, replicas, examples, engine.evaluation_batch)["energy"]
+    chosen = (replicas.rung[ladder] < coldest) & jnp.isfinite(energy)
+    predict: Any = engine.problem.predict
+
+    def score(batch: PyTree) -> dict[str, Array]:
+        count = tree.leading(batch, "examples")
+        each = jax.vmap(lambda params, rest: predict(params, rest, batch))(replicas.params, replicas.model_state)
+        if each.ndim != 3 or each.shape[1] != count:
+            raise ValueError(
+                f"predict must give logits of shape ({count}, K) for {count} examples, but it gives {each.shape[1:]}"
+            )
+        # `where`, not a weight: a number that is not finite must not come through as 0 times itself.
+        mean = jnp.mean(each, 0, where=chosen[:, None, None])
+        found = {name: metric(mean, batch) for name, metric in metrics}
+        for name, value in found.items():
+            if jnp.shape(value) != (count,):
+                raise ValueError(
+                    f"metric {name!r} must give one number per example, shape ({count},), but it gives shape "
+                    f"{jnp.shape(value)}; leave out the mean"
+                )
+        return found
+
+    return mean_in_chunks(score, examples, engine.evaluation_batch)
