@@ -137,6 +137,7 @@ def test_the_schedule_counts_the_steps_of_the_burn_in():
         assert still.tolist() == [True] * rested + [False] * (3 - rested)
 
 
+@pytest.mark.slow
 def test_networks_start_from_common_weights(data):
     """Where the rate is zero nothing moves, W(t0) being the replica's own; batch statistics do not count."""
     found = jaxpt.diffusion(

@@ -55,11 +55,13 @@ def test_every_rung_has_the_right_marginal_with_exchanges():
         assert np.abs(deviation).max() < 3, (name, deviation)
 
 
+@pytest.mark.slow
 def test_and_it_fails_without_them():
     cold = {name: deviation[0] for name, deviation in deviations(jaxpt.Independent()).items()}
     assert abs(cold["right"]) > 10, "the coldest rung never leaves the well that it started in"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("C", [-1.0, 0.3])
 def test_and_it_fails_with_a_wrong_acceptance(C):
     """The sign flipped, or another C than the 1 that samples exp(-E / T)."""

@@ -266,7 +266,7 @@ def regression():
     )
 
 
-@pytest.mark.parametrize("problem", [conftest.nnx_problem, regression])
+@pytest.mark.parametrize("problem", [pytest.param(conftest.nnx_problem, marks=pytest.mark.slow), regression])
 def test_seeds_in_one_run_equal_runs_of_their_own(problem, data):
     """Rungs equal; energies to 2e-5 (float32, sums ordered otherwise). The second draws own minibatches."""
     rungs = jaxpt.Ladder(learning_rate=[0.002, 0.004, 0.008])

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -15,6 +17,7 @@ def test_the_example_of_ones_own_model_is_short():
     assert len([line for line in BLOCKS[0].splitlines() if line.strip()]) <= 25
 
 
+@pytest.mark.slow
 def test_the_blocks_run_in_order_and_learn(tmp_path):
     script = tmp_path / "mine.py"
     script.write_text("\n".join(BLOCKS) + "\nprint('wrong:', float(wrong))")

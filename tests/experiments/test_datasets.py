@@ -134,6 +134,7 @@ def test_changed_files_are_prepared_anew_and_the_same_ones_are_not(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_the_command_prints_where_the_set_lies_and_load_takes_that_path(tmp_path):
     write("emnist_letters", tmp_path / "files")
     done = run("prepare", "emnist_letters", "--from", tmp_path / "files", "--to", tmp_path / "sets")

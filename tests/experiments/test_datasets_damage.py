@@ -60,6 +60,7 @@ def test_a_download_that_fails_names_the_address_and_leaves_nothing(handler, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_server_that_never_answers_is_given_up_within_ten_seconds(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "home"))
     with socket.socket() as silent:
@@ -152,6 +153,7 @@ def test_what_is_not_there_is_said_at_once(tmp_path, monkeypatch):
     assert left_in(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_the_command_ends_in_one_line_on_an_error(tmp_path):
     done = run("prepare", "mnist", "--from", tmp_path / "nowhere", "--to", tmp_path / "sets")
     assert done.returncode == 1

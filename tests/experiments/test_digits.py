@@ -80,6 +80,7 @@ def test_the_network_has_the_weights_that_its_docstring_says():
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 160 + 4640 + 8256 + 650 == 13_706
 
 
+@pytest.mark.slow
 def test_summary_says_all_that_every_experiment_says(finished):
     _, _, directory = finished
     summary = json.loads((directory / "summary.json").read_text())
@@ -108,6 +109,7 @@ def test_summary_says_all_that_every_experiment_says(finished):
     )
 
 
+@pytest.mark.slow
 def test_the_trace_tells_how_the_summary_came_about(finished):
     _, _, directory = finished
     summary = json.loads((directory / "summary.json").read_text())
@@ -127,6 +129,7 @@ def test_the_trace_tells_how_the_summary_came_about(finished):
     np.testing.assert_array_equal(arrays["tempering/loss"][before], arrays["independent/loss"][before])
 
 
+@pytest.mark.slow
 def test_it_prints_a_table_a_bar_and_draws(finished):
     output, terminal, directory = finished
     assert "| tempering" in output
@@ -147,6 +150,7 @@ def test_curves_follow_the_choice_on_validation():
     np.testing.assert_allclose(curve, [[40.0], [50.0]])
 
 
+@pytest.mark.slow
 def test_help_explains_every_option():
     done = digits("--help")
     assert done.returncode == 0
@@ -185,6 +189,7 @@ def test_a_bad_option_ends_in_one_line(option, message, capsys):
     assert message in line
 
 
+@pytest.mark.slow
 def test_a_directory_that_cannot_be_written_is_said_before_training(tmp_path):
     (tmp_path / "file").touch()
     done = digits(*SHORT, "--directory", tmp_path / "file" / "below")
