@@ -169,9 +169,8 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path):
         datasets.prepare("mnist", write("mnist", tmp_path / "mnist"), tmp_path / "file" / "below")
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGKILL))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_process_killed_in_the_middle_leaves_nothing_half_written(number, tmp_path):
     folder, to = tmp_path / "files", tmp_path / "sets"
     folder.mkdir()
