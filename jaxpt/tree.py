@@ -37,11 +37,6 @@ def take(tree: T, index: int | tuple[int, ...] | Int[Array, "..."]) -> T:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-def stack(trees: Sequence[T]) -> T:
-    """Stacks equal pytrees along a new first axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
 def register(data: Sequence[str], meta: Sequence[str] = ()) -> Any:
     """Makes a class a pytree: `data` attributes hold its leaves, `meta` attributes are static.
 
