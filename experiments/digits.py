@@ -7,16 +7,16 @@ import dataclasses
 from pathlib import Path
 
 import optax
-from flax import nnx
-from jaxtyping import Array
 
 import jaxpt
 from experiments import datasets, runner
+from experiments.classification import classifier
 from experiments.models import SmallConvNet
+from experiments.options import BaseOptions, command
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(runner.Options):
+class Options(BaseOptions):
     """Replicas of a small convolutional network on 1,797 handwritten digits, with exchanges and without."""
 
     steps: int = 1000
@@ -36,22 +36,12 @@ class Options(runner.Options):
     """Dropout rate of all replicas."""
 
 
-def loss(model: nnx.Module, batch: dict) -> Array:
-    """Cross-entropy of each image."""
-    return jaxpt.cross_entropy(model(batch["image"]), batch["label"])
-
-
-def error(model: nnx.Module, batch: dict) -> Array:
-    """Whether each image is misclassified."""
-    return jaxpt.errors(model(batch["image"]), batch["label"])
-
-
 def main(options: Options) -> None:
     """Runs the experiment."""
     if options.coldest >= options.hottest:
         raise ValueError(f"--coldest {options.coldest} must be below --hottest {options.hottest}")
     engine = jaxpt.Engine(
-        jaxpt.nnx_problem(SmallConvNet, loss, metrics={"error": error}),
+        classifier(SmallConvNet),
         lambda h: optax.sgd(h["learning_rate"], momentum=options.momentum),
         jaxpt.Ladder(learning_rate=jaxpt.geometric(options.coldest, options.hottest, options.replicas)),
         jaxpt.Independent(),  # each arm puts in its own
@@ -60,8 +50,9 @@ def main(options: Options) -> None:
         batch_size=options.batch_size,
         fixed={"dropout_rate": options.dropout_rate},
     )
-    runner.run("digits", engine, datasets.digits(), options)
+    what = "digits from scikit-learn, 1,797 examples, a fixed split of 1,077 / 360 / 360"
+    runner.run("digits", engine, datasets.digits(), options, dataset=what)
 
 
 if __name__ == "__main__":
-    runner.command(main, Options)
+    command(main, Options)

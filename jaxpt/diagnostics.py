@@ -48,6 +48,14 @@ def round_trips(
     return trips
 
 
+def running_mean(values: Float[AnyArray, "P *rest"], window: int) -> Float[np.ndarray, "P *rest"]:
+    """Returns each row's mean with the `window - 1` rows before it; of the first rows, with as many as there are."""
+    if window < 1:
+        raise ValueError(f"window must be at least 1, but it is {window}")
+    values = np.asarray(values, np.float64)
+    return np.stack([values[max(0, row + 1 - window) : row + 1].mean(0) for row in range(len(values))])
+
+
 def interval(
     samples: Float[AnyArray, "*rest S"], level: float = 0.95
 ) -> tuple[Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"]]:

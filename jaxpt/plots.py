@@ -1,6 +1,6 @@
 """Pictures of a trace. Needs matplotlib: `pip install "jaxpt[plots]"`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 
-from jaxpt.diagnostics import interval
+from jaxpt.diagnostics import interval, running_mean
+from jaxpt.diffusion import Diffusion
 from jaxpt.types import AnyArray
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D4A9C", "#000000")
@@ -84,18 +85,24 @@ def error_curves(
     *,
     ylabel: str,
     burn_in: int = 0,
+    window: int = 1,
 ) -> Figure:
     """Draws one curve per arm: the mean over seeds, with its 95 % interval as a band.
+
+    With a window the running mean lies over the raw curve (figure 2, left, of arXiv 1909.04013).
 
     Args:
         step: steps done at each period's end.
         curves: {arm: one column per seed}.
         ylabel: what the curves are.
         burn_in: marked by a dotted line, if positive.
+        window: periods of the running mean; 1: no smoothing.
     """
     figure, axes = _axes(8, 4.2)
     for (name, curve), color in zip(curves.items(), COLORS, strict=False):
-        mean, low, high = interval(curve)
+        if window > 1:
+            axes.plot(step, np.mean(curve, -1), color=color, linewidth=0.8, alpha=0.4)
+        mean, low, high = interval(running_mean(curve, window))
         axes.plot(step, mean, color=color, linewidth=1.8, label=name)
         axes.fill_between(step, low, high, color=color, alpha=0.18, linewidth=0)
     if burn_in > 0:
@@ -127,6 +134,36 @@ def diffusion_picture(
         name: the hyperparameter's name, for the legend.
     """
     figure, axes = _axes(8, 4.2)
+    _draw_diffusion(axes, step, displacement, values)
+    # Hottest on top, as the curves are if the hyperparameter is like a temperature.
+    figure.legend(title=name.replace("_", " "), loc="outside right upper", frameon=False, reverse=True)
+    return figure
+
+
+def diffusion_panels(found: Sequence[Diffusion]) -> Figure:
+    """Draws one panel per hyperparameter, as `diffusion_picture` does, with its verdict (figure 1 of arXiv 1909.04013).
+
+    Args:
+        found: one or more results of `jaxpt.diffusion`.
+    """
+    columns = min(3, len(found))
+    rows = -(-len(found) // columns)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.2 * columns + 0.4, 3.6 * rows), dpi=150, layout="constrained")
+        for place, one in enumerate(found, 1):
+            axes = figure.add_subplot(rows, columns, place)
+            _draw_diffusion(axes, one.steps, one.displacement, one.values)
+            axes.set_title(f"{one.name.replace('_', ' ')}: {one.verdict().answer}", fontsize=10)
+            axes.legend(frameon=False, reverse=True, fontsize=8)
+    return figure
+
+
+def _draw_diffusion(
+    axes: Axes,
+    step: Int[AnyArray, " P"],
+    displacement: Float[AnyArray, "P S M"],
+    values: Float[AnyArray, " M"],
+) -> None:
     # All start at W(t0), which is not recorded.
     step, moved = np.concatenate([[0], step]), np.pad(displacement, ((1, 0), (0, 0), (0, 0)))
     for rung, value in enumerate(values):
@@ -136,6 +173,3 @@ def diffusion_picture(
         axes.fill_between(step, low, high, color=color, alpha=0.18, linewidth=0)
     axes.set(xlabel="steps since t0", ylabel="|W(t) - W(t0)|", xlim=(0, int(step[-1])))
     axes.set_ylim(bottom=0)
-    # Hottest on top, as the curves are if the hyperparameter is like a temperature.
-    figure.legend(title=name.replace("_", " "), loc="outside right upper", frameon=False, reverse=True)
-    return figure

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxpt.diagnostics import acceptance_rate, interval, pair_acceptance, round_trips
+from jaxpt.diagnostics import acceptance_rate, interval, pair_acceptance, round_trips, running_mean
 
 
 def test_acceptance_counts_offers():
@@ -41,3 +41,11 @@ def test_interval_is_students():
     expected = stats.t.interval(0.95, 2, loc=samples.mean(), scale=stats.sem(samples))
     np.testing.assert_allclose([mean, low, high], [samples.mean(), *expected])
     assert np.isnan(interval(np.array([1.0]))[1])
+
+
+def test_the_running_mean_looks_back():
+    values = np.array([[4.0, 0.0], [2.0, 1.0], [6.0, 2.0], [8.0, 3.0]])
+    np.testing.assert_allclose(running_mean(values, 3), [[4, 0], [3, 0.5], [4, 1], [16 / 3, 2]])
+    np.testing.assert_array_equal(running_mean(values, 1), values)
+    with pytest.raises(ValueError, match="window must be at least 1"):
+        running_mean(values, 0)

@@ -1,7 +1,7 @@
 import numpy as np
 from matplotlib import image
 
-from jaxpt import plots
+from jaxpt import Diffusion, plots
 
 
 def rows(path):
@@ -49,3 +49,26 @@ def test_the_diffusion_picture_draws_one_curve_per_value_from_the_origin(tmp_pat
         np.testing.assert_array_equal(line.get_ydata(), [0, *displacement.mean(1)[:, rung]])
     figure.savefig(tmp_path / "diffusion.png")
     assert rows(tmp_path / "diffusion.png").std() > 0.02
+
+
+def test_error_curves_draw_the_running_mean_over_the_raw_curve():
+    curve = np.array([[4.0], [2.0], [6.0], [6.0]])
+    axes = plots.error_curves(np.arange(1, 5), {"a": curve}, ylabel="error", window=2).axes[0]
+    raw, smooth = axes.get_lines()
+    np.testing.assert_array_equal(raw.get_ydata(), [4, 2, 6, 6])
+    np.testing.assert_array_equal(smooth.get_ydata(), [4, 3, 4, 6])
+    assert smooth.get_linewidth() > raw.get_linewidth()
+    assert smooth.get_label() == "a"
+
+
+def test_diffusion_panels_say_the_verdict_of_each(tmp_path):
+    grows = np.linspace(1, 2, 10)[:, None, None] * (np.array([1.0, 2.0, 3.0]) + np.array([[0.0], [0.01]]))
+    one = Diffusion("learning_rate", np.array([0.1, 0.2, 0.3]), np.arange(1, 11), grows)
+    other = Diffusion("weight_decay", np.array([0.1, 0.2, 0.3]), np.arange(1, 11), grows[..., ::-1])
+    figure = plots.diffusion_panels([one, other])
+    assert [axes.get_title() for axes in figure.axes] == [
+        "learning rate: temperature-like",
+        "weight decay: not temperature-like",
+    ]
+    figure.savefig(tmp_path / "panels.png")
+    assert rows(tmp_path / "panels.png").std() > 0.02

@@ -57,7 +57,9 @@ class _ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
         }
 
     def _generate_examples(self, split: Split, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        bar = tqdm(zip(*split, strict=True), desc=f"preparing the {name}", total=len(split[1]), leave=False)
+        bar = tqdm(
+            zip(*split, strict=True), desc=f"preparing the {name}", total=len(split[1]), leave=False, disable=None
+        )
         for row, (image, label) in enumerate(bar):
             yield row, {"image": _png(image), "label": int(label)}
 

@@ -79,6 +79,7 @@ class LeNetEMNIST(nnx.Module):
 
     Args:
         classes: number of classes.
+        channels: of the images.
         head: "rbf", squared distances to learned centres as logits, or "softmax", a dense layer.
         convolution: the function behind all convolutions; the default is the faster one for replicas on a CPU.
         rngs: random streams; `params` and `dropout` are used.
@@ -91,6 +92,7 @@ class LeNetEMNIST(nnx.Module):
         self,
         classes: int = 26,
         *,
+        channels: int = 1,
         head: str = "rbf",
         convolution: Convolution = jaxpt.conv_by_products,
         rngs: nnx.Rngs,
@@ -102,14 +104,14 @@ class LeNetEMNIST(nnx.Module):
         if head not in heads:
             raise ValueError(f'the head must be "rbf" or "softmax", not {head!r}')
         conv = _valid_5x5(convolution, rngs)
-        self.conv1, self.pool1 = conv(1, 6), TrainablePooling(6, rngs=rngs)
+        self.conv1, self.pool1 = conv(channels, 6), TrainablePooling(6, rngs=rngs)
         self.conv2, self.pool2 = conv(6, 16), TrainablePooling(16, rngs=rngs)
         self.conv3 = conv(16, 120)
         self.dense = nnx.Linear(120, 84, kernel_init=_glorot, rngs=rngs)
         self.head = heads[head](84, classes, rngs=rngs)
         self.dropout = jaxpt.Dropout("dropout_rate", rngs=rngs)
 
-    def __call__(self, image: Float[Array, "B 32 32 1"]) -> Float[Array, "B classes"]:
+    def __call__(self, image: Float[Array, "B 32 32 channels"]) -> Float[Array, "B classes"]:
         """Returns logits."""
         x = self.dropout(self.pool1(jnp.tanh(self.conv1(image))))
         x = self.dropout(self.pool2(jnp.tanh(self.conv2(x))))
@@ -140,6 +142,7 @@ class LeNetCIFAR10(nnx.Module):
 
     Args:
         classes: number of classes.
+        channels: of the images.
         version: "table" or "as_run".
         convolution: the function behind all convolutions; the default is the faster one for replicas on a CPU.
         rngs: random streams; `params` and `dropout` are used.
@@ -152,6 +155,7 @@ class LeNetCIFAR10(nnx.Module):
         self,
         classes: int = 10,
         *,
+        channels: int = 3,
         version: str = "as_run",
         convolution: Convolution = jaxpt.conv_by_products,
         rngs: nnx.Rngs,
@@ -160,14 +164,14 @@ class LeNetCIFAR10(nnx.Module):
             raise ValueError(f'the version must be "table" or "as_run", not {version!r}')
         conv, dense = _valid_5x5(convolution, rngs), partial(nnx.Linear, kernel_init=_glorot, rngs=rngs)
         table = version == "table"
-        pooled = [conv(3, 6), conv(6, 16)] if table else [conv(3, 16)]
+        pooled = [conv(channels, 6), conv(6, 16)] if table else [conv(channels, 16)]
         hidden = [dense(120, 84)] if table else []
         self.pooled, self.hidden = nnx.List(pooled), nnx.List(hidden)
         self.conv = conv(16, 120)
         self.out = dense(84 if table else 10 * 10 * 120, classes)
         self.dropout = jaxpt.Dropout("dropout_rate", rngs=rngs)
 
-    def __call__(self, image: Float[Array, "B 32 32 3"]) -> Float[Array, "B classes"]:
+    def __call__(self, image: Float[Array, "B 32 32 channels"]) -> Float[Array, "B classes"]:
         """Returns logits."""
         x = image
         for conv in self.pooled:

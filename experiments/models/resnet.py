@@ -110,6 +110,7 @@ class ResNet(nnx.Module):
     Args:
         depth: number of layers with weights, 6n+2: 20, 32, 44, 56, 110, ...
         classes: number of classes.
+        channels: of the images.
         version: "original" or "preactivation".
         batch_statistics: normalise by the batch's statistics in evaluation too, as the paper's code does, instead of
             by running averages.
@@ -126,6 +127,7 @@ class ResNet(nnx.Module):
         depth: int = 20,
         classes: int = 10,
         *,
+        channels: int = 3,
         version: str = "original",
         batch_statistics: bool = False,
         convolution: Convolution = lax.conv_general_dilated,
@@ -156,12 +158,12 @@ class ResNet(nnx.Module):
             blocks.append(
                 OriginalBlock(*step, norm, conv) if original else PreactivationBlock(*step, norm, conv, i == 0)
             )
-        self.stem, self.stem_norm = conv(3, 16, 1), norm(16)
+        self.stem, self.stem_norm = conv(channels, 16, 1), norm(16)
         self.blocks = nnx.List(blocks)
         self.last_norm = None if original else norm(64)
         self.out = nnx.Linear(64, classes, kernel_init=_glorot, rngs=rngs)
 
-    def __call__(self, image: Float[Array, "B H W 3"]) -> Float[Array, "B classes"]:
+    def __call__(self, image: Float[Array, "B H W channels"]) -> Float[Array, "B classes"]:
         """Returns logits."""
         x = nnx.relu(self.stem_norm(self.stem(image)))
         for block in self.blocks:

@@ -15,9 +15,10 @@ import pytest
 from flax import nnx
 from matplotlib import image
 
-from experiments import datasets, runner
+from experiments import datasets, report
 from experiments import digits as experiment
 from experiments.models import SmallConvNet
+from experiments.options import command
 
 
 def digits(*arguments):
@@ -84,7 +85,7 @@ def test_the_network_has_the_weights_that_its_docstring_says():
 def test_summary_says_all_that_every_experiment_says(finished):
     _, _, directory = finished
     summary = json.loads((directory / "summary.json").read_text())
-    assert set(summary) == {"experiment", "device", "versions", "settings", "arms", "differences"}
+    assert set(summary) == {"experiment", "dataset", "device", "versions", "settings", "arms", "differences"}
     assert {"jax", "jaxpt", "flax", "optax"} <= set(summary["versions"])
     assert summary["settings"]["steps"] == 60
     assert list(summary["arms"]) == ["tempering", "independent"]
@@ -95,6 +96,9 @@ def test_summary_says_all_that_every_experiment_says(finished):
             np.testing.assert_allclose(arm[score]["mean"], np.mean(values))
             assert arm[score]["ci95"][0] <= arm[score]["mean"] <= arm[score]["ci95"][1]
             assert all(0 <= v <= 100 for v in values)
+        assert list(arm["mixture"]) == ["all", "coldest 3"]
+        for mixed in arm["mixture"].values():
+            assert all(0 <= v <= 100 for v in mixed["test_error"]["per_seed"])
         assert arm["steps"] == 60
         assert arm["wall_seconds"] > 0
         assert arm["replica_images_per_second"] > 0
@@ -146,7 +150,7 @@ def test_curves_follow_the_choice_on_validation():
     energy = np.array([[[2, 1, np.nan]], [[1, 2, np.inf]]])
     valid = {"error": np.array([[[0.2, 0.1, 0.0]], [[0.1, 0.1, 0.0]]]), "energy": energy}
     test = {"error": np.array([[[0.3, 0.4, 0.1]], [[0.5, 0.2, 0.1]]])}
-    curve = runner._chosen_curve(SimpleNamespace(trace=SimpleNamespace(valid=valid, test=test)))
+    curve = report.chosen_curve(SimpleNamespace(trace=SimpleNamespace(valid=valid, test=test)))
     np.testing.assert_allclose(curve, [[40.0], [50.0]])
 
 
@@ -182,7 +186,7 @@ def test_one_arm_of_one_replica_without_a_bar(tmp_path):
 )
 def test_a_bad_option_ends_in_one_line(option, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        runner.command(experiment.main, experiment.Options, list(map(str, option)))
+        command(experiment.main, experiment.Options, list(map(str, option)))
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")

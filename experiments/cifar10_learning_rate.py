@@ -1,0 +1,80 @@
+"""The learning rate as a temperature, the paper's small network on CIFAR-10: figure 2 of arXiv 1909.04013.
+
+uv run -m experiments.cifar10_learning_rate
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+import jaxpt
+from experiments import datasets, runner
+from experiments.augment import Standardise, pixel_mean
+from experiments.classification import channels_of, classes_of, classifier
+from experiments.models import LeNetCIFAR10
+from experiments.options import PaperOptions, Preset, paper_command, shorten
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(PaperOptions):
+    """One learning rate for all replicas until --switch, then a ladder of learning rates.
+
+    The ladder is that of the authors' code; the legend of their figure says 0.002 to 0.018.
+    """
+
+    steps: int = 140_800
+    every: int = 800
+    burn_in: int = 25_000
+    switch: int = 25_000
+    C: float = 300_000.0
+    coldest: float = 0.010
+    hottest: float = 0.015
+    learning_rate: float = 0.1
+    """Learning rate of all replicas until --switch."""
+    dropout_rate: float = 0.4
+    """Dropout rate of all replicas."""
+    version: Literal["as_run", "table"] = "as_run"
+    """The network that the paper's figure was made with, or the one that its table prints."""
+    dataset: str = "cifar10"
+    directory: Path = Path("runs/cifar10_learning_rate")
+
+
+def preset(preset: Preset = "quick") -> Options:
+    """Returns the options of a preset."""
+    paper = Options(preset="paper")
+    return paper if preset == "paper" else shorten(paper, 200, probe=512, curve=512)
+
+
+def main(options: Options) -> None:
+    """Runs the experiment."""
+    data, dataset = datasets.load(options.dataset, data_dir=options.data_dir)
+    mean = pixel_mean(data.train["image"])
+
+    def network(*, rngs: nnx.Rngs) -> nnx.Module:
+        lenet = LeNetCIFAR10(classes_of(data), channels=channels_of(data), version=options.version, rngs=rngs)
+        return nnx.Sequential(Standardise(mean, size=32), lenet)
+
+    engine = jaxpt.Engine(
+        classifier(network),
+        lambda h: optax.sgd(h["learning_rate"]),
+        jaxpt.Ladder(learning_rate=options.rungs()),  # beta = 1 / learning rate
+        jaxpt.Independent(),  # each arm puts in its own
+        schedule=lambda h, step: {
+            **h,
+            "learning_rate": jnp.where(step < options.switch, options.learning_rate, h["learning_rate"]),
+        },
+        fixed={"dropout_rate": options.dropout_rate},
+        every=options.every,
+        burn_in=options.burn_in,
+        batch_size=options.batch_size,
+        probe=options.probe,
+    )
+    runner.run("cifar10_learning_rate", engine, data, options, dataset=dataset)
+
+
+if __name__ == "__main__":
+    paper_command(main, preset)

@@ -1,0 +1,140 @@
+"""The options of every experiment, the presets of the paper's, and how a command line becomes them."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import tyro
+
+import jaxpt
+from experiments.datasets import DataError
+
+RuleName = Literal["tempering", "independent"]
+Preset = Literal["quick", "paper"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """Options of everything that trains."""
+
+    steps: int
+    """Optimiser steps of each replica."""
+    every: int
+    """Steps in a period, from one record to the next."""
+    burn_in: int
+    """Steps before anything is exchanged or measured."""
+    batch_size: int = 128
+    """Examples in a minibatch; all replicas see the same."""
+    seeds: int
+    """How many seeds; each is a whole ladder with initial weights and data order of its own."""
+    directory: Path
+    """Where summary.json, trace.npz and the pictures go."""
+    progress: bool = True
+    """Show a progress bar, if stderr is a terminal."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BaseOptions(TrainingOptions):
+    """Options of every experiment that exchanges."""
+
+    replicas: int = 8
+    """Replicas, one per rung of the ladder."""
+    C: float
+    """Factor between energies and inverse temperatures in the acceptance probability min(1, exp(C dbeta dE))."""
+    rule: tuple[RuleName, ...] = ("tempering", "independent")
+    """Arms to run: exchanges, grid search."""
+    probe: int | None = None
+    """Energies on this many validation examples, drawn anew each period; the whole split if not given."""
+    curve: int | None = None
+    """Test examples behind the curves; all if not given. The table always says the error on all of them."""
+    coldest_k: int = 3
+    """Beside the mixture of all replicas, that of so many on the coldest rungs."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataOptions(TrainingOptions):
+    """Options of what runs on the paper's data."""
+
+    preset: Preset = "quick"
+    """paper: the paper's settings. quick: the same ladder, all times shortened in proportion, scores on a sample."""
+    dataset: str = "emnist_letters"
+    """emnist_letters, cifar10, mnist, or any set that tensorflow-datasets has prepared, with `image` and `label`."""
+    data_dir: Path | None = None
+    """Folder with the official files or with prepared sets; without it the official archive is downloaded once."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PaperOptions(DataOptions, BaseOptions):
+    """Options of the experiments of arXiv 1909.04013, figure 2."""
+
+    seeds: int = 1
+    switch: int
+    """Step at which the learning rate changes."""
+    coldest: float
+    """Value of the coldest rung."""
+    hottest: float
+    """Value of the hottest rung; the rungs between are spaced evenly."""
+
+    def rungs(self) -> np.ndarray:
+        """Returns the ladder's values, coldest first; raises ValueError if they are not in that order."""
+        if self.coldest >= self.hottest:
+            raise ValueError(f"--coldest {self.coldest} must be below --hottest {self.hottest}")
+        return np.asarray(jaxpt.linear(self.coldest, self.hottest, self.replicas))
+
+
+T = TypeVar("T", bound=TrainingOptions)
+DataT = TypeVar("DataT", bound=DataOptions)
+
+
+def shorten(options: DataT, factor: int, **others: Any) -> DataT:
+    """Returns the quick preset: steps, period, burn-in and switch divided by `factor`.
+
+    Args:
+        options: the paper's preset.
+        factor: by what all times are divided.
+        **others: further fields to be replaced.
+    """
+    fields = {field.name for field in dataclasses.fields(options)}
+    times = fields & {"steps", "every", "burn_in", "switch"}
+    shorter = {name: max(1, round(getattr(options, name) / factor)) for name in times}
+    return dataclasses.replace(options, preset="quick", **shorter, **others)
+
+
+def command(main: Callable[[T], Any], options: type[T], arguments: Sequence[str] | None = None) -> None:
+    """Runs an experiment from the command line (or from `arguments`).
+
+    A mistake in its options ends in one line and exit code 2, data that cannot be had in one line and exit code 1.
+    """
+    _guarded(lambda: main(tyro.cli(options, args=arguments)))
+
+
+def paper_command(
+    main: Callable[[DataT], Any], preset: Callable[..., DataT], arguments: Sequence[str] | None = None
+) -> None:
+    """Runs an experiment that has presets; what else is given goes over the preset.
+
+    Args:
+        main: the experiment.
+        preset: its arguments, --preset for one, are looked for on the command line; returns the options for them.
+        arguments: the command line.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    asked_for_help = {"-h", "--help"} & set(given)
+    chosen, _ = tyro.cli(
+        preset,
+        args=[argument for argument in given if argument not in asked_for_help],
+        return_unknown_args=True,
+        add_help=False,
+    )
+    _guarded(lambda: main(tyro.cli(type(chosen), default=chosen, args=given)))
+
+
+def _guarded(run: Callable[[], Any]) -> None:
+    try:
+        run()
+    except (ValueError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1 if isinstance(error, DataError) else 2) from error
