@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxpt import tree
 from jaxpt.engine import Engine, RunState
 from jaxpt.replicas import Replicas, mean_in_chunks, mean_scores
-from jaxpt.types import Batch
+from jaxpt.types import Batch, Problem
 
 MixtureMetric = Callable[[Float[Array, "B K"], Batch], Array]
 """(probabilities of the mixture, batch) -> [B], one number per example."""
@@ -64,34 +64,39 @@ def mixture(
     if ladder is None and coldest is not None and len(ladders) > 1:
         raise ValueError(f"coldest on which ladder? give ladder=..., one of {', '.join(ladders)}")
     rungs = jnp.asarray(replicas if coldest is None else coldest, jnp.int32)
-    return _mixture(engine, state, examples, rungs, tuple(metrics.items()), ladder or ladders[0])
+    # Not the engine: whatever its rule, the program is the same.
+    key = (engine.problem, tuple(metrics.items()), engine.evaluation_batch)
+    return _mixture(*key, state.replicas, state.replicas.rung[ladder or ladders[0]], examples, rungs)
 
 
-@partial(jax.jit, static_argnums=(4, 5))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _mixture(
-    engine: Engine,
-    state: RunState,
+    problem: Problem,
+    metrics: tuple[tuple[str, MixtureMetric], ...],
+    chunk: int,
+    replicas: Replicas,
+    rung: Int[Array, "*S M"],
     examples: PyTree,
     coldest: Int[Array, ""],
-    metrics: tuple[tuple[str, MixtureMetric], ...],
-    ladder: str,
 ) -> dict[str, Array]:
-    one = partial(_of_one_seed, engine, examples=examples, coldest=coldest, metrics=metrics, ladder=ladder)
-    return jax.vmap(one)(state.replicas) if state.key.ndim else one(state.replicas)
+    one = partial(_of_one_seed, problem, metrics, chunk, examples=examples, coldest=coldest)
+    return jax.vmap(one)(replicas, rung) if rung.ndim == 2 else one(replicas, rung)
 
 
 def _of_one_seed(
-    engine: Engine,
+    problem: Problem,
+    metrics: tuple[tuple[str, MixtureMetric], ...],
+    chunk: int,
     replicas: Replicas,
+    rung: Int[Array, " M"],
+    *,
     examples: PyTree,
     coldest: Int[Array, ""],
-    metrics: tuple[tuple[str, MixtureMetric], ...],
-    ladder: str,
 ) -> dict[str, Float[Array, ""]]:
     """Returns the metrics of the mixture of one seed's replicas."""
-    energy = mean_scores(engine.problem, jax.vmap, replicas, examples, engine.evaluation_batch)["energy"]
-    chosen = (replicas.rung[ladder] < coldest) & jnp.isfinite(energy)
-    predict: Any = engine.problem.predict
+    energy = mean_scores(problem, jax.vmap, replicas, examples, chunk)["energy"]
+    chosen = (rung < coldest) & jnp.isfinite(energy)
+    predict: Any = problem.predict
 
     def score(batch: PyTree) -> dict[str, Array]:
         count = tree.leading(batch, "examples")
@@ -111,4 +116,4 @@ def _of_one_seed(
                 )
         return found
 
-    return mean_in_chunks(score, examples, engine.evaluation_batch)
+    return mean_in_chunks(score, examples, chunk)
