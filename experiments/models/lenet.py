@@ -80,7 +80,7 @@ class LeNetEMNIST(nnx.Module):
     Args:
         classes: number of classes.
         head: "rbf", squared distances to learned centres as logits, or "softmax", a dense layer.
-        convolution: the function behind all convolutions; the default is the faster one for replicas on a CPU.
+        convolution: the function behind all convolutions; the default is the faster one for replicas.
         rngs: random streams; `params` and `dropout` are used.
 
     Raises:
@@ -92,7 +92,7 @@ class LeNetEMNIST(nnx.Module):
         classes: int = 26,
         *,
         head: str = "rbf",
-        convolution: Convolution = jaxpt.conv_by_products,
+        convolution: Convolution = jaxpt.conv_general_dilated,
         rngs: nnx.Rngs,
     ):
         heads: dict[str, Callable[..., Any]] = {
@@ -141,7 +141,7 @@ class LeNetCIFAR10(nnx.Module):
     Args:
         classes: number of classes.
         version: "table" or "as_run".
-        convolution: the function behind all convolutions; the default is the faster one for replicas on a CPU.
+        convolution: the function behind all convolutions; the default is the faster one for replicas.
         rngs: random streams; `params` and `dropout` are used.
 
     Raises:
@@ -153,7 +153,7 @@ class LeNetCIFAR10(nnx.Module):
         classes: int = 10,
         *,
         version: str = "as_run",
-        convolution: Convolution = jaxpt.conv_by_products,
+        convolution: Convolution = jaxpt.conv_general_dilated,
         rngs: nnx.Rngs,
     ):
         if version not in ("table", "as_run"):
