@@ -1,7 +1,7 @@
 """Parallel tempering of neural networks: many replicas train as one JAX program and exchange hyperparameters."""
 
 from jaxpt import diagnostics, linen
-from jaxpt.conv import conv_by_products
+from jaxpt.convolution import conv_by_products, conv_general_dilated
 from jaxpt.data import Batches, Data
 from jaxpt.diffusion import Diffusion, diffusion
 from jaxpt.engine import Engine, RunState, Trace
@@ -37,6 +37,7 @@ __all__ = [
     "Tempering",
     "Trace",
     "conv_by_products",
+    "conv_general_dilated",
     "cross_entropy",
     "diagnostics",
     "diffusion",

@@ -10,7 +10,16 @@ import jaxpt
 ROOT = Path(jaxpt.__file__).parent
 FLOORS = [
     ["types", "tree"],
-    ["ladder", "metropolis", "pairing", "noise", "losses", "conv", "data", "stream"],
+    ["ladder", "metropolis", "pairing", "noise", "losses", "data", "stream"],
+    [
+        "convolution.geometry",
+        "convolution.choice",
+        "convolution.direct",
+        "convolution.products",
+        "convolution.rules",
+        "convolution.general",
+        "convolution",
+    ],
     ["nn", "linen", "rules.independent", "rules.tempering", "rules", "problems", "replicas", "diagnostics"],
     ["checks", "engine"],
     ["fit", "mixture", "diffusion", "plots"],

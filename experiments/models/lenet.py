@@ -81,7 +81,7 @@ class LeNetEMNIST(nnx.Module):
         classes: number of classes.
         channels: of the images.
         head: "rbf", squared distances to learned centres as logits, or "softmax", a dense layer.
-        convolution: the function behind all convolutions; the default is the faster one for replicas on a CPU.
+        convolution: the function behind all convolutions; the default is the faster one for replicas.
         rngs: random streams; `params` and `dropout` are used.
 
     Raises:
@@ -94,7 +94,7 @@ class LeNetEMNIST(nnx.Module):
         *,
         channels: int = 1,
         head: str = "rbf",
-        convolution: Convolution = jaxpt.conv_by_products,
+        convolution: Convolution = jaxpt.conv_general_dilated,
         rngs: nnx.Rngs,
     ):
         heads: dict[str, Callable[..., Any]] = {
@@ -144,7 +144,7 @@ class LeNetCIFAR10(nnx.Module):
         classes: number of classes.
         channels: of the images.
         version: "table" or "as_run".
-        convolution: the function behind all convolutions; the default is the faster one for replicas on a CPU.
+        convolution: the function behind all convolutions; the default is the faster one for replicas.
         rngs: random streams; `params` and `dropout` are used.
 
     Raises:
@@ -157,7 +157,7 @@ class LeNetCIFAR10(nnx.Module):
         *,
         channels: int = 3,
         version: str = "as_run",
-        convolution: Convolution = jaxpt.conv_by_products,
+        convolution: Convolution = jaxpt.conv_general_dilated,
         rngs: nnx.Rngs,
     ):
         if version not in ("table", "as_run"):

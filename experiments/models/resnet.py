@@ -7,8 +7,9 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float
+
+import jaxpt
 
 Convolution = Callable[..., Array]
 """`lax.conv_general_dilated`, or a function that does the same faster."""
@@ -114,8 +115,7 @@ class ResNet(nnx.Module):
         version: "original" or "preactivation".
         batch_statistics: normalise by the batch's statistics in evaluation too, as the paper's code does, instead of
             by running averages.
-        convolution: the function behind all convolutions. Replicas on a CPU train far faster with
-            `jaxpt.conv_by_products`, which keeps nine copies of every feature map in memory and so is not the default.
+        convolution: the function behind all convolutions; the default is the faster one for replicas.
         rngs: random streams; `params` is used.
 
     Raises:
@@ -130,7 +130,7 @@ class ResNet(nnx.Module):
         channels: int = 3,
         version: str = "original",
         batch_statistics: bool = False,
-        convolution: Convolution = lax.conv_general_dilated,
+        convolution: Convolution = jaxpt.conv_general_dilated,
         rngs: nnx.Rngs,
     ):
         if version not in ("original", "preactivation"):

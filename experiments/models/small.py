@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 import jaxpt
 
-Conv = partial(nnx.Conv, conv_general_dilated=jaxpt.conv_by_products)
+Conv = partial(nnx.Conv, conv_general_dilated=jaxpt.conv_general_dilated)
 
 
 class SmallConvNet(nnx.Module):

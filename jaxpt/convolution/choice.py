@@ -1,0 +1,70 @@
+"""Which lowering computes a convolution of stacked replicas, or one of its gradients: a pure function of shapes."""
+
+from typing import NamedTuple
+
+from jaxpt.convolution.geometry import Geometry
+
+LOWERINGS = ("direct", "grouped", "blocks", "im2col", "toeplitz")
+"""How a convolution is computed:
+
+- "direct": lax's convolution, replica after replica, gradients in the layout that XLA's CPU kernel takes;
+- "grouped": one convolution of lax with a group per replica, what vmap makes of it;
+- "blocks", "im2col", "toeplitz": products with blocks of several columns, of one, of all (`products`).
+"""
+
+
+class Work(NamedTuple):
+    """One convolution or gradient to compute, in the sizes of the forward pass."""
+
+    part: str
+    """"forward", "input_gradient" or "kernel_gradient"."""
+    shape: Geometry
+    """Sizes, strides and padding."""
+    replicas: int
+    """M kernels, each with images of its own."""
+    batch: int
+    """B images a replica."""
+    channels: int
+    """C of the images."""
+    features: int
+    """O of the output."""
+
+
+def choose(work: Work, backend: str) -> str:
+    """Returns the lowering, one of `LOWERINGS`.
+
+    CPU: measured by benchmarks/convolutions.py on two cores of a shared machine (jax 0.10.2, float32, batches of 32
+    and 128, 4 and 8 replicas, LeNet's and ResNet-20's layers). XLA's kernel is fast where it reads at least four
+    channels; its input gradient computes every pixel that padding adds, which a 5x5 kernel without padding doubles at
+    least; products pay where it is slow. Others: not measured yet; products for small images, since a step of those
+    is bound by launches, else what vmap does.
+
+    Args:
+        work: what is computed.
+        backend: "cpu", "gpu", "tpu".
+    """
+    rows, columns = work.shape.output
+    if rows == columns == 1 or work.shape.kernel == work.shape.strides == (1, 1):
+        return "im2col"  # one product as it stands: nothing is copied or wasted
+    if backend != "cpu":
+        small = work.shape.image[0] * work.shape.image[1] * work.channels < 4096
+        return "blocks" if small and work.replicas > 1 else "grouped"
+    if work.part == "forward":
+        return "direct" if work.channels >= 4 else "blocks"
+    if work.part == "kernel_gradient":
+        return "direct" if work.batch >= 4 else "blocks"
+    down, along = work.shape.strides
+    padded = work.shape.image[0] * work.shape.image[1] > 1.5 * rows * down * columns * along
+    return "blocks" if padded or work.channels < 4 else "direct"
+
+
+def block(lowering: str, work: Work) -> int:
+    """Returns how many columns of the output one product takes, for a lowering by products.
+
+    "blocks" takes as many as make the product's result about 64 wide, all of one size but the last.
+    """
+    columns = work.shape.output[1]
+    if lowering != "blocks":
+        return columns if lowering == "toeplitz" else 1
+    wide = work.channels if work.part == "input_gradient" else work.features
+    return -(-columns // -(-columns // max(2, 64 // wide)))

@@ -1,0 +1,66 @@
+"""A convolution of one replica and its two gradients, each as one convolution of lax.
+
+JAX states the gradients in the layouts of the forward pass, by dimension numbers. On CPUs, XLA brings those into the
+one layout that its fast kernel takes (NHWC, HWIO) only outside of loops; inside a scan over steps they run many times
+slower. With `canonical` the arrays are transposed here instead. The numbers are the same.
+"""
+
+from typing import Any
+
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxpt.convolution.geometry import Geometry
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def forward(
+    images: Float[Array, "B H W C"], kernel: Float[Array, "h w C O"], shape: Geometry, **options: Any
+) -> Float[Array, "B rows columns O"]:
+    """Returns the convolution; `options` are `precision` and `preferred_element_type`."""
+    return lax.conv_general_dilated(images, kernel, shape.strides, shape.padding, dimension_numbers=LAYOUT, **options)
+
+
+def input_gradient(
+    cotangent: Float[Array, "B rows columns O"],
+    kernel: Float[Array, "h w C O"],
+    shape: Geometry,
+    canonical: bool,
+    **options: Any,
+) -> Float[Array, "B H W C"]:
+    """Returns the gradient with respect to the images: a convolution of the dilated cotangent, kernel reversed."""
+    low = [k - 1 - p[0] for k, p in zip(shape.kernel, shape.padding, strict=True)]
+    padding = [(p, n + k - 1 - p - _dilated(o, s)) for p, n, k, o, s in _zip(low, shape)]
+    kernel = lax.rev(kernel, (0, 1))
+    kernel, layout = (kernel.transpose(0, 1, 3, 2), LAYOUT) if canonical else (kernel, ("NHWC", "HWOI", "NHWC"))
+    return lax.conv_general_dilated(
+        cotangent, kernel, (1, 1), padding, lhs_dilation=shape.strides, dimension_numbers=layout, **options
+    )
+
+
+def kernel_gradient(
+    images: Float[Array, "B H W C"],
+    cotangent: Float[Array, "B rows columns O"],
+    shape: Geometry,
+    canonical: bool,
+    **options: Any,
+) -> Float[Array, "h w C O"]:
+    """Returns the gradient with respect to the kernel: images and cotangent convolved over the batch."""
+    low = [p[0] for p in shape.padding]
+    padding = [(p, k - 1 + _dilated(o, s) - n - p) for p, n, k, o, s in _zip(low, shape)]
+    layout = ("CHWN", "IHWO", "HWNC")
+    if canonical:
+        images, cotangent, layout = images.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3), LAYOUT
+    out = lax.conv_general_dilated(
+        images, cotangent, (1, 1), padding, rhs_dilation=shape.strides, dimension_numbers=layout, **options
+    )
+    return out.transpose(1, 2, 0, 3) if canonical else out
+
+
+def _dilated(size: int, stride: int) -> int:
+    return (size - 1) * stride + 1
+
+
+def _zip(low: list[int], shape: Geometry) -> Any:
+    return zip(low, shape.image, shape.kernel, shape.output, shape.strides, strict=True)
