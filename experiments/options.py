@@ -49,7 +49,9 @@ class BaseOptions(TrainingOptions):
     probe: int | None = None
     """Energies on this many validation examples, drawn anew each period; the whole split if not given."""
     curve: int | None = None
-    """Test examples behind the curves; all if not given. The table always says the error on all of them."""
+    """Test examples behind the curves; all if not given. The table says the error on all of them."""
+    sample: int | None = None
+    """At most so many validation and test examples for everything; all if not given. The summary says so."""
     coldest_k: int = 3
     """Beside the mixture of all replicas, that of so many on the coldest rungs."""
 

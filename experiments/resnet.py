@@ -24,7 +24,7 @@ class Options(PaperOptions):
     """One learning rate for all replicas until --switch, then a ladder of learning rates; random crops and flips.
 
     The ladder is that of the authors' code; the legends of their figure say 0.009 to 0.018 for ResNet-20, 0.005 to 0.05
-    for ResNet-44. The quick preset takes smaller minibatches: on a CPU a step on 128 images takes seconds.
+    for ResNet-44. The quick preset takes smaller minibatches and samples: on a CPU a step on 128 images takes seconds.
     """
 
     depth: int = 20
@@ -52,9 +52,11 @@ class Options(PaperOptions):
 
 def preset(preset: Preset = "quick", depth: int = 20) -> Options:
     """Returns the options of a preset."""
-    C = 30.0 if depth > 20 else 20.0
-    paper = Options(preset="paper", depth=depth, C=C, directory=Path(f"runs/resnet{depth}"))
-    return paper if preset == "paper" else shorten(paper, 300, probe=512, curve=512, batch_size=32)
+    deep = depth > 20
+    paper = Options(preset="paper", depth=depth, C=30.0 if deep else 20.0, directory=Path(f"runs/resnet{depth}"))
+    if preset == "paper":
+        return paper
+    return shorten(paper, 600 if deep else 300, batch_size=16, probe=64, curve=32, sample=1000)
 
 
 def main(options: Options) -> None:

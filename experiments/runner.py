@@ -30,7 +30,10 @@ def run(experiment: str, engine: jaxpt.Engine, data: Data, options: BaseOptions,
     Raises:
         ValueError: an option is out of range, or the directory cannot be written.
     """
-    _check(options, data)
+    _check(options)
+    if options.sample is not None:
+        data = data._replace(valid=_drawn(data.valid, options.sample), test=_drawn(data.test, options.sample))
+        dataset += f"; scores on at most {options.sample:,} examples"
     engines = {name: dataclasses.replace(engine, rule=rule) for name, rule in arms_rules(options).items()}
     directory = make_directory(options.directory)
     results = {name: _fit(arm, data, options, name) for name, arm in engines.items()}
@@ -89,14 +92,20 @@ def flat_traces(results: dict[str, jaxpt.Result]) -> dict[str, np.ndarray]:
     }
 
 
-def _check(options: BaseOptions, data: Data) -> None:
-    if options.seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, but it is {options.seeds}")
-    if options.coldest_k < 1:
-        raise ValueError(f"--coldest-k must be at least 1, but it is {options.coldest_k}")
-    examples = len(data.test["label"])
-    if options.curve is not None and not 1 <= options.curve <= examples:
-        raise ValueError(f"--curve must be 1 .. {examples}, the test examples, but it is {options.curve}")
+def _check(options: BaseOptions) -> None:
+    for name in ("seeds", "coldest_k", "curve", "sample"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, but it is {value}")
+
+
+def _drawn(examples: dict[str, np.ndarray], count: int | None) -> dict[str, np.ndarray]:
+    """Returns so many of the examples at random, always the same: a file may be sorted by class."""
+    total = len(examples["label"])
+    if count is None or count >= total:
+        return examples
+    rows = np.sort(np.random.default_rng(0).choice(total, count, replace=False))
+    return {name: leaf[rows] for name, leaf in examples.items()}
 
 
 def _fit(engine: jaxpt.Engine, data: Data, options: BaseOptions, name: str) -> jaxpt.Result:
@@ -105,7 +114,7 @@ def _fit(engine: jaxpt.Engine, data: Data, options: BaseOptions, name: str) -> j
         engine,
         data.train,
         data.valid,
-        test=jax.tree.map(lambda leaf: leaf[: options.curve], data.test),
+        test=_drawn(data.test, options.curve),
         steps=options.steps,
         seeds=range(options.seeds),
         progress=None if options.progress else False,
@@ -120,14 +129,13 @@ def _fit(engine: jaxpt.Engine, data: Data, options: BaseOptions, name: str) -> j
 def _mixtures(result: jaxpt.Result, data: Data, options: BaseOptions) -> report.Mixtures:
     """Returns {which replicas: {split: error of their mean prediction, per seed}}."""
     metrics = {"error": classification.mixture_error}
-    ladder = next(iter(result.engine.ladders))
-    coldest = min(options.coldest_k, result.engine.num_replicas)
-    return {
-        which: {
-            split: np.asarray(
-                jaxpt.mixture(result.engine, result.state, examples, metrics, coldest=count, ladder=ladder)["error"]
-            )
-            for split, examples in (("validation", data.valid), ("test", data.test))
-        }
-        for which, count in (("all", None), (f"coldest {coldest}", coldest))
-    }
+    ladder, replicas = next(iter(result.engine.ladders)), result.engine.num_replicas
+    counts = {"all": replicas, f"coldest {min(options.coldest_k, replicas)}": min(options.coldest_k, replicas)}
+    found: report.Mixtures = {which: {} for which in counts}
+    for split, examples in (("validation", data.valid), ("test", data.test)):
+        mixed = jaxpt.mixture(
+            result.engine, result.state, examples, metrics, coldest=list(counts.values()), ladder=ladder
+        )
+        for which, error in zip(counts, np.asarray(mixed["error"]), strict=True):
+            found[which][split] = error
+    return found

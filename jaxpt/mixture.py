@@ -1,16 +1,17 @@
 """The mixture of replicas: the mean of their predicted probabilities, for all of them or for the coldest few."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxpt import tree
 from jaxpt.engine import Engine, RunState
-from jaxpt.replicas import Replicas, mean_in_chunks, mean_scores
+from jaxpt.replicas import Replicas, mean_in_chunks
 from jaxpt.types import Batch, Problem
 
 MixtureMetric = Callable[[Float[Array, "B K"], Batch], Array]
@@ -23,9 +24,9 @@ def mixture(
     examples: PyTree,
     metrics: Mapping[str, MixtureMetric],
     *,
-    coldest: int | None = None,
+    coldest: int | Sequence[int] | None = None,
     ladder: str | None = None,
-) -> dict[str, Float[Array, "*S"]]:
+) -> dict[str, Float[Array, "..."]]:
     """Returns {metric: []} of the mean predicted probability of several replicas, means over all the examples.
 
         jaxpt.mixture(result.engine, result.state, test, {
@@ -33,16 +34,17 @@ def mixture(
             "nll": lambda p, batch: jaxpt.negative_log_likelihood(p, batch["y"]),
         }, coldest=3)
 
-    Evaluated on the device, `engine.evaluation_batch` examples at a time. A replica whose energy on these examples is
-    not finite is left out; where that leaves none the metrics are computed from NaN. Pass the same `metrics` object
-    again, or the same functions, and nothing is compiled again, whatever `coldest` is.
+    Evaluated on the device, `engine.evaluation_batch` examples at a time. A replica is left out wherever its
+    probabilities are not finite; where that leaves none the metrics are computed from NaN. Pass the same `metrics`
+    object again, or the same functions, and nothing is compiled again, whatever `coldest` is.
 
     Args:
         engine: its problem needs `predict`.
-        state: whose replicas; with S seeds there is one mixture per seed, and metrics are [S].
+        state: whose replicas; with S seeds there is one mixture per seed, and metrics are [S] (or [K, S]).
         examples: leaves [N, ...].
         metrics: {name: function(probabilities [B, K], batch) -> [B]}.
-        coldest: only the replicas on this many coldest rungs, where they stand now; by default all.
+        coldest: only the replicas on this many coldest rungs, where they stand now; by default all. A sequence of K
+            such numbers gives K mixtures, metrics [K], for the price of one.
         ladder: which ladder's rungs; needed with `coldest` if there are several ladders.
 
     Raises:
@@ -57,16 +59,23 @@ def mixture(
     if not metrics:
         raise ValueError('metrics is empty; give one at least, e.g. {"error": lambda p, batch: errors(p, batch["y"])}')
     replicas, ladders = engine.num_replicas, list(engine.ladders)
-    if coldest is not None and not 1 <= coldest <= replicas:
+    counts = np.asarray(replicas if coldest is None else coldest)
+    if (
+        not np.issubdtype(counts.dtype, np.integer)
+        or counts.size == 0
+        or (counts < 1).any()
+        or (counts > replicas).any()
+    ):
         raise ValueError(f"coldest must be 1 .. {replicas}, the number of replicas, but it is {coldest}")
     if ladder is not None and ladder not in ladders:
         raise ValueError(f"ladder={ladder!r} is none of the engine's; there are {', '.join(ladders)}")
     if ladder is None and coldest is not None and len(ladders) > 1:
         raise ValueError(f"coldest on which ladder? give ladder=..., one of {', '.join(ladders)}")
-    rungs = jnp.asarray(replicas if coldest is None else coldest, jnp.int32)
     # Not the engine: whatever its rule, the program is the same.
     key = (engine.problem, tuple(metrics.items()), engine.evaluation_batch)
-    return _mixture(*key, state.replicas, state.replicas.rung[ladder or ladders[0]], examples, rungs)
+    rung = state.replicas.rung[ladder or ladders[0]]
+    found = _mixture(*key, state.replicas, rung, examples, jnp.asarray(counts.ravel(), jnp.int32))
+    return found if counts.ndim else jax.tree.map(lambda metric: metric[0], found)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -77,10 +86,10 @@ def _mixture(
     replicas: Replicas,
     rung: Int[Array, "*S M"],
     examples: PyTree,
-    coldest: Int[Array, ""],
+    coldest: Int[Array, " K"],
 ) -> dict[str, Array]:
     one = partial(_of_one_seed, problem, metrics, chunk, examples=examples, coldest=coldest)
-    return jax.vmap(one)(replicas, rung) if rung.ndim == 2 else one(replicas, rung)
+    return jax.vmap(one, out_axes=1)(replicas, rung) if rung.ndim == 2 else one(replicas, rung)
 
 
 def _of_one_seed(
@@ -91,11 +100,9 @@ def _of_one_seed(
     rung: Int[Array, " M"],
     *,
     examples: PyTree,
-    coldest: Int[Array, ""],
-) -> dict[str, Float[Array, ""]]:
-    """Returns the metrics of the mixture of one seed's replicas."""
-    energy = mean_scores(problem, jax.vmap, replicas, examples, chunk)["energy"]
-    chosen = (rung < coldest) & jnp.isfinite(energy)
+    coldest: Int[Array, " K"],
+) -> dict[str, Float[Array, " K"]]:
+    """Returns the metrics of the mixtures of one seed's replicas."""
     predict: Any = problem.predict
 
     def score(batch: PyTree) -> dict[str, Array]:
@@ -105,14 +112,20 @@ def _of_one_seed(
             raise ValueError(
                 f"predict must give logits of shape ({count}, K) for {count} examples, but it gives {each.shape[1:]}"
             )
-        # `where`, not a weight: a number that is not finite must not come through as 0 times itself.
-        mean = jnp.mean(each, 0, where=chosen[:, None, None])
-        found = {name: metric(mean, batch) for name, metric in metrics}
+        healthy = jnp.isfinite(each).all(-1)
+
+        def mixed(coldest: Int[Array, ""]) -> dict[str, Array]:
+            # `where`, not a weight: a number that is not finite must not come through as 0 times itself.
+            chosen = (rung < coldest)[:, None] & healthy
+            mean = jnp.mean(each, 0, where=chosen[..., None])
+            return {name: metric(mean, batch) for name, metric in metrics}
+
+        found = jax.vmap(mixed)(coldest)
         for name, value in found.items():
-            if jnp.shape(value) != (count,):
+            if jnp.shape(value)[1:] != (count,):
                 raise ValueError(
                     f"metric {name!r} must give one number per example, shape ({count},), but it gives shape "
-                    f"{jnp.shape(value)}; leave out the mean"
+                    f"{jnp.shape(value)[1:]}; leave out the mean"
                 )
         return found
 

@@ -52,6 +52,16 @@ def test_it_is_the_mean_of_what_the_models_say(coldest, run, data):
         np.testing.assert_allclose([found["error"][seed], found["nll"][seed]], expected, rtol=1e-5)
 
 
+def test_several_mixtures_cost_one_pass(run, data):
+    engine, state = run
+    found = jaxpt.mixture(engine, state, data.valid, METRICS, coldest=[4, 2])
+    for k, coldest in enumerate((None, 2)):
+        alone = jaxpt.mixture(engine, state, data.valid, METRICS, coldest=coldest)
+        for name in METRICS:
+            assert found[name].shape == (2, 2)
+            np.testing.assert_allclose(found[name][k], alone[name], rtol=1e-6)
+
+
 def test_the_mixture_of_one_is_the_replica_itself(run, data):
     engine, state = run
     found = jaxpt.mixture(engine, state, data.valid, METRICS, coldest=1)
@@ -112,6 +122,8 @@ def test_each_mistake_has_a_message(run, data):
         jaxpt.mixture(plain, state, data.valid, METRICS)
     with pytest.raises(ValueError, match=r"coldest must be 1 \.\. 4"):
         jaxpt.mixture(engine, state, data.valid, METRICS, coldest=5)
+    with pytest.raises(ValueError, match=r"coldest must be 1 \.\. 4"):
+        jaxpt.mixture(engine, state, data.valid, METRICS, coldest=[4, 0])
     with pytest.raises(ValueError, match="metrics is empty"):
         jaxpt.mixture(engine, state, data.valid, {})
     with pytest.raises(ValueError, match="none of the engine's"):

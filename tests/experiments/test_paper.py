@@ -167,7 +167,8 @@ def test_another_set_of_another_shape_is_read(tmp_path):
     [
         (("--coldest", 0.5), 2, "must be below --hottest"),
         (("--data-dir", "no/such/folder"), 1, "no such folder"),
-        (("--curve", 21), 2, "--curve must be 1 .. 20"),
+        (("--curve", 0), 2, "--curve must be at least 1"),
+        (("--sample", 0), 2, "--sample must be at least 1"),
         (("--coldest-k", 0), 2, "--coldest-k must be at least 1"),
     ],
 )
