@@ -10,8 +10,9 @@ import jaxpt
 ROOT = Path(jaxpt.__file__).parent
 FLOORS = [
     ["types", "tree"],
-    ["ladder", "metropolis", "pairing", "noise", "losses", "conv", "data", "stream"],
+    ["ladder", "metropolis", "pairing", "noise", "losses", "conv", "data", "stream", "canonical"],
     ["nn", "linen", "rules.independent", "rules.tempering", "rules", "problems", "replicas", "diagnostics"],
+    ["state", "placement", "precision", "replica_axis"],
     ["checks", "engine"],
     ["fit", "mixture", "diffusion", "plots"],
     [""],
