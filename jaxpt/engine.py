@@ -14,7 +14,7 @@ from jaxpt.data import Batches, Data, minibatches
 from jaxpt.ladder import Ladder, as_arrays
 from jaxpt.placement import Placement
 from jaxpt.precision import Precision, tracing_with
-from jaxpt.replica_axis import ReplicaAxis, over_replicas
+from jaxpt.replica_axis import Execution, ReplicaAxis, choose, convolves, over_replicas
 from jaxpt.replicas import Replicas, in_force, init_replicas, mean_scores, rescale_momentum, train_step
 from jaxpt.rules import Tempering
 from jaxpt.state import RunState, Trace, state_axes, trace_axes
@@ -176,6 +176,16 @@ class Engine:
     def evaluate(self, state: RunState, examples: PyTree) -> dict[str, Float[Array, "..."]]:
         """Returns {"energy": [M], metric: [M]}: means over all the examples, in evaluation mode."""
         return _evaluate(self, state, examples)
+
+    def execution(self, data: Data | None = None) -> Execution:
+        """Returns how a run on such data executes the replica axis, and on how many devices; computes nothing."""
+        placed, how = self.placed, str(self.replica_axis)
+        replicas, devices = self.num_replicas // placed.num_shards, placed.num_shards
+        if how == "auto":
+            hyper = checks.abstract_hyper(self)
+            found = convolves(self.problem, self.schedule, hyper, _as_data(data).train, self.batch_size)
+            how = choose(placed.platform, replicas, devices, found)
+        return Execution(how, replicas, devices, placed.platform)
 
     def check(self, data: Data) -> None:
         """Shows the whole data set to loss and metrics, as shapes only, labels as they are; nothing is computed.

@@ -39,11 +39,6 @@ class Placement:
         """What the devices are: "cpu", "gpu" or "tpu"."""
         return platform() if self.mesh is None else self.mesh.devices.flat[0].platform
 
-    @property
-    def replicated(self) -> NamedSharding | None:
-        """How an array lies that every shard needs whole; None on one device: as JAX pleases."""
-        return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
-
     def over_shards(self, function: Callable[..., T], in_axes: PyTree, out_axes: PyTree) -> Callable[..., T]:
         """Lifts a function of one shard's arrays to whole arrays; the function itself on one device.
 
@@ -87,6 +82,10 @@ class Placement:
             return jax.device_put(arrays)
         mesh = self.mesh
         return jax.device_put(arrays, jax.tree.map(lambda axis: NamedSharding(mesh, _spec(axis)), axes))
+
+    def gathered(self, arrays: T) -> T:
+        """Returns arrays on one device only, the first."""
+        return arrays if self.mesh is None else jax.device_put(arrays, self.mesh.devices.flat[0])
 
 
 def single() -> Placement:

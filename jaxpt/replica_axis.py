@@ -1,13 +1,16 @@
 """How the replicas of one device are executed: at once, written out one by one, or in a loop."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Key, PyTree
 
 from jaxpt import canonical, tree
+from jaxpt.replicas import in_force
+from jaxpt.types import Hyper, Problem, Schedule
 
 ReplicaAxis: TypeAlias = Literal["auto", "vmap", "unroll", "map"]
 NAMES = get_args(ReplicaAxis)
@@ -28,9 +31,9 @@ class Execution(NamedTuple):
     """"cpu", "gpu" or "tpu"."""
 
     def __str__(self) -> str:
-        return (
-            f"{self.replica_axis} over {self.replicas} replica(s) on each of {self.devices} {self.platform} device(s)"
-        )
+        replicas = f"{self.replicas} replica{'s' * (self.replicas > 1)}"
+        devices = f"{self.platform} device" if self.devices == 1 else f"each of {self.devices} {self.platform} devices"
+        return f"{self.replica_axis} over {replicas} on {devices}"
 
 
 def choose(platform: str, replicas: int, devices: int, convolves: bool) -> str:
@@ -62,6 +65,27 @@ def choose(platform: str, replicas: int, devices: int, convolves: bool) -> str:
     if not convolves:
         return "vmap"
     return "unroll" if devices == 1 and replicas <= _UNROLL_AT_MOST else "map"
+
+
+def convolves(
+    problem: Problem, schedule: Schedule | None, hyper: Mapping[str, Any], train: PyTree, batch_size: int
+) -> bool:
+    """Whether the training loss of a problem holds a convolution; traces it and computes nothing.
+
+    Args:
+        problem: what is trained.
+        schedule: (hyperparameters, step) -> the ones in force, or None.
+        hyper: {name: abstract scalar}.
+        train: training split, leaves [N, ...], or None.
+        batch_size: examples in a minibatch.
+    """
+
+    def loss(key: Key[Array, ""], hyper: Hyper, batch: PyTree) -> Any:
+        params, state = problem.init(key)
+        return problem.loss(params, state, batch, in_force(schedule, hyper, jnp.zeros((), jnp.int32)), key)
+
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), train)
+    return canonical.has_convolutions(jax.make_jaxpr(loss)(jax.random.key(0), dict(hyper), batch).jaxpr)
 
 
 def over_replicas(
