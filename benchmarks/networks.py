@@ -1,5 +1,6 @@
 """The networks that the benchmarks train, for jaxpt and, if it is installed, for PyTorch; and their work by hand."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -116,7 +117,7 @@ def torch_model(model: str) -> Any:
             Distance(),
         )
     widths = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
-    blocks = [Block(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True)]
+    blocks = [Block(i, o) for i, o in itertools.pairwise(widths)]
     stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 

@@ -189,9 +189,8 @@ def measure(options: argparse.Namespace, replicas: int) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Returns rows as Markdown."""
-    shown = [
-        ("model", "M", "batch", "variant", "time / (a)", "ms a step (range)", "compile s", "MB", "GFLOP/s", "of peak", "how")
-    ]
+    title = ("model", "M", "batch", "variant", "time / (a)", "ms a step (range)", "compile s", "MB", "GFLOP/s")
+    shown = [(*title, "of peak", "how")]
     for row in rows:
         low, high = (1e3 * s for s in row["spread"])
         shown.append(

@@ -55,7 +55,7 @@ def environment() -> dict[str, Any]:
 
 def chosen_options(options: Any) -> dict[str, Any]:
     """Returns the options that matter for the numbers, ready for JSON."""
-    leave_out = ("directory", "progress", "data_dir")
+    leave_out = ("directory", "progress", "data_dir", "devices")
     return {name: value for name, value in dataclasses.asdict(options).items() if name not in leave_out}
 
 
@@ -151,6 +151,7 @@ def _arm(result: jaxpt.Result, mixtures: Mixtures, options: BaseOptions) -> dict
         "acceptance_per_pair": [number(p) for p in pairs],
         "round_trips": int(sum(round_trips(rung).sum() for rung in result.trace.rung.values())),
         "steps": options.steps,
+        "execution": str(result.execution),
         "wall_seconds": result.seconds,
         "compile_seconds": result.compile_seconds,
         "replica_images_per_second": result.replica_images / result.seconds,

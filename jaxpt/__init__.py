@@ -1,6 +1,6 @@
 """Parallel tempering of neural networks: many replicas train as one JAX program and exchange hyperparameters."""
 
-from jaxpt import diagnostics, linen
+from jaxpt import diagnostics, linen, placement
 from jaxpt.convolution import conv_by_products, conv_general_dilated
 from jaxpt.data import Batches, Data
 from jaxpt.diffusion import Diffusion, diffusion
@@ -11,6 +11,8 @@ from jaxpt.losses import cross_entropy, errors, negative_log_likelihood
 from jaxpt.mixture import mixture
 from jaxpt.nn import Dropout, GaussianNoise, Hyperparameter
 from jaxpt.noise import gradient_noise, langevin
+from jaxpt.placement import use_all_cores
+from jaxpt.precision import with_compute_dtype
 from jaxpt.problems import energy_problem, linen_problem, nnx_problem, with_weight_noise
 from jaxpt.rules import Independent, Tempering, exchange
 from jaxpt.stream import prefetch
@@ -54,6 +56,9 @@ __all__ = [
     "mixture",
     "negative_log_likelihood",
     "nnx_problem",
+    "placement",
     "prefetch",
+    "use_all_cores",
+    "with_compute_dtype",
     "with_weight_noise",
 ]

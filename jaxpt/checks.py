@@ -11,9 +11,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
-from jaxpt import tree
+from jaxpt import precision, replica_axis, tree
 from jaxpt.data import Batches, Data
 from jaxpt.ladder import Ladder, check_values
+from jaxpt.placement import Placement, check_fits
 from jaxpt.replicas import Reads, has_state, in_force, init_replica, reads
 from jaxpt.types import Problem, Rule
 
@@ -35,6 +36,7 @@ def check_engine(engine: "Engine") -> None:
             continue
         if not isinstance(value, int | np.integer) or value < low:
             raise ValueError(f"{name} must be an integer of at least {low}, but it is {value!r}")
+    _check_execution(engine)
     for name, value in engine.fixed.items():
         if not (np.ndim(value) == 0 and math.isfinite(value)):
             raise ValueError(f"fixed[{name!r}] must be one finite number, the same for all replicas, not {value!r}")
@@ -87,6 +89,20 @@ def _check_ladders(engine: "Engine") -> None:
         raise ValueError(
             f"{type(engine.rule).__name__} needs two rungs at least to exchange, but the ladder has one; add rungs, "
             "or take rule=Independent()"
+        )
+
+
+def _check_execution(engine: "Engine") -> None:
+    """Catches ways of running that do not exist, and replicas that do not split evenly over the devices."""
+    for name, known in {"replica_axis": replica_axis.NAMES, "precision": precision.NAMES}.items():
+        if getattr(engine, name) not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, but it is {getattr(engine, name)!r}")
+    if isinstance(engine.placement, Placement):
+        check_fits(engine.placement, engine.num_replicas)
+    elif engine.placement != "auto":
+        raise ValueError(
+            'placement must be "auto" or come from jaxpt.placement, e.g. jaxpt.placement.shard_map(jax.devices()), '
+            f"but it is {engine.placement!r}"
         )
 
 

@@ -3,60 +3,25 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from jaxpt import checks, tree
+from jaxpt import checks, placement, tree
 from jaxpt.data import Batches, Data, minibatches
 from jaxpt.ladder import Ladder, as_arrays
-from jaxpt.replicas import Replicas, in_force, init_replica, mean_scores, rescale_momentum, train_step
+from jaxpt.placement import Placement
+from jaxpt.precision import Precision, tracing_with
+from jaxpt.replica_axis import Execution, ReplicaAxis, choose, convolves, over_replicas
+from jaxpt.replicas import Replicas, in_force, init_replicas, mean_scores, rescale_momentum, train_step
 from jaxpt.rules import Tempering
-from jaxpt.types import Info, Move, Optimizer, Problem, Rule, Schedule
+from jaxpt.state import RunState, Trace, state_axes, trace_axes
+from jaxpt.types import Move, Optimizer, Problem, Rule, Schedule
 
 T = TypeVar("T")
 _INIT, _DATA, _EXCHANGE, _PROBE = range(4)  # what the run's key is folded with for each purpose
-
-
-class RunState(NamedTuple):
-    """All there is to a run: what follows is a pure function of it.
-
-    With S seeds every leaf but `step` and `period` has a further leading axis of length S.
-    """
-
-    replicas: Replicas
-    """Leaves [M, ...]."""
-    step: Int[Array, ""]
-    """Optimiser steps done."""
-    period: Int[Array, ""]
-    """Periods done."""
-    key: Key[Array, ""]
-    """The seed. Data order, exchanges and probes fold their counters into it; it never changes."""
-    ladders: dict[str, Ladder]
-    """{name: ladder} the ladders in force."""
-    rule: Any
-    """The rule; its leaves are its state."""
-
-
-class Trace(NamedTuple):
-    """What a run records: one row per period, P of them; with S seeds [P, S, M] instead of [P, M]."""
-
-    step: Int[Array, " P"]
-    """Optimiser steps done at the period's end."""
-    loss: Float[Array, "P M"]
-    """Mean training loss over the period's steps."""
-    valid: dict[str, Float[Array, "P M"]]
-    """{"energy": ..., metric: ...} on the validation split (or probe batch) at the period's end."""
-    test: dict[str, Float[Array, "P M"]]
-    """The same on the test split; empty without one."""
-    rung: dict[str, Int[Array, "P M"]]
-    """{ladder: rung} during the period, before its exchange."""
-    hyper: dict[str, Float[Array, "P M"]]
-    """{name: value} during the period, before its exchange; what a schedule makes of it is not recorded."""
-    info: Info
-    """What the period's exchange did; leaves [P, M-1], `ladder` [P] (with seeds [P, S, M-1] and [P, S])."""
 
 
 @tree.register(
@@ -64,6 +29,7 @@ class Trace(NamedTuple):
     meta=(
         *("problem", "optimizer", "every", "batch_size", "schedule", "own_batches"),
         *("drop_remainder", "probe", "evaluation_batch", "rescale_momentum"),
+        *("replica_axis", "placement", "precision"),
     ),
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,6 +60,12 @@ class Engine:
         evaluation_batch: examples at a time in evaluation, which bounds its memory.
         rescale_momentum: the name of a hyperparameter, the learning rate: on a swap the momentum is multiplied by old /
             new value, so that the velocity is kept. By default the momentum stays as it is.
+        replica_axis: how a device's replicas are executed: "vmap", "unroll", "map", or "auto", whichever of them
+            `jaxpt.replica_axis.choose` says.
+        placement: which devices the replicas are spread over; "auto": one, but on CPUs as many host devices as divide
+            M (see `use_all_cores`). See `jaxpt.placement`.
+        precision: of float32 products: "highest", float32 everywhere; "high", TF32 on GPUs; "default", whatever JAX is
+            set to, which is TF32 on GPUs by itself. See `jaxpt.precision`.
 
     Raises:
         ValueError: an argument is out of range; ladders differ in length or share a name; fewer than two rungs for a
@@ -114,6 +86,9 @@ class Engine:
     probe: int | None = dataclasses.field(default=None, kw_only=True)
     evaluation_batch: int = dataclasses.field(default=1024, kw_only=True)
     rescale_momentum: str | None = dataclasses.field(default=None, kw_only=True)
+    replica_axis: ReplicaAxis = dataclasses.field(default="auto", kw_only=True)
+    placement: Placement | Literal["auto"] = dataclasses.field(default="auto", kw_only=True)
+    precision: Precision = dataclasses.field(default="highest", kw_only=True)
 
     def __post_init__(self) -> None:
         checks.check_engine(self)
@@ -128,6 +103,11 @@ class Engine:
     def num_replicas(self) -> int:
         """M, the number of replicas and of rungs."""
         return next(iter(self.ladders.values())).num_rungs
+
+    @property
+    def placed(self) -> Placement:
+        """Where the replicas live: the placement given, or what "auto" stands for."""
+        return placement.automatic(self.num_replicas) if isinstance(self.placement, str) else self.placement
 
     def init(self, key: Key[Array, ""] | Key[Array, " S"]) -> RunState:
         """Returns the state before the first step: fresh weights, replica k on rung k of every ladder.
@@ -145,16 +125,25 @@ class Engine:
         if len(lead) > 1 or lead == (0,):
             raise ValueError(f"key must be one key, or an array of S >= 1 of them, but its shape is {lead}")
         ladders = {name: as_arrays(ladder) for name, ladder in self.ladders.items()}
-        replicas = _start(self.problem, self.optimizer, self.schedule, dict(self.fixed), ladders, key)
+        start = _per_seed(key, lambda key: jax.random.fold_in(key, _INIT))(key)
+        replicas = init_replicas(self.problem, self.optimizer, self.schedule, dict(self.fixed), ladders, start)
         ladders, rule = jax.tree.map(
-            lambda leaf: jnp.broadcast_to(jnp.asarray(leaf, jnp.asarray(leaf).dtype), lead + jnp.shape(leaf)),
+            lambda leaf: jnp.broadcast_to(jnp.array(leaf, jnp.asarray(leaf).dtype), lead + jnp.shape(leaf)),
             (ladders, self.rule),
         )
-        zero = jnp.zeros((), jnp.int32)
-        return RunState(replicas, zero, zero, key, ladders, rule)
+        # Every leaf is a buffer of its own, so that `donate` can take them all.
+        step, period = jnp.zeros(2, jnp.int32)
+        state = RunState(replicas, step, period, jnp.copy(key), ladders, rule)
+        return self.placed.put(state, state_axes(key.ndim))
 
     def run(
-        self, state: RunState, data: Data | None = None, *, periods: int, batches: Batches | None = None
+        self,
+        state: RunState,
+        data: Data | None = None,
+        *,
+        periods: int,
+        batches: Batches | None = None,
+        donate: bool = False,
     ) -> tuple[RunState, Trace]:
         """Returns the state after so many periods, and what they recorded; one dispatch, nothing on the host.
 
@@ -163,22 +152,40 @@ class Engine:
             data: the splits; None for a problem without data.
             periods: how many times `every` steps and an exchange (static).
             batches: the periods' minibatches, given instead of drawn from `data.train`; see `jaxpt.stream.prefetch`.
+            donate: let the run write over the state that it is given, so that memory holds one and not two; that
+                state cannot be used again.
 
         Raises:
             ValueError: the data or the batches do not fit (see `check`, which also looks at labels), or the state comes
                 from an engine with another rule or other ladders.
         """
-        return _run(self, state, _as_data(data), batches, periods=periods)
+        return (_run_donated if donate else _run)(self, state, _as_data(data), batches, periods=periods)
 
     def lower(
-        self, state: RunState, data: Data | None = None, *, periods: int, batches: Batches | None = None
+        self,
+        state: RunState,
+        data: Data | None = None,
+        *,
+        periods: int,
+        batches: Batches | None = None,
+        donate: bool = False,
     ) -> jax.stages.Lowered:
         """Returns the program of `run` before its compilation; what `.compile()` makes is what `run` will use."""
-        return _run.lower(self, state, _as_data(data), batches, periods=periods)
+        return (_run_donated if donate else _run).lower(self, state, _as_data(data), batches, periods=periods)
 
     def evaluate(self, state: RunState, examples: PyTree) -> dict[str, Float[Array, "..."]]:
         """Returns {"energy": [M], metric: [M]}: means over all the examples, in evaluation mode."""
         return _evaluate(self, state, examples)
+
+    def execution(self, data: Data | None = None) -> Execution:
+        """Returns how a run on such data executes the replica axis, and on how many devices; computes nothing."""
+        placed, how = self.placed, str(self.replica_axis)
+        replicas, devices = self.num_replicas // placed.num_shards, placed.num_shards
+        if how == "auto":
+            hyper = checks.abstract_hyper(self)
+            found = convolves(self.problem, self.schedule, hyper, _as_data(data).train, self.batch_size)
+            how = choose(placed.platform, replicas, devices, found)
+        return Execution(how, replicas, devices, placed.platform)
 
     def check(self, data: Data) -> None:
         """Shows the whole data set to loss and metrics, as shapes only, labels as they are; nothing is computed.
@@ -195,40 +202,36 @@ def _as_data(data: Data | tuple[PyTree, ...] | None) -> Data:
     return Data(*data) if isinstance(data, tuple) else Data(data)
 
 
-@partial(jax.jit, static_argnames=("problem", "optimizer", "schedule"))
-def _start(
-    problem: Problem,
-    optimizer: Optimizer,
-    schedule: Schedule | None,
-    fixed: Mapping[str, Array],
-    ladders: dict[str, Ladder],
-    key: Key[Array, "..."],
-) -> Replicas:
-    """Returns fresh replicas of one seed or of several. Mapped, not vmapped: that halves the time to compile."""
-    if key.ndim:
-        return jax.lax.map(partial(_start, problem, optimizer, schedule, fixed, ladders), key)
-    replicas = next(iter(ladders.values())).num_rungs
-    hyper = {name: jnp.full(replicas, value, jnp.float32) for name, value in fixed.items()}
-    hyper |= {name: value for ladder in ladders.values() for name, value in ladder.values.items()}
-    rung = {name: jnp.arange(replicas, dtype=jnp.int32) for name in ladders}
-    keys = jax.random.split(jax.random.fold_in(key, _INIT), replicas)
-    return jax.lax.map(lambda args: init_replica(problem, optimizer, schedule, *args), (keys, hyper, rung))
-
-
-@partial(jax.jit, static_argnames="periods")
-def _run(engine: Engine, state: RunState, data: Data, batches: Batches | None, periods: int) -> tuple[RunState, Trace]:
+def _periods(
+    engine: Engine, state: RunState, data: Data, batches: Batches | None, periods: int
+) -> tuple[RunState, Trace]:
     checks.check_state(engine, state)
     checks.check_sizes(engine, checks.with_batches(engine, data, batches, periods))
-    return jax.lax.scan(lambda s, given: _period(engine, s, data, given), state, batches, length=periods)
+
+    def run(engine: Engine, state: RunState, data: Data, batches: Batches | None) -> tuple[RunState, Trace]:
+        return jax.lax.scan(lambda s, given: _period(engine, s, data, given), state, batches, length=periods)
+
+    axes, rows = state_axes(state.key.ndim), trace_axes(state.key.ndim)
+    with tracing_with(engine.precision):
+        return engine.placed.over_shards(run, (-1, axes, -1, -1), (axes, rows))(engine, state, data, batches)
+
+
+_run = jax.jit(_periods, static_argnames="periods")
+_run_donated = jax.jit(_periods, static_argnames="periods", donate_argnames="state")
 
 
 @jax.jit
 def _evaluate(engine: Engine, state: RunState, examples: PyTree) -> dict[str, Array]:
-    return _per_seed(state.key, partial(_scores, engine, examples=examples))(state.replicas)
+    def scores(engine: Engine, state: RunState, examples: PyTree) -> dict[str, Array]:
+        return _over_seeds(engine, state.key, partial(_scores, engine, examples=examples))(state.replicas)
+
+    axes = state_axes(state.key.ndim)
+    with tracing_with(engine.precision):
+        return engine.placed.over_shards(scores, (-1, axes, -1), axes.replicas)(engine, state, examples)
 
 
 def _period(engine: Engine, state: RunState, data: Data, batches: Batches | None) -> tuple[RunState, Trace]:
-    """`every` training steps, the energies, the exchange."""
+    """`every` training steps, the energies, the exchange; for the replicas of one device."""
     per_seed = partial(_per_seed, state.key)
     replicas, losses = _train(engine, state, data.train, batches)
     step, turn = state.step + engine.every, state.period
@@ -236,13 +239,16 @@ def _period(engine: Engine, state: RunState, data: Data, batches: Batches | None
     def energies(replicas: Replicas, key: Key[Array, ""]) -> dict[str, Array]:
         return _scores(engine, replicas, _probe(engine, data.valid, key, turn))
 
-    valid = per_seed(energies)(replicas, state.key)
-    test = {} if data.test is None else per_seed(partial(_scores, engine, examples=data.test))(replicas)
+    over_seeds = partial(_over_seeds, engine, state.key)
+    valid = over_seeds(energies, (0, 0))(replicas, state.key)
+    test = {} if data.test is None else over_seeds(partial(_scores, engine, examples=data.test))(replicas)
 
     def propose(key: Key[Array, ""], energy: Array, replicas: Replicas, ladders: dict[str, Ladder], rule: Any) -> Any:
         key = jax.random.fold_in(jax.random.fold_in(key, _EXCHANGE), turn)
         allowed = step > engine.burn_in
-        move, rule, info = rule.propose(key, turn, energy, replicas.rung, replicas.hyper, ladders, allowed)
+        # What is small is shown to all devices, and each computes the same exchange.
+        energy, rung, hyper = engine.placed.whole((energy, replicas.rung, replicas.hyper))
+        move, rule, info = rule.propose(key, turn, energy, rung, hyper, ladders, allowed)
         return _apply(engine, replicas, move, step), rule, info
 
     moved, rule, info = per_seed(propose)(state.key, valid["energy"], replicas, state.ladders, state.rule)
@@ -257,27 +263,26 @@ def _train(
     given, weight = (None, None) if batches is None else batches
     if train is not None:
         draw = partial(_minibatches, engine, step=state.step, num_examples=tree.leading(train))
-        given, weight = _per_seed(state.key, draw, out_axes=(1, None))(state.key)
-    own_batch = 0 if engine.own_batches else None
-    own_seed = None if train is None else 0
-    one_step = partial(train_step, engine.problem, engine.optimizer, engine.schedule)
-    all_replicas = jax.vmap(one_step, in_axes=(0, own_batch, None, None))
-    all_steps = _per_seed(state.key, all_replicas, in_axes=(0, own_seed, None, None))
+        given, weight = _per_seed(state.key, draw, out_axes=(0, None))(state.key)
+    numbers = state.step + jnp.arange(engine.every)
 
-    def step(replicas: Replicas, xs: tuple[Any, Any, Any]) -> tuple[Replicas, Array]:
+    def step(replica: Replicas, xs: tuple[Any, Any, Any]) -> tuple[Replicas, Array]:
         given, weight, number = xs
         batch = given if train is None else tree.take(train, given)
-        return all_steps(replicas, batch, weight, number)
+        return train_step(engine.problem, engine.optimizer, engine.schedule, replica, batch, weight, number)
 
-    numbers = state.step + jnp.arange(engine.every)
-    replicas, losses = jax.lax.scan(step, state.replicas, (given, weight, numbers))
-    return replicas, losses.mean(0)
+    def steps(replica: Replicas, given: PyTree) -> tuple[Replicas, Float[Array, ""]]:
+        replica, losses = jax.lax.scan(step, replica, (given, weight, numbers))
+        return replica, losses.mean()
+
+    one_seed = _over_replicas(engine, steps, (0, 0 if engine.own_batches else None))
+    return _over_seeds(engine, state.key, one_seed, (0, None if train is None else 0))(state.replicas, given)
 
 
 def _minibatches(
     engine: Engine, key: Key[Array, ""], *, step: Int[Array, ""], num_examples: int
-) -> tuple[Int[Array, "T *M B"], Bool[Array, "T B"]]:
-    """Returns one period's minibatches for one seed: shared by the replicas, or one for each of them."""
+) -> tuple[Int[Array, "*M T B"], Bool[Array, "T B"]]:
+    """Returns one period's minibatches for one seed: shared by the replicas, or one for each of the device's."""
     draw = partial(
         minibatches,
         step=step,
@@ -289,8 +294,8 @@ def _minibatches(
     key = jax.random.fold_in(key, _DATA)
     if not engine.own_batches:
         return draw(key)
-    own = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(engine.num_replicas))
-    return jax.vmap(draw, out_axes=(1, None))(own)
+    own = jax.vmap(jax.random.fold_in, (None, 0))(key, engine.placed.own(jnp.arange(engine.num_replicas)))
+    return jax.vmap(draw, out_axes=(0, None))(own)
 
 
 def _probe(engine: Engine, valid: PyTree, key: Key[Array, ""], period: Int[Array, ""]) -> PyTree:
@@ -303,15 +308,18 @@ def _probe(engine: Engine, valid: PyTree, key: Key[Array, ""], period: Int[Array
 
 def _scores(engine: Engine, replicas: Replicas, examples: PyTree) -> dict[str, Float[Array, " M"]]:
     """Returns the energy and the metrics of each replica of one seed, means over the examples."""
-    return mean_scores(engine.problem, jax.vmap, replicas, examples, engine.evaluation_batch)
+    over = partial(_over_replicas, engine)
+    return mean_scores(engine.problem, over, replicas, examples, engine.evaluation_batch)
 
 
 def _apply(engine: Engine, replicas: Replicas, move: Move, step: Int[Array, ""]) -> Replicas:
     """Returns the replicas of one seed after a move: new hyperparameters, and weights for rules that copy them."""
     if move.parents is not None:
-        params, model_state, opt_state = tree.take(replicas[:3], move.parents)
+        weights = engine.placed.whole(replicas[:3])
+        params, model_state, opt_state = tree.take(weights, engine.placed.own(move.parents))
         replicas = replicas._replace(params=params, model_state=model_state, opt_state=opt_state)
-    moved = replicas._replace(rung=move.rung, hyper=move.hyper)
+    rung, hyper = engine.placed.own((move.rung, move.hyper))
+    moved = replicas._replace(rung=rung, hyper=hyper)
     if engine.rescale_momentum is None:
         return moved
     before, after = (
@@ -326,3 +334,15 @@ def _per_seed(
 ) -> Callable[..., T]:
     """Lifts a function of one seed's ladder to all seeds; the function itself when the run has one seed."""
     return jax.vmap(function, in_axes, out_axes) if key.ndim else function
+
+
+def _over_seeds(
+    engine: Engine, key: Key[Array, "..."], function: Callable[..., T], in_axes: tuple[int | None, ...] = (0,)
+) -> Callable[..., T]:
+    """The same for what is heavy, executed like the replicas."""
+    return _over_replicas(engine, function, in_axes) if key.ndim else function
+
+
+def _over_replicas(engine: Engine, function: Callable[..., T], in_axes: tuple[int | None, ...]) -> Callable[..., T]:
+    placed = engine.placed
+    return over_replicas(engine.replica_axis, placed.platform, placed.num_shards, function, in_axes)

@@ -17,9 +17,11 @@ from tqdm.auto import tqdm
 from jaxpt import tree
 from jaxpt.data import Batches, Data, examples_seen
 from jaxpt.engine import Engine, RunState, Trace
+from jaxpt.replica_axis import Execution
 from jaxpt.stream import is_stream, prefetch
 
 _NEVER = np.iinfo(np.int32).max
+_GENERATORS = ("threefry2x32", "rbg", "unsafe_rbg")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Result:
     """Wall time of the compilation."""
     replica_images: int
     """Training examples that all replicas together were trained on, repeats counted."""
+    execution: Execution
+    """How the replica axis was executed and on how many devices; `str` says it in words."""
 
     def best(self, on: str = "energy", seed: int | None = None) -> Best:
         """Returns the replica with the lowest score on the validation split (ties: the lower energy).
@@ -89,6 +93,7 @@ class Result:
         if not np.isfinite(ranked[0]).any():
             warnings.warn(f"all {len(ranked[0])} replicas have diverged; none is the best", stacklevel=2)
         weights = tree.take((self.state.replicas.params, self.state.replicas.model_state), index)
+        weights = self.engine.placed.gathered(weights)
         build = self.engine.problem.model
         return Best(
             index[-1],
@@ -108,6 +113,7 @@ def fit(
     seed: int = 0,
     seeds: Sequence[int] | None = None,
     test: PyTree = None,
+    prng: str | None = None,
     progress: bool | None = None,
     description: str = "training",
 ) -> Result:
@@ -131,6 +137,9 @@ def fit(
         seeds: several seeds instead: as many whole ladders in one run, each equal, up to rounding, to a run with that
             seed alone.
         test: test split; recorded each period, nothing depends on it.
+        prng: the generator behind all that is random, "threefry2x32", "rbg" or "unsafe_rbg"; by default JAX's own
+            (`jax_default_prng_impl`, threefry). The two others are faster at dropout, and what they draw depends on
+            `Engine.replica_axis` and on the number of devices.
         progress: show a progress bar on stderr; by default if that is a terminal.
         description: what the bar is called.
 
@@ -138,12 +147,13 @@ def fit(
         The final state, the trace as NumPy arrays, the final scores and how long it took; see `Result`.
 
     Raises:
-        ValueError: steps is not a positive integer, seeds are not distinct integers, or the data does not fit the
-            engine, see `Engine.check`; a stream ends early or changes its shapes, see `jaxpt.stream.prefetch`.
+        ValueError: steps is not a positive integer, seeds are not distinct integers, prng is unknown, or the data does
+            not fit the engine, see `Engine.check`; a stream ends early or changes its shapes, see
+            `jaxpt.stream.prefetch`.
     """
     if not isinstance(steps, int | np.integer) or steps < 1:
         raise ValueError(f"steps must be an integer of at least 1, but it is {steps!r}")
-    key = _keys(seed, seeds)
+    key = _keys(seed, seeds, prng)
     streaming = is_stream(train)
     plan = _plan(engine, steps, streaming)
     feed: Iterator[Batches | None] = itertools.repeat(None)
@@ -151,7 +161,8 @@ def fit(
         feed, train = prefetch(train, [part.every for part, _ in plan], engine.batch_size), None
     batches = next(feed)
     engine.check(Data(train if batches is None else tree.take(batches.examples, (0, 0)), valid, test))
-    data = jax.device_put(Data(train, valid, test))
+    data = engine.placed.put(Data(train, valid, test))  # once, to every device
+    execution = engine.execution(data if batches is None else data._replace(train=tree.take(batches.examples, (0, 0))))
     state = engine.init(key)
     if engine.rule.exchanges and engine.every * (steps // engine.every) <= engine.burn_in:
         warnings.warn(
@@ -162,7 +173,7 @@ def fit(
 
     started = time.perf_counter()
     for part, periods in dict.fromkeys(plan):
-        part.lower(state, data, periods=periods, batches=_shapes(batches, part.every)).compile()
+        part.lower(state, data, periods=periods, batches=_shapes(batches, part.every), donate=True).compile()
     compile_seconds = time.perf_counter() - started
 
     traces: list[Trace] = []
@@ -171,7 +182,7 @@ def fit(
     hidden = None if progress is None else not progress  # None: tqdm shows the bar on a terminal only
     with tqdm(total=steps, desc=description, unit="step", disable=hidden, dynamic_ncols=True) as bar:
         for part, periods in plan:
-            state, trace = part.run(state, data, periods=periods, batches=batches)
+            state, trace = part.run(state, data, periods=periods, batches=batches, donate=True)
             traces.append(jax.tree.map(np.asarray, trace))
             seconds = time.perf_counter() - started
             accepted += int(traces[-1].info.accepted.sum())
@@ -199,11 +210,14 @@ def fit(
         seconds=seconds,
         compile_seconds=compile_seconds,
         replica_images=images,
+        execution=execution,
     )
 
 
-def _keys(seed: int, seeds: Sequence[int] | None) -> jax.Array:
+def _keys(seed: int, seeds: Sequence[int] | None, prng: str | None) -> jax.Array:
     """Returns the key of one seed, or those of several."""
+    if prng not in (None, *_GENERATORS):
+        raise ValueError(f"prng must be one of {', '.join(_GENERATORS)}, or None for JAX's own, but it is {prng!r}")
     wanted = [seed] if seeds is None else list(seeds) if isinstance(seeds, Sequence | np.ndarray) else None
     if not wanted or not all(isinstance(s, int | np.integer) for s in wanted) or len(set(wanted)) < len(wanted):
         raise ValueError(
@@ -212,7 +226,8 @@ def _keys(seed: int, seeds: Sequence[int] | None) -> jax.Array:
         )
     if seeds is not None and seed != 0:
         raise ValueError(f"give seed={seed!r} or seeds={seeds!r}, not both")
-    return jax.random.key(seed) if seeds is None else jax.vmap(jax.random.key)(jnp.asarray(wanted))
+    make = partial(jax.random.key, impl=prng)
+    return make(seed) if seeds is None else jax.vmap(make)(jnp.asarray(wanted))
 
 
 def _plan(engine: Engine, steps: int, streaming: bool = False) -> list[tuple[Engine, int]]:

@@ -24,6 +24,7 @@ def cross_entropy(
             all labels of a data set to the loss before training.
     """
     _check_labels(logits, labels)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))  # sums of bfloat16 would be too coarse
     if label_smoothing is None:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)

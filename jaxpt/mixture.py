@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,9 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxpt import tree
 from jaxpt.engine import Engine, RunState
+from jaxpt.placement import Placement
+from jaxpt.precision import tracing_with
+from jaxpt.replica_axis import over_replicas
 from jaxpt.replicas import Replicas, mean_in_chunks
 from jaxpt.types import Batch, Problem
 
@@ -60,54 +63,69 @@ def mixture(
         raise ValueError('metrics is empty; give one at least, e.g. {"error": lambda p, batch: errors(p, batch["y"])}')
     replicas, ladders = engine.num_replicas, list(engine.ladders)
     counts = np.asarray(replicas if coldest is None else coldest)
-    if (
-        not np.issubdtype(counts.dtype, np.integer)
-        or counts.size == 0
-        or (counts < 1).any()
-        or (counts > replicas).any()
-    ):
+    if counts.size == 0 or counts.dtype.kind not in "iu" or counts.min() < 1 or counts.max() > replicas:
         raise ValueError(f"coldest must be 1 .. {replicas}, the number of replicas, but it is {coldest}")
     if ladder is not None and ladder not in ladders:
         raise ValueError(f"ladder={ladder!r} is none of the engine's; there are {', '.join(ladders)}")
     if ladder is None and coldest is not None and len(ladders) > 1:
         raise ValueError(f"coldest on which ladder? give ladder=..., one of {', '.join(ladders)}")
     # Not the engine: whatever its rule, the program is the same.
-    key = (engine.problem, tuple(metrics.items()), engine.evaluation_batch)
+    how = _How(
+        engine.problem,
+        tuple(metrics.items()),
+        engine.evaluation_batch,
+        engine.placed,
+        engine.replica_axis,
+        engine.precision,
+        bool(state.key.ndim),
+    )
     rung = state.replicas.rung[ladder or ladders[0]]
-    found = _mixture(*key, state.replicas, rung, examples, jnp.asarray(counts.ravel(), jnp.int32))
+    found = _mixture(how, state.replicas, rung, examples, jnp.asarray(counts.ravel(), jnp.int32))
     return found if counts.ndim else jax.tree.map(lambda metric: metric[0], found)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+class _How(NamedTuple):
+    """What selects a program."""
+
+    problem: Problem
+    metrics: tuple[tuple[str, MixtureMetric], ...]
+    chunk: int
+    placed: Placement
+    replica_axis: str
+    precision: str
+    seeds: bool
+
+    def over(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Lifts a function of two stacked arguments as the engine does."""
+        return over_replicas(self.replica_axis, self.placed.platform, self.placed.num_shards, function)
+
+
+@partial(jax.jit, static_argnums=0)
 def _mixture(
-    problem: Problem,
-    metrics: tuple[tuple[str, MixtureMetric], ...],
-    chunk: int,
-    replicas: Replicas,
-    rung: Int[Array, "*S M"],
-    examples: PyTree,
-    coldest: Int[Array, " K"],
+    how: _How, replicas: Replicas, rung: Int[Array, "*S M"], examples: PyTree, coldest: Int[Array, " K"]
 ) -> dict[str, Array]:
-    one = partial(_of_one_seed, problem, metrics, chunk, examples=examples, coldest=coldest)
-    return jax.vmap(one, out_axes=1)(replicas, rung) if rung.ndim == 2 else one(replicas, rung)
+    def all_seeds(replicas: Replicas, rung: Array, examples: PyTree, coldest: Array) -> dict[str, Array]:
+        one = partial(_of_one_seed, how, examples=examples, coldest=coldest)
+        if not how.seeds:
+            return one(replicas, rung)
+        return jax.tree.map(lambda metric: jnp.moveaxis(metric, 0, 1), how.over(one)(replicas, rung))
+
+    axis = int(how.seeds)
+    with tracing_with(how.precision):
+        return how.placed.over_shards(all_seeds, (axis, axis, -1, -1), -1)(replicas, rung, examples, coldest)
 
 
 def _of_one_seed(
-    problem: Problem,
-    metrics: tuple[tuple[str, MixtureMetric], ...],
-    chunk: int,
-    replicas: Replicas,
-    rung: Int[Array, " M"],
-    *,
-    examples: PyTree,
-    coldest: Int[Array, " K"],
+    how: _How, replicas: Replicas, rung: Int[Array, " m"], *, examples: PyTree, coldest: Int[Array, " K"]
 ) -> dict[str, Float[Array, " K"]]:
-    """Returns the metrics of the mixtures of one seed's replicas."""
-    predict: Any = problem.predict
+    """Returns the metrics of the mixtures of one seed's replicas; here are those of one device."""
+    predict: Any = how.problem.predict
+    rung = how.placed.whole(rung)
 
     def score(batch: PyTree) -> dict[str, Array]:
         count = tree.leading(batch, "examples")
-        each = jax.vmap(lambda params, rest: predict(params, rest, batch))(replicas.params, replicas.model_state)
+        each = how.over(lambda params, rest: predict(params, rest, batch))(replicas.params, replicas.model_state)
+        each = how.placed.whole(each)
         if each.ndim != 3 or each.shape[1] != count:
             raise ValueError(
                 f"predict must give logits of shape ({count}, K) for {count} examples, but it gives {each.shape[1:]}"
@@ -118,7 +136,7 @@ def _of_one_seed(
             # `where`, not a weight: a number that is not finite must not come through as 0 times itself.
             chosen = (rung < coldest)[:, None] & healthy
             mean = jnp.mean(each, 0, where=chosen[..., None])
-            return {name: metric(mean, batch) for name, metric in metrics}
+            return {name: metric(mean, batch) for name, metric in how.metrics}
 
         found = jax.vmap(mixed)(coldest)
         for name, value in found.items():
@@ -129,4 +147,4 @@ def _of_one_seed(
                 )
         return found
 
-    return mean_in_chunks(score, examples, chunk)
+    return mean_in_chunks(score, examples, how.chunk)

@@ -52,7 +52,7 @@ def nnx_problem(
 
     abstract: Any = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
     abstract.train()
-    training, _, hypers, streams, _ = separate(abstract)
+    training, declared, hypers, streams, _ = separate(abstract)
     abstract.eval()
     evaluation, *_ = separate(abstract)
 
@@ -63,7 +63,8 @@ def nnx_problem(
     def build(
         graph: Any, params: Params, rest: ModelState, hyper: Mapping[str, Array], key: Key[Array, ""]
     ) -> nnx.Module:
-        return nnx.merge(graph, params, _fill(hypers, hyper), _reseed(streams, key), rest, copy=True)
+        model = nnx.merge(graph, params, _fill(hypers, hyper), _reseed(streams, key), rest, copy=True)
+        return _computing_in(model, _kinds(params) - _kinds(declared))
 
     def training_loss(
         params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array], key: Key[Array, ""]
@@ -269,6 +270,27 @@ def _probabilities(
 def _fill(hypers: nnx.State, values: Mapping[str, Array]) -> nnx.State:
     """Returns the state of `Hyperparameter` variables with their named values."""
     return _replace_variables(hypers, lambda i, v: jnp.broadcast_to(jnp.asarray(values[v.tag]), v.shape))
+
+
+def _kinds(params: Params) -> set[Any]:
+    """Returns the floating-point types of weights."""
+    return {leaf.dtype for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.floating)}
+
+
+def _computing_in(model: nnx.Module, kinds: set[Any]) -> nnx.Module:
+    """Tells stock layers to compute in the type that weights were cast to (`with_compute_dtype`), if there is one.
+
+    Else BatchNorm, whose statistics are float32, would make float32 of everything behind it.
+    """
+    for kind in kinds:
+        for _, layer in nnx.iter_graph(model):
+            if (
+                isinstance(layer, nnx.Module)
+                and hasattr(layer, "param_dtype")
+                and getattr(layer, "dtype", kind) is None
+            ):
+                setattr(layer, "dtype", kind)  # noqa: B010
+    return model
 
 
 def _reseed(streams: nnx.State, key: Key[Array, ""]) -> nnx.State:

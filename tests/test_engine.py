@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -374,3 +375,68 @@ def test_keys_of_another_shape_are_refused():
     engine = make_engine()
     with pytest.raises(ValueError, match="key must be one key"):
         engine.init(jax.random.split(jax.random.key(0), (2, 2)))
+
+
+def size(arrays):
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+
+
+def test_a_donated_state_is_written_over_and_nothing_else_is_touched(data):
+    key, engine = jax.random.key(0), make_engine(rule=jaxpt.Tempering(jnp.float32(3.0)))
+    state = engine.init(key)
+    weights = size(state.replicas[:3])
+    aliased = {
+        donate: engine.lower(state, data, periods=2, donate=donate).compile().memory_analysis().alias_size_in_bytes
+        for donate in (False, True)
+    }
+    assert aliased[False] == 0
+    assert aliased[True] >= weights > 1000
+    kept = engine.run(state, data, periods=2)
+    donated = engine.run(state, data, periods=2, donate=True)
+    assert_same(kept, donated)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.replicas))
+    assert not key.is_deleted()
+    assert not engine.rule.C.is_deleted()
+    assert_same(engine.init(key).replicas, engine.init(jax.random.key(0)).replicas)
+
+
+def test_the_training_split_is_gathered_from_and_never_copied(data):
+    """In the compiled program nothing but parameters, and what passes them on, has the split's shape."""
+    engine = make_engine()
+    text = engine.lower(engine.init(jax.random.key(0)), data, periods=2).compile().as_text()
+    pattern = r"= f32\[100,6\]\S* ([\w-]+)\("
+    kinds = set(re.findall(pattern, text))
+    assert kinds <= {"parameter", "get-tuple-element", "bitcast"}
+    assert "parameter" in kinds
+    copied = data._replace(train={**data.train, "x": 2 * jnp.asarray(data.train["x"])})
+    doubled = jax.jit(lambda s, d: engine.run(s, d._replace(train={**d.train, "x": 2 * d.train["x"]}), periods=2))
+    text = doubled.lower(engine.init(jax.random.key(0)), copied).compile().as_text()
+    assert not set(re.findall(pattern, text)) <= {"parameter", "get-tuple-element", "bitcast"}, "a copy is seen"
+
+
+@pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
+def test_keys_of_other_generators_work(kind, data):
+    engine = make_engine(rule=jaxpt.Tempering(3.0), own_batches=True, probe=20)
+    found = []
+    for _ in range(2):
+        keys = jax.random.split(jax.random.key(0, impl=kind), 2)
+        state, trace = engine.run(engine.init(keys), data, periods=3)
+        found.append((state, trace))
+    assert_same(*found)
+    assert state.replicas.key.dtype == keys.dtype
+    losses = np.asarray(trace.loss).ravel()
+    assert len(set(losses.tolist())) == losses.size, "seeds, replicas and periods draw anew"
+
+
+def test_dropout_of_fast_bits_differs_between_replicas_and_steps():
+    """A loss that is what dropout leaves of numbers around one: all its means differ, and lie there too."""
+    x = jnp.linspace(0.9, 1.1, 1000)
+    loss = lambda w, state, batch, h, key: (0 * w + jaxpt.noise.dropout(key, x, 0.5).mean()[None], state)
+    problem = drawn()._replace(loss=loss)
+    for strategy in ("vmap", "map"):
+        engine = make_engine(problem, jaxpt.Ladder(learning_rate=[0.1, 0.2, 0.3]), every=1, replica_axis=strategy)
+        _, trace = engine.run(engine.init(jax.random.key(0, impl="rbg")), periods=20)
+        losses = np.asarray(trace.loss)
+        assert len(set(losses.ravel().tolist())) == 60
+        np.testing.assert_allclose(losses.mean(), 1, atol=0.02)
+        assert 0.02 < losses.std() < 0.05, "1 / sqrt(1000) = 0.032"

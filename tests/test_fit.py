@@ -142,3 +142,16 @@ def test_the_bar_shows_progress_and_can_be_silenced(data, capsys):
     for silent in (False, None):  # None: stderr is no terminal here
         jaxpt.fit(engine, data.train, data.valid, steps=10, progress=silent)
         assert capsys.readouterr().err == ""
+
+
+def test_another_generator_draws_other_numbers_and_trains_as_well(result, data):
+    engine = make_engine(rule=jaxpt.Tempering(3.0))
+    found = jaxpt.fit(engine, data.train, data.valid, steps=40, seeds=[3, 11], prng="rbg", progress=False)
+    assert "rbg" in str(found.state.key.dtype)
+    assert not np.allclose(found.trace.loss[0], result.trace.loss[0])
+    np.testing.assert_allclose(found.trace.loss[-1].mean(), result.trace.loss[7].mean(), atol=0.15)
+
+
+def test_an_unknown_generator_is_refused(data):
+    with pytest.raises(ValueError, match="prng must be one of threefry2x32, rbg, unsafe_rbg, or None"):
+        jaxpt.fit(make_engine(), data.train, data.valid, steps=5, prng="mersenne")

@@ -10,7 +10,7 @@ import jaxpt
 ROOT = Path(jaxpt.__file__).parent
 FLOORS = [
     ["types", "tree"],
-    ["ladder", "metropolis", "pairing", "noise", "losses", "data", "stream"],
+    ["ladder", "metropolis", "pairing", "noise", "losses", "data", "stream", "canonical"],
     [
         "convolution.geometry",
         "convolution.choice",
@@ -21,6 +21,7 @@ FLOORS = [
         "convolution",
     ],
     ["nn", "linen", "rules.independent", "rules.tempering", "rules", "problems", "replicas", "diagnostics"],
+    ["state", "placement", "precision", "replica_axis"],
     ["checks", "engine"],
     ["fit", "mixture", "diffusion", "plots"],
     [""],

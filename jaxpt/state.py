@@ -1,0 +1,65 @@
+"""What a run goes on from, and what it records."""
+
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Float, Int, Key
+
+from jaxpt.ladder import Ladder
+from jaxpt.replicas import Replicas
+from jaxpt.types import Info
+
+
+class RunState(NamedTuple):
+    """All there is to a run: what follows is a pure function of it.
+
+    With S seeds every leaf but `step` and `period` has a further leading axis of length S.
+    """
+
+    replicas: Replicas
+    """Leaves [M, ...]."""
+    step: Int[Array, ""]
+    """Optimiser steps done."""
+    period: Int[Array, ""]
+    """Periods done."""
+    key: Key[Array, ""]
+    """The seed. Data order, exchanges and probes fold their counters into it; it never changes."""
+    ladders: dict[str, Ladder]
+    """{name: ladder} the ladders in force."""
+    rule: Any
+    """The rule; its leaves are its state."""
+
+
+class Trace(NamedTuple):
+    """What a run records: one row per period, P of them; with S seeds [P, S, M] instead of [P, M]."""
+
+    step: Int[Array, " P"]
+    """Optimiser steps done at the period's end."""
+    loss: Float[Array, "P M"]
+    """Mean training loss over the period's steps."""
+    valid: dict[str, Float[Array, "P M"]]
+    """{"energy": ..., metric: ...} on the validation split (or probe batch) at the period's end."""
+    test: dict[str, Float[Array, "P M"]]
+    """The same on the test split; empty without one."""
+    rung: dict[str, Int[Array, "P M"]]
+    """{ladder: rung} during the period, before its exchange."""
+    hyper: dict[str, Float[Array, "P M"]]
+    """{name: value} during the period, before its exchange; what a schedule makes of it is not recorded."""
+    info: Info
+    """What the period's exchange did; leaves [P, M-1], `ladder` [P] (with seeds [P, S, M-1] and [P, S])."""
+
+
+def state_axes(seeds: int) -> Any:
+    """Returns which axis of a `RunState`'s leaves counts replicas, -1: none; as `Placement` wants it.
+
+    Args:
+        seeds: 1 if the run has an axis of seeds, else 0.
+    """
+    make: Any = RunState
+    return make(replicas=seeds, step=-1, period=-1, key=-1, ladders=-1, rule=-1)
+
+
+def trace_axes(seeds: int) -> Any:
+    """Returns the same for a `Trace`, whose leaves lead with the periods."""
+    make: Any = Trace
+    row = 1 + seeds
+    return make(step=-1, loss=row, valid=row, test=row, rung=row, hyper=row, info=-1)

@@ -1,0 +1,88 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxpt import canonical
+
+
+def convolve(x, w):
+    return lax.conv_general_dilated(x, w, (2, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def branch(x, w):
+    return lax.cond(x.sum() > 0, convolve, lambda x, w: 2 * convolve(x, w), x, w)
+
+
+def loop(x, w):
+    return lax.scan(
+        lambda total, scale: (total + jnp.sin(convolve(scale * x, w)), None), 0.0 * convolve(x, w), jnp.arange(3.0)
+    )[0]
+
+
+def transposed(x, w):
+    return lax.conv_transpose(x, w, (2, 2), "SAME")
+
+
+def grouped(x, w):
+    x = jnp.concatenate([x, 2 * x], -1)
+    w = jnp.concatenate([w, 3 * w], -1)
+    return lax.conv_general_dilated(
+        x, w, (1, 1), "VALID", rhs_dilation=(2, 1), feature_group_count=2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def channels_first(x, w):
+    return lax.conv(jnp.moveaxis(x, -1, 1), jnp.transpose(w, (3, 2, 0, 1)), (1, 1), "SAME")
+
+
+FUNCTIONS = {
+    "plain": convolve,
+    "under jit": jax.jit(convolve),
+    "in a branch": branch,
+    "in a loop": loop,
+    "under checkpoint": jax.checkpoint(convolve),
+    "in a loop under checkpoint": jax.checkpoint(loop),
+    "transposed": transposed,
+    "in groups, dilated": grouped,
+    "channels first": channels_first,
+    "for each of several": lambda x, w: jax.vmap(convolve, (None, 0))(x, jnp.stack([w, 2 * w])),
+    "in one dimension": lambda x, w: lax.conv_general_dilated(
+        x[:, 0], w[0], (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC")
+    ),
+}
+
+
+def programs(jaxpr):
+    """All equations of a traced program, at any depth."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+            yield from programs(inner)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_values_and_gradients_stay_and_every_convolution_is_channels_last(name):
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(3, 6, 7, 2)), rng.normal(size=(3, 2, 2, 4))
+    with jax.enable_x64(True):
+        step = jax.value_and_grad(lambda x, w: jnp.square(FUNCTIONS[name](x, w)).sum(), (0, 1))
+        closed, shapes = jax.make_jaxpr(step, return_shape=True)(x, w)
+        assert canonical.has_convolutions(closed.jaxpr)
+        again = lambda x, w: canonical.evaluate(closed, x, w)
+        found = jax.tree.unflatten(jax.tree.structure(shapes), jax.jit(again)(x, w))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), found, step(x, w))
+        convolutions = [
+            e for e in programs(jax.make_jaxpr(again)(x, w).jaxpr) if e.primitive.name == "conv_general_dilated"
+        ]
+    assert len(convolutions) >= 3
+    for eqn in convolutions:
+        last = len(eqn.invars[0].aval.shape) - 1
+        images, kernel, out = eqn.params["dimension_numbers"]
+        assert images == out == (0, last, *range(1, last))
+        assert kernel == (last, last - 1, *range(last - 1))
+
+
+def test_a_program_without_convolutions_is_known_as_such():
+    assert not canonical.has_convolutions(jax.make_jaxpr(jax.jit(lambda x: x @ x))(np.ones((2, 2))).jaxpr)

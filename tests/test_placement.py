@@ -1,0 +1,107 @@
+"""Several devices are several processes' worth of state, so what needs them runs in one process of its own."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import jaxpt
+from jaxpt.placement import automatic, shard_map, single, use_all_cores
+from tests.conftest import make_engine
+
+
+@pytest.fixture(scope="module")
+def found():
+    """What `tests/on_four_devices.py` found."""
+    command = [sys.executable, "-m", "tests.on_four_devices"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["seeds, own minibatches", "copied weights", "stream"])
+def test_shards_equal_one_device(case, found):
+    """With `map` on both sides all numbers are the same to the bit: rungs, exchanges, energies, weights."""
+    assert found["equal"][case] == {"rung": 0.0, "accepted": 0.0, "rest": 0.0}
+    assert found["accepted"][case] > 0
+
+
+@pytest.mark.slow
+def test_auto_in_shards_equals_auto_on_one_device_up_to_rounding(found):
+    assert found["auto"]["execution"] == "map over 2 replicas on each of 4 cpu devices"
+    assert found["auto"]["rung"] == 0
+    assert found["auto"]["rest"] < 2e-5
+
+
+@pytest.mark.slow
+def test_no_collective_lies_in_the_training_loop(found):
+    """The loop over periods shows energies to all; the loops in it, over steps and examples, wait for nobody."""
+    for depth, collectives in found["loops"]:
+        assert depth == 0 or not collectives
+    assert any(
+        collectives and set(collectives) == {"all-gather"} for depth, collectives in found["loops"] if depth == 0
+    )
+    assert any(depth > 0 for depth, _ in found["loops"])
+
+
+@pytest.mark.slow
+def test_a_loss_that_waits_for_the_others_is_noticed(found):
+    """The test above can fail."""
+    assert any(depth > 0 and collectives for depth, collectives in found["waiting"])
+
+
+@pytest.mark.slow
+def test_placed_data_and_state_are_not_copied_again(found):
+    """Copies between devices would have raised."""
+    assert found["compiled again"] == 0
+
+
+@pytest.mark.slow
+def test_what_comes_out_is_ready_to_use(found):
+    assert found["best"] < 1e-6
+    assert found["mixture"] < 1e-5
+
+
+@pytest.mark.slow
+def test_numbers_that_do_not_divide(found):
+    said = "6 replicas do not split evenly over 4 devices; the nearest numbers of rungs that do: 4 and 8; or give fewer"
+    assert found["six"] == said + " devices"
+    assert found["shards"] == {"1": 1, "2": 2, "3": 3, "4": 4, "5": 1, "6": 3, "8": 4}
+
+
+@pytest.mark.slow
+def test_all_cores_after_the_start_is_a_warning_that_says_what_to_do(found):
+    assert found["late"].startswith(
+        "JAX has started already, with 4 CPU device(s), and keeps them; call jaxpt.use_all_cores()"
+    )
+
+
+def test_one_device_is_the_default_here():
+    assert automatic(8) == single()
+    assert make_engine().placed.num_shards == 1
+
+
+def test_one_device_named_gives_the_same_bits(data):
+    found = []
+    for placement in (single(), shard_map(jax.devices()[:1])):
+        engine = make_engine(rule=jaxpt.Tempering(3.0), placement=placement)
+        state, trace = engine.run(engine.init(jax.random.key(0)), data, periods=2)
+        found.append((state.replicas._replace(key=0), trace))
+    jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+@pytest.mark.parametrize("devices", [0, -1, 2.0])
+def test_a_number_of_devices_must_be_a_positive_integer(devices):
+    with pytest.raises(ValueError, match="devices must be an integer of at least 1"):
+        use_all_cores(devices)
+
+
+def test_what_is_no_placement_is_refused():
+    with pytest.raises(ValueError, match='placement must be "auto" or come from'):
+        make_engine(placement="all")
+    with pytest.raises(ValueError, match="along one axis of one or more devices"):
+        shard_map([])
