@@ -340,9 +340,11 @@ def _over_seeds(
     engine: Engine, key: Key[Array, "..."], function: Callable[..., T], in_axes: tuple[int | None, ...] = (0,)
 ) -> Callable[..., T]:
     """The same for what is heavy, executed like the replicas."""
-    return _over_replicas(engine, function, in_axes) if key.ndim else function
+    return _over_replicas(engine, function, in_axes, seeds=True) if key.ndim else function
 
 
-def _over_replicas(engine: Engine, function: Callable[..., T], in_axes: tuple[int | None, ...]) -> Callable[..., T]:
+def _over_replicas(
+    engine: Engine, function: Callable[..., T], in_axes: tuple[int | None, ...], seeds: bool = False
+) -> Callable[..., T]:
     placed = engine.placed
-    return over_replicas(engine.replica_axis, placed.platform, placed.num_shards, function, in_axes)
+    return over_replicas(engine.replica_axis, placed.platform, placed.num_shards, function, in_axes, seeds)

@@ -89,7 +89,12 @@ def convolves(
 
 
 def over_replicas(
-    strategy: str, platform: str, devices: int, function: Callable[..., Any], in_axes: Sequence[int | None] = (0, 0)
+    strategy: str,
+    platform: str,
+    devices: int,
+    function: Callable[..., Any],
+    in_axes: Sequence[int | None],
+    seeds: bool = False,
 ) -> Callable[..., Any]:
     """Lifts a function of one replica to stacked ones, as `jax.vmap` does; the strategies agree up to rounding.
 
@@ -104,6 +109,7 @@ def over_replicas(
         devices: that the replicas are spread over, for "auto".
         function: of one replica.
         in_axes: for each argument, 0: its leaves lead with the replicas; None: it is the same for all.
+        seeds: the axis counts seeds, whole ladders of replicas, which "auto" does not unroll.
     """
     if platform != "cpu":
         return _lifted(choose(platform, 0, devices, False) if strategy == "auto" else strategy, function, in_axes)
@@ -115,6 +121,7 @@ def over_replicas(
         if how == "auto":
             replicas = next(tree.leading(arg) for arg, axis in zip(args, in_axes, strict=True) if axis == 0)
             how = choose(platform, replicas, devices, canonical.has_convolutions(program.jaxpr))
+            how = "map" if seeds and how == "unroll" else how
         structure = jax.tree.structure(shapes)
 
         def traced(*args: Any) -> Any:

@@ -15,13 +15,14 @@ STRATEGIES = ("vmap", "unroll", "map")
 
 
 class ConvNet(nnx.Module):
-    """Convolution, BatchNorm, tanh, dropout of two kinds, dense; weights in float64."""
+    """Convolution, BatchNorm, tanh, dropout of two kinds, dense; weights in float64 where that is enabled."""
 
     def __init__(self, *, rngs):
-        self.conv = nnx.Conv(1, 3, (3, 3), strides=2, rngs=rngs, param_dtype=jnp.float64)
-        self.norm = nnx.BatchNorm(3, momentum=0.9, rngs=rngs, param_dtype=jnp.float64)
+        kind = jnp.zeros(()).dtype
+        self.conv = nnx.Conv(1, 3, (3, 3), strides=2, rngs=rngs, param_dtype=kind)
+        self.norm = nnx.BatchNorm(3, momentum=0.9, rngs=rngs, param_dtype=kind)
         self.dropout, self.stock = jaxpt.Dropout("dropout_rate", rngs=rngs), nnx.Dropout(0.1, rngs=rngs)
-        self.out = nnx.Linear(27, 3, rngs=rngs, param_dtype=jnp.float64)
+        self.out = nnx.Linear(27, 3, rngs=rngs, param_dtype=kind)
 
     def __call__(self, x):
         x = self.stock(self.dropout(jnp.tanh(self.norm(self.conv(x)))))
@@ -119,6 +120,10 @@ def test_auto_runs_what_it_says(images):
         counts[strategy] = text.count("stablehlo.convolution")
     assert counts["auto"] == counts["unroll"] > counts["map"]
     assert counts["map"] <= counts["vmap"]
+    seeds = engine.init(jax.random.split(jax.random.key(0), 3))
+    engine = dataclasses.replace(engine, replica_axis="auto")
+    text = engine.lower(seeds, images, periods=1).as_text()
+    assert text.count("stablehlo.convolution") == counts["unroll"], "seeds are looped over: the program does not grow"
 
 
 def test_an_unknown_strategy_is_refused():
