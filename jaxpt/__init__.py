@@ -1,7 +1,7 @@
 """Parallel tempering of neural networks: many replicas train as one JAX program and exchange hyperparameters."""
 
 from jaxpt import diagnostics, linen, placement
-from jaxpt.convolution import conv_by_products, conv_general_dilated
+from jaxpt.convolution import conv_by_products, conv_general_dilated, fast_convolutions
 from jaxpt.data import Batches, Data
 from jaxpt.diffusion import Diffusion, diffusion
 from jaxpt.engine import Engine, RunState, Trace
@@ -46,6 +46,7 @@ __all__ = [
     "energy_problem",
     "errors",
     "exchange",
+    "fast_convolutions",
     "fit",
     "geometric",
     "gradient_noise",

@@ -18,6 +18,7 @@ FLOORS = [
         "convolution.products",
         "convolution.rules",
         "convolution.general",
+        "convolution.layers",
         "convolution",
     ],
     ["nn", "linen", "rules.independent", "rules.tempering", "rules", "problems", "replicas", "diagnostics"],

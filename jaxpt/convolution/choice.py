@@ -13,11 +13,15 @@ LOWERINGS = ("direct", "grouped", "blocks", "im2col", "toeplitz")
 """
 
 
+PARTS = ("forward", "input_gradient", "kernel_gradient")
+"""The convolution, and its gradients with respect to the images and to the kernel."""
+
+
 class Work(NamedTuple):
     """One convolution or gradient to compute, in the sizes of the forward pass."""
 
     part: str
-    """"forward", "input_gradient" or "kernel_gradient"."""
+    """One of `PARTS`."""
     shape: Geometry
     """Sizes, strides and padding."""
     replicas: int
@@ -33,11 +37,11 @@ class Work(NamedTuple):
 def choose(work: Work, backend: str) -> str:
     """Returns the lowering, one of `LOWERINGS`.
 
-    CPU: measured by benchmarks/convolutions.py on two cores of a shared machine (jax 0.10.2, float32, batches of 32
-    and 128, 4 and 8 replicas, LeNet's and ResNet-20's layers). XLA's kernel is fast where it reads at least four
-    channels; its input gradient computes every pixel that padding adds, which a 5x5 kernel without padding doubles at
-    least; products pay where it is slow. Others: not measured yet; products for small images, since a step of those
-    is bound by launches, else what vmap does.
+    CPU: measured by benchmarks/convolutions.py on two cores of a shared machine (jax 0.10.2, float32, M = 4 and 8,
+    batches of 32 and 128, the layers of LeNet and ResNet-20). XLA's kernel is the fastest where it reads at least four
+    channels. Its input gradient computes every pixel that the gradient's padding adds, so a 5x5 kernel without padding
+    costs at least twice the forward pass. Grouped convolutions take 2 to 100 times as long as the best. GPU and TPU:
+    not measured; products for small images, since a step of those is bound by launches, else what vmap does.
 
     Args:
         work: what is computed.
@@ -52,7 +56,8 @@ def choose(work: Work, backend: str) -> str:
     if work.part == "forward":
         return "direct" if work.channels >= 4 else "blocks"
     if work.part == "kernel_gradient":
-        return "direct" if work.batch >= 4 else "blocks"
+        narrow = work.channels < 4 and (work.channels == 1 or work.features > 32)
+        return "blocks" if narrow or work.batch < 4 else "direct"
     down, along = work.shape.strides
     padded = work.shape.image[0] * work.shape.image[1] > 1.5 * rows * down * columns * along
     return "blocks" if padded or work.channels < 4 else "direct"
@@ -61,10 +66,10 @@ def choose(work: Work, backend: str) -> str:
 def block(lowering: str, work: Work) -> int:
     """Returns how many columns of the output one product takes, for a lowering by products.
 
-    "blocks" takes as many as make the product's result about 64 wide, all of one size but the last.
+    "blocks" takes as many as make the product's result about 64 wide, at least four, all of one size but the last.
     """
     columns = work.shape.output[1]
     if lowering != "blocks":
         return columns if lowering == "toeplitz" else 1
     wide = work.channels if work.part == "input_gradient" else work.features
-    return -(-columns // -(-columns // max(2, 64 // wide)))
+    return -(-columns // -(-columns // max(4, 64 // wide)))

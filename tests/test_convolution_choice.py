@@ -1,0 +1,59 @@
+import pytest
+
+from jaxpt.convolution import choice
+from jaxpt.convolution.geometry import geometry
+
+FIRST = (32, 5, "VALID", 1, 6)  # LeNet: image, kernel, padding, channels, features
+SECOND = (14, 5, "VALID", 6, 16)
+THIRD = (5, 5, "VALID", 16, 120)
+STEM = (32, 3, "SAME", 3, 16)  # ResNet
+BLOCK = (16, 3, "SAME", 32, 32)
+
+
+def work(layer, part="forward", replicas=8, batch=128, stride=1):
+    image, kernel, padding, channels, features = layer
+    shape = geometry((image, image), (kernel, kernel), (stride, stride), padding)
+    return choice.Work(part, shape, replicas, batch, channels, features)
+
+
+@pytest.mark.parametrize(
+    ("layer", "forward", "input_gradient", "kernel_gradient"),
+    [
+        (FIRST, "blocks", "blocks", "blocks"),
+        (SECOND, "direct", "blocks", "direct"),
+        (THIRD, "im2col", "im2col", "im2col"),
+        (STEM, "blocks", "blocks", "direct"),
+        (BLOCK, "direct", "direct", "direct"),
+    ],
+)
+@pytest.mark.parametrize("replicas", [1, 8])
+def test_the_choice_on_a_cpu(layer, forward, input_gradient, kernel_gradient, replicas):
+    chosen = {part: choice.choose(work(layer, part, replicas), "cpu") for part in choice.PARTS}
+    assert list(chosen.values()) == [forward, input_gradient, kernel_gradient]
+
+
+def test_padding_of_a_strided_convolution_is_not_taken_for_waste():
+    assert choice.choose(work((32, 3, [(1, 1), (1, 1)], 16, 32), "input_gradient", stride=2), "cpu") == "direct"
+
+
+def test_a_first_layer_of_shared_images_is_narrow_and_has_many_features():
+    shared = work((32, 5, "VALID", 3, 128), "kernel_gradient", replicas=1)
+    assert choice.choose(shared, "cpu") == "blocks"
+    assert choice.choose(shared._replace(features=16), "cpu") == "direct"
+
+
+def test_the_choice_elsewhere_is_lax_for_one_replica_and_large_images():
+    assert choice.choose(work(SECOND), "gpu") == "blocks"
+    assert choice.choose(work(SECOND, replicas=1), "gpu") == "grouped"
+    assert choice.choose(work(BLOCK), "tpu") == "grouped"
+
+
+@pytest.mark.parametrize(("lowering", "columns"), [("im2col", 1), ("toeplitz", 28), ("blocks", 10)])
+def test_columns_in_a_product(lowering, columns):
+    assert choice.block(lowering, work(FIRST)) == columns
+
+
+def test_blocks_follow_the_width_of_the_result():
+    assert choice.block("blocks", work(SECOND, "input_gradient")) == 10
+    assert choice.block("blocks", work(STEM)) == 4
+    assert choice.block("blocks", work((14, 5, "VALID", 16, 120))) == 4
