@@ -11,6 +11,7 @@ from jaxpt.losses import cross_entropy, errors, negative_log_likelihood
 from jaxpt.mixture import mixture
 from jaxpt.nn import Dropout, GaussianNoise, Hyperparameter
 from jaxpt.noise import gradient_noise, langevin
+from jaxpt.pairing import deo, random_adjacent, seo
 from jaxpt.problems import energy_problem, linen_problem, nnx_problem, with_weight_noise
 from jaxpt.rules import Independent, Tempering, exchange
 from jaxpt.stream import prefetch
@@ -38,6 +39,7 @@ __all__ = [
     "Trace",
     "conv_by_products",
     "cross_entropy",
+    "deo",
     "diagnostics",
     "diffusion",
     "energy_problem",
@@ -54,5 +56,7 @@ __all__ = [
     "negative_log_likelihood",
     "nnx_problem",
     "prefetch",
+    "random_adjacent",
+    "seo",
     "with_weight_noise",
 ]

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from jaxpt import checks, tree
 from jaxpt.data import Batches, Data, minibatches
 from jaxpt.ladder import Ladder, as_arrays
-from jaxpt.replicas import Replicas, in_force, init_replica, mean_scores, rescale_momentum, train_step
+from jaxpt.replicas import Replicas, in_force, init_replica, mean_scores, paired_variance, rescale_momentum, train_step
 from jaxpt.rules import Tempering
 from jaxpt.types import Info, Move, Optimizer, Problem, Rule, Schedule
 
@@ -146,9 +146,10 @@ class Engine:
             raise ValueError(f"key must be one key, or an array of S >= 1 of them, but its shape is {lead}")
         ladders = {name: as_arrays(ladder) for name, ladder in self.ladders.items()}
         replicas = _start(self.problem, self.optimizer, self.schedule, dict(self.fixed), ladders, key)
+        rule = self.rule.init(ladders) if hasattr(self.rule, "init") else self.rule
         ladders, rule = jax.tree.map(
             lambda leaf: jnp.broadcast_to(jnp.asarray(leaf, jnp.asarray(leaf).dtype), lead + jnp.shape(leaf)),
-            (ladders, self.rule),
+            (ladders, rule),
         )
         zero = jnp.zeros((), jnp.int32)
         return RunState(replicas, zero, zero, key, ladders, rule)
@@ -240,14 +241,18 @@ def _period(engine: Engine, state: RunState, data: Data, batches: Batches | None
     test = {} if data.test is None else per_seed(partial(_scores, engine, examples=data.test))(replicas)
 
     def propose(key: Key[Array, ""], energy: Array, replicas: Replicas, ladders: dict[str, Ladder], rule: Any) -> Any:
+        noise = {}
+        if getattr(rule, "noise_corrected", False):
+            given = _probe(engine, data.valid, key, turn), engine.evaluation_batch, tree.leading(data.valid)
+            noise["variance"] = paired_variance(engine.problem, jax.vmap, replicas, *given)
         key = jax.random.fold_in(jax.random.fold_in(key, _EXCHANGE), turn)
         allowed = step > engine.burn_in
-        move, rule, info = rule.propose(key, turn, energy, replicas.rung, replicas.hyper, ladders, allowed)
-        return _apply(engine, replicas, move, step), rule, info
+        move, rule, info = rule.propose(key, turn, energy, replicas.rung, replicas.hyper, ladders, allowed, **noise)
+        return _apply(engine, replicas, move, step), move.ladders or ladders, rule, info
 
-    moved, rule, info = per_seed(propose)(state.key, valid["energy"], replicas, state.ladders, state.rule)
+    moved, ladders, rule, info = per_seed(propose)(state.key, valid["energy"], replicas, state.ladders, state.rule)
     trace = Trace(step, losses, valid, test, replicas.rung, replicas.hyper, info)
-    return state._replace(replicas=moved, step=step, period=turn + 1, rule=rule), trace
+    return state._replace(replicas=moved, step=step, period=turn + 1, ladders=ladders, rule=rule), trace
 
 
 def _train(
@@ -309,8 +314,8 @@ def _scores(engine: Engine, replicas: Replicas, examples: PyTree) -> dict[str, F
 def _apply(engine: Engine, replicas: Replicas, move: Move, step: Int[Array, ""]) -> Replicas:
     """Returns the replicas of one seed after a move: new hyperparameters, and weights for rules that copy them."""
     if move.parents is not None:
-        params, model_state, opt_state = tree.take(replicas[:3], move.parents)
-        replicas = replicas._replace(params=params, model_state=model_state, opt_state=opt_state)
+        params, model_state, opt_state, hyper = tree.take((*replicas[:3], replicas.hyper), move.parents)
+        replicas = replicas._replace(params=params, model_state=model_state, opt_state=opt_state, hyper=hyper)
     moved = replicas._replace(rung=move.rung, hyper=move.hyper)
     if engine.rescale_momentum is None:
         return moved

@@ -11,7 +11,17 @@ ROOT = Path(jaxpt.__file__).parent
 FLOORS = [
     ["types", "tree"],
     ["ladder", "metropolis", "pairing", "noise", "losses", "conv", "data", "stream"],
-    ["nn", "linen", "rules.independent", "rules.tempering", "rules", "problems", "replicas", "diagnostics"],
+    [
+        "nn",
+        "linen",
+        "rules.independent",
+        "rules.tuning",
+        "rules.tempering",
+        "rules",
+        "problems",
+        "replicas",
+        "diagnostics",
+    ],
     ["checks", "engine"],
     ["fit", "mixture", "diffusion", "plots"],
     [""],
