@@ -3,6 +3,7 @@
 from jaxpt import diagnostics, linen
 from jaxpt.conv import conv_by_products
 from jaxpt.data import Batches, Data
+from jaxpt.diagnostics import diagnose, suggest_replicas
 from jaxpt.diffusion import Diffusion, diffusion
 from jaxpt.engine import Engine, RunState, Trace
 from jaxpt.fit import Result, fit
@@ -40,6 +41,7 @@ __all__ = [
     "conv_by_products",
     "cross_entropy",
     "deo",
+    "diagnose",
     "diagnostics",
     "diffusion",
     "energy_problem",
@@ -58,5 +60,6 @@ __all__ = [
     "prefetch",
     "random_adjacent",
     "seo",
+    "suggest_replicas",
     "with_weight_noise",
 ]

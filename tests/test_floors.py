@@ -23,6 +23,7 @@ FLOORS = [
         "diagnostics",
     ],
     ["checks", "engine"],
+    [*(f"diagnostics.{name}" for name in ("counts", "exchanges", "barrier", "index", "report")), "diagnostics"],
     ["fit", "mixture", "diffusion", "plots"],
     [""],
 ]
