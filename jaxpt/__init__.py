@@ -8,20 +8,24 @@ from jaxpt.diffusion import Diffusion, diffusion
 from jaxpt.engine import Engine, RunState, Trace
 from jaxpt.fit import Result, fit
 from jaxpt.ladder import Ladder, geometric, linear
+from jaxpt.lineage import Lineage, lineage, replay
 from jaxpt.losses import cross_entropy, errors, negative_log_likelihood
 from jaxpt.mixture import mixture
 from jaxpt.nn import Dropout, GaussianNoise, Hyperparameter
 from jaxpt.noise import gradient_noise, langevin
 from jaxpt.pairing import deo, random_adjacent, seo
 from jaxpt.problems import energy_problem, linen_problem, nnx_problem, with_weight_noise
-from jaxpt.rules import Independent, Tempering, exchange
+from jaxpt.rules import PBT, CopyBest, Independent, Tempering, exchange
+from jaxpt.sampling import mala, sampler
 from jaxpt.stream import prefetch
 from jaxpt.types import Info, Move, Problem, Rule
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "PBT",
     "Batches",
+    "CopyBest",
     "Data",
     "Diffusion",
     "Dropout",
@@ -31,6 +35,7 @@ __all__ = [
     "Independent",
     "Info",
     "Ladder",
+    "Lineage",
     "Move",
     "Problem",
     "Result",
@@ -51,14 +56,18 @@ __all__ = [
     "geometric",
     "gradient_noise",
     "langevin",
+    "lineage",
     "linear",
     "linen",
     "linen_problem",
+    "mala",
     "mixture",
     "negative_log_likelihood",
     "nnx_problem",
     "prefetch",
     "random_adjacent",
+    "replay",
+    "sampler",
     "seo",
     "suggest_replicas",
     "with_weight_noise",

@@ -11,20 +11,12 @@ ROOT = Path(jaxpt.__file__).parent
 FLOORS = [
     ["types", "tree"],
     ["ladder", "metropolis", "pairing", "noise", "losses", "conv", "data", "stream"],
-    [
-        "nn",
-        "linen",
-        "rules.independent",
-        "rules.tuning",
-        "rules.tempering",
-        "rules",
-        "problems",
-        "replicas",
-        "diagnostics",
-    ],
+    ["nn", "linen"],
+    [*(f"rules.{name}" for name in ("independent", "population", "replay", "tuning", "tempering")), "rules"],
+    ["problems", "replicas"],
     ["checks", "engine"],
     [*(f"diagnostics.{name}" for name in ("counts", "exchanges", "barrier", "index", "report")), "diagnostics"],
-    ["fit", "mixture", "diffusion", "plots"],
+    ["fit", "lineage", "mixture", "diffusion", "plots", "sampling"],
     [""],
 ]
 ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}

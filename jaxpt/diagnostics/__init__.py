@@ -13,6 +13,7 @@ from jaxpt.diagnostics.index import (
     index_process,
     relaxation_time,
     round_trips_per_exchange,
+    samples,
     time_share,
     transition_matrix,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "round_trip_rate",
     "round_trips",
     "round_trips_per_exchange",
+    "samples",
     "suggest_replicas",
     "time_share",
     "transition_matrix",

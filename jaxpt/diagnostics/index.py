@@ -6,7 +6,6 @@ from jaxtyping import Float, Int
 from jaxpt.diagnostics.counts import round_trips
 from jaxpt.diagnostics.exchanges import exchanges, ladder_name
 from jaxpt.engine import Trace
-from jaxpt.types import AnyArray
 
 
 def index_process(trace: Trace, ladder: str | None = None) -> Int[np.ndarray, "N *S M"]:
@@ -60,7 +59,7 @@ def relaxation_time(trace: Trace, ladder: str | None = None) -> Float[np.ndarray
     """Returns 1 / (1 - lambda_2), in exchanges: lambda_2 is the second eigenvalue of the transition matrix.
 
     About how long the index process remembers where it was. Infinite if the ladder falls into parts that never mix. It
-    takes the process for a reversible Markov chain, which DEO's is not, so it says too much there.
+    takes the process for a reversible Markov chain; under DEO, which is none, read it as a rough number.
     """
     matrix = transition_matrix(trace, ladder)
     second = np.sort(np.linalg.eigvals(matrix).real, -1)[..., -2]
@@ -74,14 +73,18 @@ def time_share(trace: Trace, ladder: str | None = None) -> Float[np.ndarray, "*S
     return np.asarray((path[..., None] == np.arange(path.shape[-1])).mean(0))
 
 
-def energy_by_rung(trace: Trace, ladder: str | None = None, score: str = "energy") -> Float[np.ndarray, "*S M"]:
-    """Returns the mean score of whoever stood on each rung: it should rise from the coldest to the hottest.
+def samples(trace: Trace, score: str = "energy", ladder: str | None = None) -> Float[np.ndarray, "N *S M"]:
+    """Returns the score of whoever stood on each rung, exchange by exchange, coldest first; burn-in is left out.
 
     Args:
         trace: all of it or a stretch.
-        ladder: which one, if there are several.
         score: "energy" or a metric of `trace.valid`.
+        ladder: which one, if there are several.
     """
-    scores: AnyArray = exchanges(trace, ladder).valid[score]
     on_rung = np.argsort(index_process(trace, ladder), -1)
-    return np.asarray(np.take_along_axis(np.asarray(scores, np.float64), on_rung, -1).mean(0))
+    return np.take_along_axis(np.asarray(exchanges(trace, ladder).valid[score], np.float64), on_rung, -1)
+
+
+def energy_by_rung(trace: Trace, ladder: str | None = None) -> Float[np.ndarray, "*S M"]:
+    """Returns the mean energy of whoever stood on each rung: it should rise from the coldest to the hottest."""
+    return np.asarray(samples(trace, "energy", ladder).mean(0))

@@ -74,7 +74,7 @@ def diagnosis(trace: Trace, ladder: str | None = None) -> Diagnosis:
     suggested = max(2, round(2 * total) + 1)
     verdicts = (
         *_on_pairs(accepted, stretches),
-        *_on_travel(trips, expected, count),
+        *_on_travel(trips, expected, len(energies), count),
         *_on_size(accepted, suggested),
         *_on_energies(made, energies),
     )
@@ -139,14 +139,16 @@ def _on_pairs(accepted: np.ndarray, stretches: list[np.ndarray]) -> list[str]:
     return found
 
 
-def _on_travel(trips: float, expected: float, count: int) -> list[str]:
+def _on_travel(trips: float, expected: float, rungs: int, count: int) -> list[str]:
     """What is wrong with the replicas' travels."""
-    if expected < 1:
+    if expected < rungs:
+        lasts = f"about {rungs * count / expected:.0f}" if expected > 0 else "for ever, not so many"
         return [
-            f"a round trip takes more exchanges than the {count} there were, so the ladder only sorts: exchange more "
-            "often (smaller every), use pairing='deo', or take fewer rungs"
+            f"a round trip takes {lasts} exchanges, and there were {count}, so the ladder sorts rather than mixes: "
+            "exchange more often (smaller every), use pairing='deo', or take fewer rungs"
         ]
-    if expected >= 5 and trips < expected / 3:
+    # A replica's first trip begins and its last one ends somewhere within the stretch, which costs it about one.
+    if expected > 3 * rungs and trips < (expected - rungs) / 3:
         return [
             f"{trips:.0f} round trips instead of {expected:.0f}: replicas keep their energies, and so their places, "
             "from one exchange to the next; raise every, or read this as sorting rather than mixing"

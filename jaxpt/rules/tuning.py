@@ -1,7 +1,7 @@
 """What a tempering rule tunes by itself during burn-in: the factor C, and where the rungs stand."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ def solve_C(
     where = where & jnp.isfinite(log_ratio)
     log_ratio, variance = jnp.where(where, log_ratio, 0.0), jnp.where(where, variance, 0.0)
 
-    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         middle = (low + high) / 2
         accepted = jnp.mean(balanced_acceptance(log_ratio, variance, jnp.exp(middle)), where=where)
