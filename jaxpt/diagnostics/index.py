@@ -26,7 +26,8 @@ def flow(trace: Trace, ladder: str | None = None) -> Float[np.ndarray, "*S M"]:
     """Returns, for each rung, the share of visits by replicas that were last at the coldest rung, not the hottest.
 
     1 at the coldest, 0 at the hottest. A straight line in between is a good ladder; a steep step is a bottleneck
-    (Katzgraber, Trebst, Huse and Troyer 2006, cond-mat/0602085). NaN where no such replica came by.
+    (Katzgraber, Trebst, Huse and Troyer 2006, cond-mat/0602085). Under DEO the line steps off at both ends, since
+    replicas keep their direction there. NaN where no such replica came by.
     """
     path = index_process(trace, ladder)
     hottest = path.shape[-1] - 1
@@ -44,7 +45,7 @@ def flow(trace: Trace, ladder: str | None = None) -> Float[np.ndarray, "*S M"]:
 def transition_matrix(trace: Trace, ladder: str | None = None) -> Float[np.ndarray, "*S M M"]:
     """Returns the share of exchanges that took a replica from rung i to rung j, made symmetric.
 
-    T_ij = (n_ij + n_ji) / sum_k (n_ik + n_ki). Rows add up to 1.
+    T_ij = (n_ij + n_ji) / sum_k (n_ik + n_ki). Rows add up to 1; NaN for fewer than two exchanges.
     """
     path = index_process(trace, ladder)
     rungs = np.arange(path.shape[-1])
@@ -52,7 +53,7 @@ def transition_matrix(trace: Trace, ladder: str | None = None) -> Float[np.ndarr
     there = (path[1:, ..., None] == rungs).astype(np.float64)
     counts = np.einsum("n...ki,n...kj->...ij", here, there)
     counts = counts + np.swapaxes(counts, -1, -2)
-    return np.asarray(counts / counts.sum(-1, keepdims=True))
+    return np.asarray(counts / counts.sum(-1, keepdims=True)) if len(path) > 1 else np.full(counts.shape, np.nan)
 
 
 def relaxation_time(trace: Trace, ladder: str | None = None) -> Float[np.ndarray, "*S"]:
@@ -62,6 +63,8 @@ def relaxation_time(trace: Trace, ladder: str | None = None) -> Float[np.ndarray
     takes the process for a reversible Markov chain; under DEO, which is none, read it as a rough number.
     """
     matrix = transition_matrix(trace, ladder)
+    if np.isnan(matrix).any():
+        return np.full(matrix.shape[:-2], np.nan)
     second = np.sort(np.linalg.eigvals(matrix).real, -1)[..., -2]
     with np.errstate(divide="ignore"):
         return np.asarray(np.where(second < 1 - 1e-12, 1 / (1 - second), np.inf))

@@ -159,7 +159,7 @@ def _on_travel(trips: float, expected: float, rungs: int, count: int) -> list[st
 def _on_size(accepted: np.ndarray, suggested: int) -> list[str]:
     """What is wrong with the number of rungs."""
     rungs = len(accepted) + 1
-    if suggested > 1.5 * rungs:
+    if suggested >= 1.4 * rungs:
         return [f"the barrier calls for about {suggested} replicas, there are {rungs}: add rungs, or lower C"]
     if rungs > 2 * suggested:
         return [f"the barrier calls for about {suggested} replicas, there are {rungs}: fewer would do, or raise C"]

@@ -15,8 +15,8 @@ from jaxpt import tree
 from jaxpt.ladder import Ladder
 from jaxpt.metropolis import log_acceptance, noise_correction
 from jaxpt.pairing import PAIRINGS, Pairing, random_adjacent
-from jaxpt.rules.tuning import Tuning, begin, observe, settle_C, tune_C, tune_ladder
-from jaxpt.types import Info, Move
+from jaxpt.rules.tuning import Tuning, begin, observe, tune_C, tune_ladder
+from jaxpt.types import AnyArray, Info, Move
 
 _UNKNOWN = np.array(np.nan, np.float32)  # C="auto" before a run begins; `dataclasses.replace` hands it on
 
@@ -74,9 +74,7 @@ def exchange(
     return moved, Info(ladder, attempted, accepted, jnp.exp(log_alpha), beta, C, correction)
 
 
-@tree.register(
-    data=("C", "target", "settle", "tuning"), meta=("pairing", "adapt_ladder", "noise_corrected", "window", "auto")
-)
+@tree.register(data=("C", "target", "tuning"), meta=("pairing", "adapt_ladder", "noise_corrected", "window", "auto"))
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tempering:
     """Replica exchange over one ladder, or over several in turn (period t: ladder t modulo their number).
@@ -84,8 +82,8 @@ class Tempering:
         Tempering(C=100.0)                                    # the paper's: one random pair a period
         Tempering("auto", "deo", adapt_ladder=True)           # nothing by hand
 
-    Tuning happens during burn-in, on the device, and stops with it: from the first exchange on (with `settle`, from so
-    many exchanges on) C and the ladders stay as they are. `trace.info` records the C and the beta of every exchange.
+    Tuning happens during burn-in, on the device, and stops with it: from the first exchange on C and the ladders stay
+    as they are. `trace.info` records the C and the beta of every exchange.
 
     Args:
         C: the factor between energies and inverse temperatures; its value is traced, a new one compiles nothing.
@@ -103,21 +101,18 @@ class Tempering:
             lowered by half its variance (see `noise_correction`), as `trace.info.correction` records. The variance is
             estimated from the paired per-example energies. Needs the engine's `probe`.
         window: periods of burn-in that tuning looks at (static).
-        settle: exchanges after burn-in during which C="auto" still follows the acceptance that it really meets. Swaps
-            change which energies meet, so a C found before them can miss.
 
     Raises:
         ValueError: C is neither "auto" nor a positive finite number; no such pairing; target is not between 0 and 1;
-            window or settle is out of range.
+            window is no positive integer.
     """
 
-    C: Float[Array, " *L"] | float | str = 1.0
+    C: Float[AnyArray, " *L"] | float | str = 1.0
     pairing: Pairing | str = random_adjacent
     target: Float[Array, ""] | float = dataclasses.field(default=0.5, kw_only=True)
     adapt_ladder: bool = dataclasses.field(default=False, kw_only=True)
     noise_corrected: bool = dataclasses.field(default=False, kw_only=True)
     window: int = dataclasses.field(default=32, kw_only=True)
-    settle: Int[Array, ""] | int = dataclasses.field(default=0, kw_only=True)
     auto: bool = dataclasses.field(init=False)
     """Whether C is found."""
     tuning: Tuning | None = dataclasses.field(init=False, repr=False)
@@ -133,10 +128,8 @@ class Tempering:
             raise ValueError(f"pairing must be one of {', '.join(PAIRINGS)}, or a function, but it is {self.pairing!r}")
         if not 0 < self.target < 1:
             raise ValueError(f"target must be an acceptance probability between 0 and 1, but it is {self.target!r}")
-        for name, low in {"window": 1, "settle": 0}.items():
-            value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or value < low:
-                raise ValueError(f"{name} must be an integer of at least {low}, but it is {value!r}")
+        if not isinstance(self.window, int | np.integer) or self.window < 1:
+            raise ValueError(f"window must be an integer of at least 1, but it is {self.window!r}")
         set_field = partial(object.__setattr__, self)
         set_field("auto", auto)
         set_field("C", _UNKNOWN if auto else self.C)
@@ -182,7 +175,7 @@ class Tempering:
         rungs = before.at[ladder].set(after)
         rung = {name: rungs[i] for i, name in enumerate(names)}
         if self.tuning is not None:
-            self, ladders = self._tune(ladder, ladders, info, allowed)
+            self, ladders = self._tune(ladder, ladders, allowed)
         permuted = {key: v[rung[name]] for name in names for key, v in ladders[name].values.items()}
         move = Move(rung, {**hyper, **permuted}, ladders=dict(ladders) if self.adapt_ladder else None)
         return move, self, info._replace(ladder=ladder)
@@ -200,19 +193,15 @@ class Tempering:
         return _replace(self, C=C, tuning=tuning)
 
     def _tune(
-        self, ladder: Array, ladders: Mapping[str, Ladder], info: Info, allowed: Array
+        self, ladder: Array, ladders: Mapping[str, Ladder], allowed: Array
     ) -> tuple["Tempering", Mapping[str, Ladder]]:
         """Returns the rule and the ladders with which the next period begins."""
         C: Any = self.C
         tuning: Any = self.tuning
         if self.adapt_ladder:
             tuning, ladders = tune_ladder(tuning, ladder, ladders, C[ladder], allowed)
-        if self.auto:
-            done = tuning.exchanges[ladder]
-            settled = settle_C(C[ladder], done, info.attempted, info.probability, self.target)
-            C = C.at[ladder].set(jnp.where(allowed & (done < self.settle), settled, C[ladder]))
         tuning = tuning._replace(exchanges=tuning.exchanges.at[ladder].add(allowed.astype(jnp.int32)))
-        return _replace(self, C=C, tuning=tuning), ladders
+        return _replace(self, tuning=tuning), ladders
 
 
 def _replace(rule: Tempering, **changes: Any) -> Tempering:
