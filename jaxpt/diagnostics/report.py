@@ -109,7 +109,8 @@ def _page(name: str, made: Trace, accepted: np.ndarray, stretches: list[np.ndarr
     for k in range(rungs):
         row = f"{k:>4} {beta[k]:>10.4g} {energies[k]:>10.4g} {travelled[k]:>5.2f} {share[k]:>12.0%}"
         if k < rungs - 1:
-            row += f"   {accepted[k]:>6.1%}  " + " ".join(f"{part[k]:>4.0%}" for part in stretches)
+            over_time = (part[k] for part in stretches)
+            row += f"   {accepted[k]:>6.1%}  " + " ".join("   -" if np.isnan(p) else f"{p:>4.0%}" for p in over_time)
         lines.append(row)
     return head + "\n".join(lines) + "\n"
 

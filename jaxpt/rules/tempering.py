@@ -15,7 +15,7 @@ from jaxpt import tree
 from jaxpt.ladder import Ladder
 from jaxpt.metropolis import log_acceptance, noise_correction
 from jaxpt.pairing import PAIRINGS, Pairing, random_adjacent
-from jaxpt.rules.tuning import Tuning, begin, observe, tune_C, tune_ladder
+from jaxpt.rules.tuning import Tuning, begin, observe, settle_C, tune_C, tune_ladder
 from jaxpt.types import AnyArray, Info, Move
 
 _UNKNOWN = np.array(np.nan, np.float32)  # C="auto" before a run begins; `dataclasses.replace` hands it on
@@ -74,7 +74,9 @@ def exchange(
     return moved, Info(ladder, attempted, accepted, jnp.exp(log_alpha), beta, C, correction)
 
 
-@tree.register(data=("C", "target", "tuning"), meta=("pairing", "adapt_ladder", "noise_corrected", "window", "auto"))
+@tree.register(
+    data=("C", "target", "settle", "tuning"), meta=("pairing", "adapt_ladder", "noise_corrected", "window", "auto")
+)
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tempering:
     """Replica exchange over one ladder, or over several in turn (period t: ladder t modulo their number).
@@ -82,15 +84,15 @@ class Tempering:
         Tempering(C=100.0)                                    # the paper's: one random pair a period
         Tempering("auto", "deo", adapt_ladder=True)           # nothing by hand
 
-    Tuning happens during burn-in, on the device, and stops with it: from the first exchange on C and the ladders stay
-    as they are. `trace.info` records the C and the beta of every exchange.
+    Tuning happens on the device and ends: ladders adapt during burn-in and stay as they are from the first exchange on,
+    C="auto" is frozen `settle` exchanges later. `trace.info` records the C and the beta of every exchange.
 
     Args:
         C: the factor between energies and inverse temperatures; its value is traced, a new one compiles nothing.
             1 samples exp(-beta E) exactly when replicas sample exp(-beta E) between exchanges (Langevin noise); for
             training losses it is a free parameter (arXiv 1909.04013 takes 20 to 300,000). "auto" finds it, one for each
             ladder, so that the mean acceptance is `target`: from the differences of energies in the last `window`
-            periods of burn-in, as `jaxpt.rules.tuning.balanced_acceptance` says.
+            periods of burn-in, as `jaxpt.rules.tuning.balanced_acceptance` says, and then from the first exchanges.
         pairing: which adjacent pairs are offered a swap: `random_adjacent`, `seo`, `deo`, by name or as a function
             (static).
         target: mean acceptance probability for C="auto". One half is best under DEO (arXiv 1905.02939).
@@ -101,10 +103,13 @@ class Tempering:
             lowered by half its variance (see `noise_correction`), as `trace.info.correction` records. The variance is
             estimated from the paired per-example energies. Needs the engine's `probe`.
         window: periods of burn-in that tuning looks at (static).
+        settle: exchanges of each ladder during which C="auto" still follows the acceptance that it meets, in shrinking
+            steps; 0 freezes it with burn-in. In training, swaps change which energies meet (a replica that cools down
+            improves at once), so what burn-in shows can miss the target.
 
     Raises:
         ValueError: C is neither "auto" nor a positive finite number; no such pairing; target is not between 0 and 1;
-            window is no positive integer.
+            window or settle is out of range.
     """
 
     C: Float[AnyArray, " *L"] | float | str = 1.0
@@ -113,6 +118,7 @@ class Tempering:
     adapt_ladder: bool = dataclasses.field(default=False, kw_only=True)
     noise_corrected: bool = dataclasses.field(default=False, kw_only=True)
     window: int = dataclasses.field(default=32, kw_only=True)
+    settle: Int[Array, ""] | int = dataclasses.field(default=64, kw_only=True)
     auto: bool = dataclasses.field(init=False)
     """Whether C is found."""
     tuning: Tuning | None = dataclasses.field(init=False, repr=False)
@@ -128,8 +134,10 @@ class Tempering:
             raise ValueError(f"pairing must be one of {', '.join(PAIRINGS)}, or a function, but it is {self.pairing!r}")
         if not 0 < self.target < 1:
             raise ValueError(f"target must be an acceptance probability between 0 and 1, but it is {self.target!r}")
-        if not isinstance(self.window, int | np.integer) or self.window < 1:
-            raise ValueError(f"window must be an integer of at least 1, but it is {self.window!r}")
+        for name, low in {"window": 1, "settle": 0}.items():
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or value < low:
+                raise ValueError(f"{name} must be an integer of at least {low}, but it is {value!r}")
         set_field = partial(object.__setattr__, self)
         set_field("auto", auto)
         set_field("C", _UNKNOWN if auto else self.C)
@@ -175,7 +183,7 @@ class Tempering:
         rungs = before.at[ladder].set(after)
         rung = {name: rungs[i] for i, name in enumerate(names)}
         if self.tuning is not None:
-            self, ladders = self._tune(ladder, ladders, allowed)
+            self, ladders = self._tune(ladder, ladders, info, allowed)
         permuted = {key: v[rung[name]] for name in names for key, v in ladders[name].values.items()}
         move = Move(rung, {**hyper, **permuted}, ladders=dict(ladders) if self.adapt_ladder else None)
         return move, self, info._replace(ladder=ladder)
@@ -193,15 +201,19 @@ class Tempering:
         return _replace(self, C=C, tuning=tuning)
 
     def _tune(
-        self, ladder: Array, ladders: Mapping[str, Ladder], allowed: Array
+        self, ladder: Array, ladders: Mapping[str, Ladder], info: Info, allowed: Array
     ) -> tuple["Tempering", Mapping[str, Ladder]]:
         """Returns the rule and the ladders with which the next period begins."""
         C: Any = self.C
         tuning: Any = self.tuning
         if self.adapt_ladder:
             tuning, ladders = tune_ladder(tuning, ladder, ladders, C[ladder], allowed)
+        if self.auto:
+            done = tuning.exchanges[ladder]
+            settled = settle_C(C[ladder], done, info.attempted, info.probability, self.target)
+            C = C.at[ladder].set(jnp.where(allowed & (done < self.settle), settled, C[ladder]))
         tuning = tuning._replace(exchanges=tuning.exchanges.at[ladder].add(allowed.astype(jnp.int32)))
-        return _replace(self, tuning=tuning), ladders
+        return _replace(self, C=C, tuning=tuning), ladders
 
 
 def _replace(rule: Tempering, **changes: Any) -> Tempering:

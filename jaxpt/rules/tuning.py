@@ -123,6 +123,27 @@ def tune_C(
     return C.at[ladder].set(jnp.where(tuning.exchanges[ladder] > 0, C[ladder], solved))
 
 
+def settle_C(
+    C: Float[Array, ""],
+    exchanges: Int[Array, ""],
+    attempted: Bool[Array, " P"],
+    probability: Float[Array, " P"],
+    target: Float[Array, ""] | float,
+) -> Float[Array, ""]:
+    """Returns C after one step of stochastic approximation towards the target (Robbins and Monro 1951).
+
+    Args:
+        C: the factor of this exchange.
+        exchanges: how many there were before; the step falls as 1 / number.
+        attempted: which pairs were offered a swap; without any, C stays.
+        probability: with which probability.
+        target: their mean that is wanted.
+    """
+    error = jnp.mean(probability - target, where=attempted)
+    # Near one half, acceptance falls by about 0.4 when log C grows by 1; small first steps, since C is about right.
+    return C * jnp.exp(jnp.where(jnp.any(attempted), 5 / (10 + exchanges) * error, 0.0))
+
+
 def tune_ladder(
     tuning: Tuning, index: Int[Array, ""], ladders: Mapping[str, Ladder], C: Float[Array, ""], allowed: Bool[Array, ""]
 ) -> tuple[Tuning, dict[str, Ladder]]:

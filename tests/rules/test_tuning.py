@@ -7,7 +7,7 @@ import pytest
 
 import jaxpt
 from jaxpt import diagnostics
-from jaxpt.rules.tuning import balanced_acceptance, equal_rejection, solve_C
+from jaxpt.rules.tuning import balanced_acceptance, equal_rejection, settle_C, solve_C
 from tests.conftest import make_engine
 from tests.test_engine import values_problem
 
@@ -62,27 +62,35 @@ def test_equal_rejection_puts_the_rungs_where_the_barrier_is():
     )
 
 
+def test_settling_moves_C_towards_the_target():
+    offered, nothing = jnp.array([True, False]), jnp.zeros(2, bool)
+    step = lambda p, n=0, offered=offered: settle_C(jnp.float32(2), jnp.asarray(n), offered, jnp.array([p, 0.9]), 0.5)
+    assert step(0.7) > 2 > step(0.3)
+    assert step(0.5) == step(0.7, offered=nothing) == 2
+    assert 2 < step(0.7, 100) < step(0.7, 10)
+
+
 def still(scale=1.0):
     """The energy of a replica is `scale` times the number that it began with; nothing trains."""
     problem = jaxpt.energy_problem(lambda w: scale * w, lambda key: jax.random.normal(key))
     return problem._replace(loss=lambda w, state, batch, hyper, key: (0 * w[None], state))
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_automatic_C_lands_on_its_target_from_any_scale(scale):
+@pytest.mark.parametrize(("scale", "settle"), [(1e-3, 0), (1.0, 0), (1e3, 0), (1e3, 200)])
+def test_automatic_C_lands_on_its_target_from_any_scale(scale, settle):
     """Fixed energies of a thousandth or a thousand: the mean acceptance within 0.05 of 0.4 over 24 ladders."""
     engine = jaxpt.Engine(
         still(scale),
         lambda h: jaxpt.gradient_noise(0.0 * h["x"]),
         jaxpt.Ladder(x=[1.0, 2.0], beta=[2.0, 1.0]),
-        jaxpt.Tempering("auto", target=0.4),
+        jaxpt.Tempering("auto", target=0.4, settle=settle),
         every=1,
         burn_in=10,
     )
     _, trace = engine.run(engine.init(jax.random.split(jax.random.key(0), 24)), periods=610)
     C = np.asarray(trace.info.C)
-    assert (C[10:] == C[-1]).all(), "frozen"
-    measured = np.asarray(trace.info.probability)[10:].mean()
+    assert (C[10 + settle :] == C[-1]).all(), "frozen"
+    measured = np.asarray(trace.info.probability)[10 + settle :].mean()
     assert measured == pytest.approx(0.4, abs=0.05)
 
 
@@ -92,7 +100,7 @@ def test_several_ladders_have_a_C_each():
         still(),
         lambda h: jaxpt.gradient_noise(0 * h["x"] * h["y"]),
         [jaxpt.Ladder(x=[1, 2, 3], beta=[3, 2, 1]), jaxpt.Ladder(y=[1, 2, 3], beta=[3000, 2000, 1000])],
-        jaxpt.Tempering("auto", "deo", adapt_ladder=True, window=4),
+        jaxpt.Tempering("auto", "deo", adapt_ladder=True, window=4, settle=0),
         every=1,
         burn_in=6,
     )
@@ -144,6 +152,7 @@ def test_what_is_auto_stays_auto():
         ({"pairing": "even"}, "pairing must be one of random_adjacent, seo, deo"),
         ({"target": 1.0}, "target must be an acceptance probability"),
         ({"window": 0}, "window must be an integer of at least 1"),
+        ({"settle": -1}, "settle must be an integer of at least 0"),
     ],
 )
 def test_settings_out_of_range(settings, said):
