@@ -56,7 +56,7 @@ class Trace(NamedTuple):
     hyper: dict[str, Float[Array, "P M"]]
     """{name: value} during the period, before its exchange; what a schedule makes of it is not recorded."""
     info: Info
-    """What the period's exchange did; leaves [P, M-1], `ladder` [P] (with seeds [P, S, M-1] and [P, S])."""
+    """What the period's exchange did; leaves lead with [P] (with seeds [P, S]), see `Info`."""
 
 
 @tree.register(
@@ -79,7 +79,7 @@ class Engine:
         optimizer: {name: scalar} -> optax transformation, e.g. `lambda h: optax.sgd(h["learning_rate"], 0.9)`. It is
             built inside the step, so any optimiser that takes traced values will do, schedules over the step included.
         ladder: one ladder, or several that are exchanged in turn.
-        rule: `Tempering(C)`, by default with C = 1, or `Independent()`.
+        rule: `Tempering(C)`, by default with C = 1, `Independent()`, `PBT()` or `CopyBest()`.
         every: steps in a period, before each exchange (dN_e of arXiv 1909.04013).
         burn_in: steps without exchanges (dN_i); the first exchange follows the first period that ends after them.
         batch_size: examples in a minibatch. With a hyperparameter of that name: the largest one; a replica's loss then

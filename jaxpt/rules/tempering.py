@@ -150,7 +150,7 @@ class Tempering:
             return self
         count, rungs = len(ladders), next(iter(ladders.values())).num_rungs
         C = jnp.full(count, 1.0 if self.auto else jnp.asarray(self.C))
-        return _replace(self, C=C, tuning=begin(count, rungs, self.window))
+        return _replace(self, C=C, tuning=jax.tree.map(jnp.asarray, begin(count, rungs, self.window)))
 
     def propose(
         self,
@@ -167,14 +167,15 @@ class Tempering:
         names, ladder = list(ladders), turn % len(ladders)
         beta = jnp.stack([ladders[name].beta for name in names])[ladder]
         before = jnp.stack([rung[name] for name in names])
+        rule = self
         if self.tuning is not None:
-            self = self._observe(ladder, beta, energy, before[ladder], variance)
+            rule = self._observe(ladder, beta, energy, before[ladder], variance)
         after, info = exchange(
             key,
             beta,
             energy,
             before[ladder],
-            C=jnp.broadcast_to(jnp.asarray(self.C), (len(names),))[ladder],
+            C=jnp.broadcast_to(jnp.asarray(rule.C), (len(names),))[ladder],
             pairing=self.pairing,
             turn=turn // len(ladders),
             allowed=allowed,
@@ -183,10 +184,10 @@ class Tempering:
         rungs = before.at[ladder].set(after)
         rung = {name: rungs[i] for i, name in enumerate(names)}
         if self.tuning is not None:
-            self, ladders = self._tune(ladder, ladders, info, allowed)
+            rule, ladders = rule._tune(ladder, ladders, info, allowed)
         permuted = {key: v[rung[name]] for name in names for key, v in ladders[name].values.items()}
         move = Move(rung, {**hyper, **permuted}, ladders=dict(ladders) if self.adapt_ladder else None)
-        return move, self, info._replace(ladder=ladder)
+        return move, rule, info._replace(ladder=ladder)
 
     def _observe(self, ladder: Array, beta: Array, energy: Array, rung: Array, variance: Array | None) -> "Tempering":
         """Returns the rule after it has looked at this period's energies, its C tuned to them."""

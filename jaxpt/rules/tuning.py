@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpt.ladder import Ladder, respaced
@@ -51,7 +52,7 @@ def solve_C(
         otherwise: what comes back if no two energies differ, so that no C is better than another.
         where: which of them count.
     """
-    where = where & jnp.isfinite(log_ratio)
+    where = where & jnp.isfinite(log_ratio) & jnp.isfinite(variance)
     log_ratio, variance = jnp.where(where, log_ratio, 0.0), jnp.where(where, variance, 0.0)
 
     def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -93,9 +94,9 @@ class Tuning(NamedTuple):
 
 
 def begin(num_ladders: int, num_rungs: int, window: int) -> Tuning:
-    """Returns the state of somebody who has seen nothing."""
-    ring = jnp.zeros((num_ladders, window, num_rungs - 1))
-    count = jnp.zeros(num_ladders, jnp.int32)
+    """Returns the state of somebody who has seen nothing, on the host: a rule may be made before devices are chosen."""
+    ring: Any = np.zeros((num_ladders, window, num_rungs - 1), np.float32)
+    count: Any = np.zeros(num_ladders, np.int32)
     return Tuning(ring, ring, count, count)
 
 

@@ -13,7 +13,6 @@ from jaxpt import diagnostics
 from tests import real_data
 
 POOL = real_data.PACKS / "emnist_letters"
-RATES = jaxpt.geometric(0.02, 0.1, 4)
 
 
 @pytest.fixture(scope="module")
@@ -30,31 +29,32 @@ def letters():
 @pytest.mark.slow
 @pytest.mark.skipif(not POOL.is_dir(), reason="the folder of real data is not here")
 def test_automatic_C_lands_on_its_target_from_a_thousand_times_too_much_or_too_little(letters):
-    """LeNet on EMNIST, C = 1 being wrong by a thousand either way: mean acceptance within 0.05 of one half."""
+    """LeNet on EMNIST: mean acceptance within 0.05 of one half, C = 1 being wrong by 1024 either way.
+
+    Four ladders in one run. beta is 1024 times too large in the first three and too small in the last, which has the
+    first one's key: with the right C the two are the same run.
+    """
     loss = lambda model, batch: jaxpt.cross_entropy(model(batch["x"]), batch["y"])
-    problem = jaxpt.nnx_problem(LeNetEMNIST, loss)
-    sgd = lambda h: optax.sgd(h["learning_rate"])
-    found = {}
-    for scale in (1e3, 1e-3):
-        engine = jaxpt.Engine(
-            problem,
-            sgd,
-            jaxpt.Ladder(learning_rate=RATES, beta=scale / RATES),
-            jaxpt.Tempering("auto", "deo"),
-            every=3,
-            burn_in=120,
-            batch_size=16,
-            fixed={"dropout_rate": 0.05},
-            probe=60,
-        )
-        _, trace = engine.run(engine.init(jax.random.split(jax.random.key(0), 3)), letters, periods=140)
-        C = np.asarray(trace.info.C)
-        assert (C[40:] == C[40]).all(), "frozen when exchanges begin"
-        print(
-            C[[10, 20, 30, 40]],
-            diagnostics.acceptance(trace),
-            [diagnostics.acceptance(w).mean() for w in diagnostics.windows(trace, 4)],
-        )
-        assert diagnostics.acceptance(trace).mean() == pytest.approx(0.5, abs=0.05)
-        found[scale] = C[40] * scale
-    np.testing.assert_allclose(found[1e3], found[1e-3], rtol=0.01, err_msg="C makes up for the scale")
+    engine = jaxpt.Engine(
+        jaxpt.nnx_problem(LeNetEMNIST, loss),
+        lambda h: optax.sgd(h["learning_rate"]),
+        jaxpt.Ladder(learning_rate=jaxpt.geometric(0.02, 0.1, 3)),
+        jaxpt.Tempering("auto", "deo", settle=64),
+        every=3,
+        burn_in=180,
+        batch_size=8,
+        fixed={"dropout_rate": 0.05},
+        probe=60,
+    )
+    state = engine.init(jax.vmap(jax.random.key)(np.array([0, 1, 2, 0])))
+    *values, beta = jax.tree.leaves(state.ladders)
+    scale = np.array([1024, 1024, 1024, 1 / 1024], np.float32)[:, None]
+    ladders = jax.tree.unflatten(jax.tree.structure(state.ladders), [*values, beta * scale])
+    _, trace = engine.run(state._replace(ladders=ladders), letters, periods=200)
+    C = np.asarray(trace.info.C)
+    assert (C[124:] == C[124]).all(), "frozen 64 exchanges after burn-in"
+    measured = diagnostics.acceptance(diagnostics.window(trace, 3 * 124))
+    print(C[124], measured, diagnostics.acceptance(diagnostics.window(trace, 0, 3 * 124)))
+    assert measured[:3].mean() == pytest.approx(0.5, abs=0.05)
+    np.testing.assert_allclose(C[124, 0] * 2**20, C[124, 3], rtol=1e-3)
+    np.testing.assert_allclose(measured[0], measured[3], rtol=1e-3)
