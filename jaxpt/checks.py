@@ -37,6 +37,11 @@ def check_engine(engine: "Engine") -> None:
         if not isinstance(value, int | np.integer) or value < low:
             raise ValueError(f"{name} must be an integer of at least {low}, but it is {value!r}")
     _check_execution(engine)
+    if getattr(engine.rule, "noise_corrected", False) and (engine.probe or 0) < 2:
+        raise ValueError(
+            "noise_corrected=True allows for the noise of energies on a probe batch; give the engine probe=512, say "
+            "(at least 2), or leave it out: energies on the whole validation split have no such noise"
+        )
     for name, value in engine.fixed.items():
         if not (np.ndim(value) == 0 and math.isfinite(value)):
             raise ValueError(f"fixed[{name!r}] must be one finite number, the same for all replicas, not {value!r}")

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
+from jaxpt import tree
+
 
 class Data(NamedTuple):
     """Splits of a data set: pytrees of arrays whose first axis counts examples; None where there are none."""
@@ -67,6 +69,13 @@ def minibatches(
     )
     position = (steps % epoch_steps)[:, None] * batch_size + jnp.arange(batch_size)
     return orders[(epochs - epochs[0])[:, None], position % num_examples], position < num_examples
+
+
+def probe_batch(key: Key[Array, ""], valid: PyTree, size: int | None) -> PyTree:
+    """Returns so many examples of the validation split, drawn without replacement; the whole split if size is None."""
+    if size is None or valid is None:
+        return valid
+    return tree.take(valid, jax.random.choice(key, tree.leading(valid), (size,), replace=False))
 
 
 def examples_seen(

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxpt import checks, placement, tree
-from jaxpt.data import Batches, Data, minibatches
+from jaxpt.data import Batches, Data, minibatches, probe_batch
 from jaxpt.ladder import Ladder, as_arrays
 from jaxpt.placement import Placement
 from jaxpt.precision import Precision, tracing_with
 from jaxpt.replica_axis import Execution, ReplicaAxis, choose, convolves, over_replicas
-from jaxpt.replicas import Replicas, in_force, init_replicas, mean_scores, rescale_momentum, train_step
+from jaxpt.replicas import Replicas, in_force, init_replicas, mean_scores, paired_variance, rescale_momentum, train_step
 from jaxpt.rules import Tempering
 from jaxpt.state import RunState, Trace, state_axes, trace_axes
 from jaxpt.types import Move, Optimizer, Problem, Rule, Schedule
@@ -45,7 +45,7 @@ class Engine:
         optimizer: {name: scalar} -> optax transformation, e.g. `lambda h: optax.sgd(h["learning_rate"], 0.9)`. It is
             built inside the step, so any optimiser that takes traced values will do, schedules over the step included.
         ladder: one ladder, or several that are exchanged in turn.
-        rule: `Tempering(C)`, by default with C = 1, or `Independent()`.
+        rule: `Tempering(C)`, by default with C = 1, `Independent()`, `PBT()` or `CopyBest()`.
         every: steps in a period, before each exchange (dN_e of arXiv 1909.04013).
         burn_in: steps without exchanges (dN_i); the first exchange follows the first period that ends after them.
         batch_size: examples in a minibatch. With a hyperparameter of that name: the largest one; a replica's loss then
@@ -58,8 +58,8 @@ class Engine:
         probe: energies on this many validation examples, drawn anew each period and shared by all replicas; by
             default on the whole validation split.
         evaluation_batch: examples at a time in evaluation, which bounds its memory.
-        rescale_momentum: the name of a hyperparameter, the learning rate: on a swap the momentum is multiplied by old /
-            new value, so that the velocity is kept. By default the momentum stays as it is.
+        rescale_momentum: the name of the learning rate: on a swap the momentum is multiplied by old / new value, which
+            keeps the velocity. By default the momentum stays as it is.
         replica_axis: how a device's replicas are executed: "vmap", "unroll", "map", or "auto", whichever of them
             `jaxpt.replica_axis.choose` says.
         placement: which devices the replicas are spread over; "auto": one, but on CPUs as many host devices as divide
@@ -127,9 +127,10 @@ class Engine:
         ladders = {name: as_arrays(ladder) for name, ladder in self.ladders.items()}
         start = _per_seed(key, lambda key: jax.random.fold_in(key, _INIT))(key)
         replicas = init_replicas(self.problem, self.optimizer, self.schedule, dict(self.fixed), ladders, start)
+        rule = self.rule.init(ladders) if hasattr(self.rule, "init") else self.rule
         ladders, rule = jax.tree.map(
             lambda leaf: jnp.broadcast_to(jnp.array(leaf, jnp.asarray(leaf).dtype), lead + jnp.shape(leaf)),
-            (ladders, self.rule),
+            (ladders, rule),
         )
         # Every leaf is a buffer of its own, so that `donate` can take them all.
         step, period = jnp.zeros(2, jnp.int32)
@@ -236,24 +237,31 @@ def _period(engine: Engine, state: RunState, data: Data, batches: Batches | None
     replicas, losses = _train(engine, state, data.train, batches)
     step, turn = state.step + engine.every, state.period
 
+    def probe(key: Key[Array, ""]) -> PyTree:
+        return probe_batch(jax.random.fold_in(jax.random.fold_in(key, _PROBE), turn), data.valid, engine.probe)
+
     def energies(replicas: Replicas, key: Key[Array, ""]) -> dict[str, Array]:
-        return _scores(engine, replicas, _probe(engine, data.valid, key, turn))
+        return _scores(engine, replicas, probe(key))
 
     over_seeds = partial(_over_seeds, engine, state.key)
     valid = over_seeds(energies, (0, 0))(replicas, state.key)
     test = {} if data.test is None else over_seeds(partial(_scores, engine, examples=data.test))(replicas)
 
     def propose(key: Key[Array, ""], energy: Array, replicas: Replicas, ladders: dict[str, Ladder], rule: Any) -> Any:
+        noise = {}
+        if getattr(rule, "noise_corrected", False):
+            how = engine.problem, partial(_over_replicas, engine), engine.placed.whole
+            sizes = engine.evaluation_batch, tree.leading(data.valid)
+            noise["variance"] = paired_variance(*how, replicas, probe(key), *sizes)
         key = jax.random.fold_in(jax.random.fold_in(key, _EXCHANGE), turn)
-        allowed = step > engine.burn_in
         # What is small is shown to all devices, and each computes the same exchange.
-        energy, rung, hyper = engine.placed.whole((energy, replicas.rung, replicas.hyper))
-        move, rule, info = rule.propose(key, turn, energy, rung, hyper, ladders, allowed)
-        return _apply(engine, replicas, move, step), rule, info
+        seen = engine.placed.whole((energy, replicas.rung, replicas.hyper))
+        move, rule, info = rule.propose(key, turn, *seen, ladders, step > engine.burn_in, **noise)
+        return _apply(engine, replicas, move, step), move.ladders or ladders, rule, info
 
-    moved, rule, info = per_seed(propose)(state.key, valid["energy"], replicas, state.ladders, state.rule)
+    moved, ladders, rule, info = per_seed(propose)(state.key, valid["energy"], replicas, state.ladders, state.rule)
     trace = Trace(step, losses, valid, test, replicas.rung, replicas.hyper, info)
-    return state._replace(replicas=moved, step=step, period=turn + 1, rule=rule), trace
+    return state._replace(replicas=moved, step=step, period=turn + 1, ladders=ladders, rule=rule), trace
 
 
 def _train(
@@ -298,14 +306,6 @@ def _minibatches(
     return jax.vmap(draw, out_axes=(0, None))(own)
 
 
-def _probe(engine: Engine, valid: PyTree, key: Key[Array, ""], period: Int[Array, ""]) -> PyTree:
-    """Returns what energies are computed on: the whole validation split, or a batch drawn from it."""
-    if engine.probe is None or valid is None:
-        return valid
-    key = jax.random.fold_in(jax.random.fold_in(key, _PROBE), period)
-    return tree.take(valid, jax.random.choice(key, tree.leading(valid), (engine.probe,), replace=False))
-
-
 def _scores(engine: Engine, replicas: Replicas, examples: PyTree) -> dict[str, Float[Array, " M"]]:
     """Returns the energy and the metrics of each replica of one seed, means over the examples."""
     over = partial(_over_replicas, engine)
@@ -315,9 +315,9 @@ def _scores(engine: Engine, replicas: Replicas, examples: PyTree) -> dict[str, F
 def _apply(engine: Engine, replicas: Replicas, move: Move, step: Int[Array, ""]) -> Replicas:
     """Returns the replicas of one seed after a move: new hyperparameters, and weights for rules that copy them."""
     if move.parents is not None:
-        weights = engine.placed.whole(replicas[:3])
-        params, model_state, opt_state = tree.take(weights, engine.placed.own(move.parents))
-        replicas = replicas._replace(params=params, model_state=model_state, opt_state=opt_state)
+        mine = (*replicas[:3], replicas.hyper)
+        params, model_state, opt_state, hyper = tree.take(engine.placed.whole(mine), engine.placed.own(move.parents))
+        replicas = replicas._replace(params=params, model_state=model_state, opt_state=opt_state, hyper=hyper)
     rung, hyper = engine.placed.own((move.rung, move.hyper))
     moved = replicas._replace(rung=rung, hyper=hyper)
     if engine.rescale_momentum is None:

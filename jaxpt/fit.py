@@ -199,6 +199,10 @@ def fit(
     seconds = time.perf_counter() - started
     trace = jax.tree.map(lambda *rows: np.concatenate(rows), *traces)
     last_valid, last_test = tree.take((trace.valid, trace.test), -1)
+    if (parents := trace.info.parents) is not None:  # the last copies carry their scores with them
+        last_valid, last_test = jax.tree.map(
+            lambda score: np.take_along_axis(score, parents[-1], -1), (last_valid, last_test)
+        )
     if engine.probe is not None:
         last_valid = jax.tree.map(np.asarray, engine.evaluate(state, data.valid))
     return Result(

@@ -1,5 +1,6 @@
 """Ladders: rungs of hyperparameter values, ordered from the coldest (rung 0) to the hottest."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,6 +24,17 @@ BETA: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 """Inverse temperature from a hyperparameter's value, by its name: learning rate 1/v and dropout (1-v)/v as in
 arXiv 1909.04013; a batch of v examples has gradient noise of variance ~ 1/v; a noise of standard deviation v has
 variance v**2."""
+
+_VALUE: dict[str, Callable[[Array], Array]] = {
+    "learning_rate": lambda beta: 1 / beta,
+    "dropout_rate": lambda beta: 1 / (1 + beta),
+    "batch_size": jnp.round,
+    "temperature": lambda beta: 1 / beta,
+    "gradient_noise": lambda beta: beta**-0.5,
+    "weight_noise": lambda beta: beta**-0.5,
+    "input_noise": lambda beta: beta**-0.5,
+}
+"""The other way round: the value whose inverse temperature is beta."""
 
 _DOMAIN: dict[str, tuple[float, float]] = {
     "learning_rate": (0, np.inf),
@@ -53,7 +65,7 @@ def geometric(start: float, stop: float, num_rungs: int) -> np.ndarray:
     return np.geomspace(start, stop, num_rungs)
 
 
-@tree.register(data=("values", "beta"), meta=("name",))
+@tree.register(data=("values", "beta"), meta=("name", "source"))
 @dataclasses.dataclass(frozen=True, init=False, eq=False)
 class Ladder:
     """One value of each named hyperparameter per rung, with the rung's inverse temperature.
@@ -81,6 +93,8 @@ class Ladder:
     values: dict[str, Float[Array, " M"]]
     beta: Float[Array, " M"]
     name: str
+    source: str | None
+    """The hyperparameter whose name gives beta; None if beta was given."""
 
     def __init__(
         self,
@@ -101,7 +115,7 @@ class Ladder:
             )
         for key, array in arrays.items():
             check_values(key, array)
-        inverse = _inverse_temperature(beta, arrays)
+        inverse, source = _inverse_temperature(beta, arrays)
         difference = np.diff(inverse)
         if not (np.all(difference <= 0) or np.all(difference >= 0)):
             raise ValueError(
@@ -113,6 +127,7 @@ class Ladder:
         set_field("values", {key: array[order] for key, array in arrays.items()})
         set_field("beta", inverse[order])
         set_field("name", name if name is not None else "+".join(arrays))
+        set_field("source", source)
 
     @property
     def num_rungs(self) -> int:
@@ -123,6 +138,33 @@ class Ladder:
 def as_arrays(ladder: Ladder) -> Ladder:
     """Returns the ladder with its numbers on the device as float32, ready to be part of a state."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), ladder)
+
+
+def respaced(ladder: Ladder, beta: Float[Array, " M"]) -> Ladder:
+    """Returns the ladder with its rungs moved to other inverse temperatures; both ends stay as they are.
+
+    The hyperparameter that gives beta takes the value that beta belongs to, and beta is then that value's: a batch size
+    is rounded. Others are interpolated linearly in beta between the rungs there were. May be traced.
+
+    Args:
+        ladder: numbers as arrays.
+        beta: where the rungs go, falling, within the ladder's ends.
+    """
+
+    def between_ends(new: Array, old: Array) -> Array:
+        return new.at[0].set(old[0]).at[-1].set(old[-1])
+
+    beta = between_ends(beta, ladder.beta)
+    values = {name: jnp.interp(-beta, -ladder.beta, value) for name, value in ladder.values.items()}
+    if "batch_size" in values:
+        values["batch_size"] = jnp.round(values["batch_size"])
+    if ladder.source is not None:
+        values[ladder.source] = _VALUE[ladder.source](beta)
+        beta = between_ends(jnp.asarray(BETA[ladder.source](values[ladder.source])), ladder.beta)  # type: ignore[arg-type]
+    moved = copy.copy(ladder)
+    object.__setattr__(moved, "values", {name: between_ends(v, ladder.values[name]) for name, v in values.items()})
+    object.__setattr__(moved, "beta", beta)
+    return moved
 
 
 def check_values(name: str, values: np.ndarray) -> None:
@@ -139,8 +181,9 @@ def check_values(name: str, values: np.ndarray) -> None:
 def _inverse_temperature(
     beta: str | Sequence[float] | np.ndarray | Array | Callable[[np.ndarray], np.ndarray] | None,
     values: dict[str, np.ndarray],
-) -> np.ndarray:
-    """Resolves the `beta` argument of `Ladder` to finite numbers, one per rung."""
+) -> tuple[np.ndarray, str | None]:
+    """Resolves the `beta` argument of `Ladder` to finite numbers, one per rung, and the name that they follow from."""
+    named: str | None = None
     rungs = len(next(iter(values.values())))
     if beta is None or callable(beta):
         if len(values) > 1:
@@ -160,6 +203,7 @@ def _inverse_temperature(
                 "per rung, largest at the coldest"
             )
         function = beta if callable(beta) else BETA[source]
+        named = None if callable(beta) else source
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             inverse = np.asarray(function(values[source]), np.float32)
         origin = f"beta from {source} = {values[source].tolist()}"
@@ -172,4 +216,4 @@ def _inverse_temperature(
             f"beta must be finite, but {origin} is {inverse.tolist()}; move the value away from its limit "
             "(a dropout rate above 0, say) or give beta yourself"
         )
-    return inverse
+    return inverse, named

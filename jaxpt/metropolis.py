@@ -10,8 +10,9 @@ def log_acceptance(
     energy_i: Float[Array, "..."],
     energy_j: Float[Array, "..."],
     C: Float[Array, "..."] | float = 1.0,
+    correction: Float[Array, "..."] | float = 0.0,
 ) -> Float[Array, "..."]:
-    """Logarithm of the probability that rungs i and j swap: min(0, C (beta_i - beta_j)(E_i - E_j)).
+    """Logarithm of the probability that rungs i and j swap: min(0, C (beta_i - beta_j)(E_i - E_j) - correction).
 
     This is algorithm 1 of arXiv 1909.04013 with the sign that detailed balance for exp(-C beta E) demands (the paper
     prints the opposite one for its Delta; its authors' code has this one): the colder rung ends up with the lower
@@ -26,7 +27,30 @@ def log_acceptance(
         energy_i: energy of the replica that stands on rung i.
         energy_j: energy of the replica that stands on rung j.
         C: the factor between energies and inverse temperatures.
+        correction: for energies with noise, `noise_correction`.
     """
     energy_i, energy_j = (jnp.where(jnp.isfinite(e), e, jnp.inf) for e in (energy_i, energy_j))
     log_ratio = C * (beta_i - beta_j) * (energy_i - energy_j)
+    log_ratio = jnp.where(jnp.isfinite(log_ratio), log_ratio - correction, log_ratio)
     return jnp.where(jnp.isnan(log_ratio), -jnp.inf, jnp.minimum(log_ratio, 0.0))
+
+
+def noise_correction(
+    beta_i: Float[Array, "..."],
+    beta_j: Float[Array, "..."],
+    variance: Float[Array, "..."],
+    C: Float[Array, "..."] | float = 1.0,
+) -> Float[Array, "..."]:
+    """Half the variance of the log ratio, (C (beta_i - beta_j))^2 Var(E_i - E_j) / 2.
+
+    Taken off the log ratio of two noisy energies, it makes swaps leave exp(-C beta E) invariant for the energies
+    WITHOUT noise: exactly for Gaussian noise of known variance (the penalty method, Ceperley and Dewing 1999; reSGLD,
+    Deng et al. 2020). Noise alone would accept too often.
+
+    Args:
+        beta_i: inverse temperature of rung i.
+        beta_j: that of rung j.
+        variance: of the noise in the DIFFERENCE of the two energies.
+        C: the factor between energies and inverse temperatures.
+    """
+    return (C * (beta_i - beta_j)) ** 2 * variance / 2

@@ -97,7 +97,8 @@ class _How(NamedTuple):
 
     def over(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Lifts a function of two stacked arguments as the engine does."""
-        return over_replicas(self.replica_axis, self.placed.platform, self.placed.num_shards, function)
+        axis, placed = self.replica_axis, self.placed
+        return over_replicas(axis, placed.platform, placed.num_shards, function, (0, 0))
 
 
 @partial(jax.jit, static_argnums=0)

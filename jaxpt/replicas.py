@@ -167,6 +167,43 @@ def mean_scores(
     return mean_in_chunks(score, examples, chunk)
 
 
+def paired_variance(
+    problem: Problem,
+    over_replicas: Callable[[Callable[..., Any], tuple[int, ...]], Callable[..., Any]],
+    whole: Callable[[Array], Array],
+    replicas: Replicas,
+    examples: PyTree,
+    chunk: int,
+    population: int,
+) -> Float[Array, "M M"]:
+    """Returns the variance of every difference of two replicas' mean energies due to the choice of the examples.
+
+    All replicas are scored on the same n examples, so the variance is that of the paired per-example differences,
+    divided by n: correlation between replicas takes away all but a part of what independent batches would give. The
+    examples are n of N without replacement, which leaves (1 - n / N) of it.
+
+    Args:
+        problem: what is evaluated.
+        over_replicas: as in `mean_scores`.
+        whole: shows what one device has of [m, n] to all of them, [M, n].
+        replicas: the stacked replicas, of one device.
+        examples: leaves [n, ...], n >= 2, the same for all replicas.
+        chunk: examples at a time.
+        population: N, how many examples they were drawn from.
+    """
+
+    def pairs(batch: PyTree) -> dict[str, Array]:
+        energy = over_replicas(lambda params, state: problem.evaluate(params, state, batch)["energy"], (0, 0))
+        values = whole(energy(replicas.params, replicas.model_state))
+        difference = values[:, None] - values[None]
+        return {"difference": difference, "square": difference**2}
+
+    count = jax.tree.leaves(examples)[0].shape[0]
+    mean = mean_in_chunks(pairs, examples, chunk)
+    spread = jnp.maximum(mean["square"] - mean["difference"] ** 2, 0.0)
+    return spread / (count - 1) * (1 - count / population)
+
+
 def mean_in_chunks(
     score: Callable[[PyTree], dict[str, Array]], examples: PyTree, chunk: int
 ) -> dict[str, Float[Array, "..."]]:

@@ -53,10 +53,18 @@ class Info(NamedTuple):
     """Pairs that swapped."""
     probability: Float[Array, " P"]
     """Acceptance probability of every pair, attempted or not."""
+    beta: Float[Array, " M"] | None = None
+    """Inverse temperatures of that ladder's rungs, by which the exchange went."""
+    C: Float[Array, ""] | None = None
+    """The factor between energies and inverse temperatures, likewise."""
+    correction: Float[Array, " P"] | None = None
+    """What the noise of the energies took off each pair's log acceptance ratio; None without such a correction."""
+    parents: Int[Array, " M"] | None = None
+    """Whose weights each replica goes on with; None for rules that never copy any."""
 
 
 class Move(NamedTuple):
-    """Where each replica goes on from; all leaves [M, ...]."""
+    """Where each replica goes on from; leaves of rung, hyper and parents [M]."""
 
     rung: dict[str, Int[Array, " M"]]
     """{ladder: rung of each replica}."""
@@ -64,17 +72,25 @@ class Move(NamedTuple):
     """{name: value for each replica}."""
     parents: Int[Array, " M"] | None = None
     """Whose weights each replica goes on with; None (static) when weights stay where they are."""
+    ladders: dict[str, Any] | None = None
+    """{name: Ladder} in force from now on; None (static) when a rule never changes them. `hyper` must agree."""
 
 
 @runtime_checkable
 class Rule(Protocol):
     """Decides once a period which hyperparameters each replica goes on with.
 
-    A rule is a pytree: its leaves are its state (C, say), carried by the run, its static part selects code.
+    A rule is a pytree: its leaves are its state (C, say), carried by the run, its static part selects code. Two
+    members are optional:
+
+    - `init(ladders) -> Rule`: the rule with which a run begins, for state whose shape depends on the ladders; the
+      pytree's structure must stay the same.
+    - `noise_corrected: bool`: if true, `propose` gets a further argument `variance` [M, M], the variance of each
+      difference of two replicas' energies due to the probe batch (the engine then needs `probe`).
     """
 
     exchanges: ClassVar[bool]
-    """Whether the rule swaps rungs: it then needs two rungs at least and a validation energy."""
+    """Whether replicas get anything from each other: the rule then needs two at least, and a validation energy."""
 
     def propose(
         self,

@@ -21,10 +21,13 @@ FLOORS = [
         "convolution.layers",
         "convolution",
     ],
-    ["nn", "linen", "rules.independent", "rules.tempering", "rules", "problems", "replicas", "diagnostics"],
+    ["nn", "linen"],
+    [*(f"rules.{name}" for name in ("independent", "population", "replay", "tuning", "tempering")), "rules"],
+    ["problems", "replicas"],
     ["state", "placement", "precision", "replica_axis"],
     ["checks", "engine"],
-    ["fit", "mixture", "diffusion", "plots"],
+    [*(f"diagnostics.{name}" for name in ("counts", "exchanges", "barrier", "index", "report")), "diagnostics"],
+    ["fit", "lineage", "mixture", "diffusion", "plots", "sampling"],
     [""],
 ]
 ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}

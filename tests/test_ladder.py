@@ -1,8 +1,10 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxpt
-from jaxpt.ladder import BETA
+from jaxpt.ladder import BETA, Ladder, as_arrays, respaced
 
 
 def test_spacings():
@@ -80,3 +82,32 @@ def test_beta_may_be_given_as_numbers_or_as_a_function():
 def test_each_mistake_has_a_message_of_its_own(arguments, message):
     with pytest.raises(ValueError, match=message):
         jaxpt.Ladder(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("learning_rate", [0.01, 0.03, 0.1]),
+        ("dropout_rate", [0.1, 0.3, 0.5]),
+        ("batch_size", [128, 32, 16]),
+        ("weight_noise", [0.1, 0.4, 0.5]),
+    ],
+)
+def test_respaced_rungs_take_the_values_that_their_beta_belongs_to(name, values):
+    ladder = as_arrays(Ladder(**{name: values}))
+    moved = jax.jit(respaced)(ladder, ladder.beta.at[1].set(0.3 * ladder.beta[0] + 0.7 * ladder.beta[2]))
+    again = Ladder(**{name: np.asarray(moved.values[name])})
+    np.testing.assert_allclose(again.beta, moved.beta, rtol=1e-6)
+    for new, old in ((moved.beta, ladder.beta), (moved.values[name], ladder.values[name])):
+        np.testing.assert_array_equal(new[jnp.array([0, 2])], old[jnp.array([0, 2])])
+    wanted = float(0.3 * ladder.beta[0] + 0.7 * ladder.beta[2])
+    assert moved.beta[1] == pytest.approx(wanted, abs=0.5 if name == "batch_size" else 1e-5 * wanted)
+    assert (moved.name, moved.source) == (ladder.name, name)
+    np.testing.assert_allclose(respaced(ladder, ladder.beta).values[name], ladder.values[name], rtol=1e-6)
+
+
+def test_respacing_interpolates_what_does_not_give_beta():
+    ladder = as_arrays(Ladder(learning_rate=[0.1, 0.2, 0.4], weight_decay=[1.0, 3.0, 4.0], beta=[4.0, 2.0, 1.0]))
+    moved = respaced(ladder, jnp.array([4.0, 3.0, 1.0]))
+    np.testing.assert_allclose(moved.values["weight_decay"], [1, 2, 4])
+    np.testing.assert_allclose(moved.values["learning_rate"], [0.1, 0.15, 0.4], rtol=1e-6)

@@ -1,6 +1,8 @@
 """Rules: what happens to the hyperparameters once a period. All rules run in the same engine."""
 
 from jaxpt.rules.independent import Independent
+from jaxpt.rules.population import PBT, CopyBest
+from jaxpt.rules.replay import Replay
 from jaxpt.rules.tempering import Tempering, exchange
 
-__all__ = ["Independent", "Tempering", "exchange"]
+__all__ = ["PBT", "CopyBest", "Independent", "Replay", "Tempering", "exchange"]

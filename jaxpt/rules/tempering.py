@@ -1,9 +1,10 @@
 """Parallel tempering: adjacent rungs swap by the Metropolis rule."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxpt import tree
 from jaxpt.ladder import Ladder
-from jaxpt.metropolis import log_acceptance
-from jaxpt.pairing import Pairing, random_adjacent
-from jaxpt.types import Info, Move
+from jaxpt.metropolis import log_acceptance, noise_correction
+from jaxpt.pairing import PAIRINGS, Pairing, random_adjacent
+from jaxpt.rules.tuning import Tuning, begin, observe, settle_C, tune_C, tune_ladder
+from jaxpt.types import AnyArray, Info, Move
+
+_UNKNOWN = np.array(np.nan, np.float32)  # C="auto" before a run begins; `dataclasses.replace` hands it on
 
 
 @partial(jax.jit, static_argnames="pairing")
@@ -28,6 +32,7 @@ def exchange(
     pairing: Pairing = random_adjacent,
     turn: Int[Array, ""] | int = 0,
     allowed: Bool[Array, ""] | bool = True,
+    variance: Float[Array, "M M"] | None = None,
 ) -> tuple[Int[Array, " M"], Info]:
     """Offers swaps to adjacent pairs and returns who stands where afterwards.
 
@@ -44,44 +49,108 @@ def exchange(
         pairing: which pairs are offered a swap (static).
         turn: the how many-th exchange of this ladder, for pairings that alternate.
         allowed: false during burn-in: no pair is offered a swap.
+        variance: of the noise in each difference of two replicas' energies; if given, the acceptance allows for it
+            (see `noise_correction`).
 
     Returns:
         The new rung of each replica, and what happened.
     """
     key_pair, key_swap = jax.random.split(key)
-    on_rung = energy[jnp.argsort(rung)]
-    log_alpha = log_acceptance(beta[:-1], beta[1:], on_rung[:-1], on_rung[1:], C)
+    replica = jnp.argsort(rung)
+    on_rung = energy[replica]
+    correction = None
+    if variance is not None:
+        correction = noise_correction(beta[:-1], beta[1:], variance[replica[:-1], replica[1:]], C)
+    log_alpha = log_acceptance(
+        beta[:-1], beta[1:], on_rung[:-1], on_rung[1:], C, 0.0 if correction is None else correction
+    )
     attempted = pairing(key_pair, jnp.asarray(turn), beta.shape[0]) & allowed
     uniform = jax.random.uniform(key_swap, log_alpha.shape, log_alpha.dtype)
     accepted = attempted & (jnp.log(uniform) < log_alpha)
     closed = jnp.zeros(1, bool)
     up, down = jnp.concatenate([accepted, closed]), jnp.concatenate([closed, accepted])
     moved = rung + up[rung].astype(rung.dtype) - down[rung].astype(rung.dtype)
-    return moved, Info(jnp.zeros((), jnp.int32), attempted, accepted, jnp.exp(log_alpha))
+    ladder, C = jnp.zeros((), jnp.int32), jnp.asarray(C, beta.dtype)
+    return moved, Info(ladder, attempted, accepted, jnp.exp(log_alpha), beta, C, correction)
 
 
-@tree.register(data=("C",), meta=("pairing",))
-@dataclasses.dataclass(frozen=True)
+@tree.register(
+    data=("C", "target", "settle", "tuning"), meta=("pairing", "adapt_ladder", "noise_corrected", "window", "auto")
+)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Tempering:
     """Replica exchange over one ladder, or over several in turn (period t: ladder t modulo their number).
+
+        Tempering(C=100.0)                                    # the paper's: one random pair a period
+        Tempering("auto", "deo", adapt_ladder=True)           # nothing by hand
+
+    Tuning happens on the device and ends: ladders adapt during burn-in and stay as they are from the first exchange on,
+    C="auto" is frozen `settle` exchanges later. `trace.info` records the C and the beta of every exchange.
 
     Args:
         C: the factor between energies and inverse temperatures; its value is traced, a new one compiles nothing.
             1 samples exp(-beta E) exactly when replicas sample exp(-beta E) between exchanges (Langevin noise); for
-            training losses it is a free parameter (arXiv 1909.04013 takes 20 to 300,000).
-        pairing: which adjacent pairs are offered a swap.
+            training losses it is a free parameter (arXiv 1909.04013 takes 20 to 300,000). "auto" finds it, one for each
+            ladder, so that the mean acceptance is `target`: from the differences of energies in the last `window`
+            periods of burn-in, as `jaxpt.rules.tuning.balanced_acceptance` says, and then from the first exchanges.
+        pairing: which adjacent pairs are offered a swap: `random_adjacent`, `seo`, `deo`, by name or as a function
+            (static).
+        target: mean acceptance probability for C="auto". One half is best under DEO (arXiv 1905.02939).
+        adapt_ladder: move the rungs during burn-in until all pairs reject equally often, the ends staying where they
+            are: once in `window` periods of each ladder (algorithm 4 of arXiv 1905.02939). Other hyperparameters of the
+            ladder follow, see `jaxpt.ladder.respaced`.
+        noise_corrected: allow for the noise of energies that come from a probe batch: the log acceptance ratio is
+            lowered by half its variance (see `noise_correction`), as `trace.info.correction` records. The variance is
+            estimated from the paired per-example energies. Needs the engine's `probe`.
+        window: periods of burn-in that tuning looks at (static).
+        settle: exchanges of each ladder during which C="auto" still follows the acceptance that it meets, in shrinking
+            steps; 0 freezes it with burn-in. In training, swaps change which energies meet (a replica that cools down
+            improves at once), so what burn-in shows can miss the target.
 
     Raises:
-        ValueError: C is not a positive finite number.
+        ValueError: C is neither "auto" nor a positive finite number; no such pairing; target is not between 0 and 1;
+            window or settle is out of range.
     """
 
-    C: Float[Array, ""] | float = 1.0
-    pairing: Pairing = random_adjacent
+    C: Float[AnyArray, " *L"] | float | str = 1.0
+    pairing: Pairing | str = random_adjacent
+    target: Float[Array, ""] | float = dataclasses.field(default=0.5, kw_only=True)
+    adapt_ladder: bool = dataclasses.field(default=False, kw_only=True)
+    noise_corrected: bool = dataclasses.field(default=False, kw_only=True)
+    window: int = dataclasses.field(default=32, kw_only=True)
+    settle: Int[Array, ""] | int = dataclasses.field(default=64, kw_only=True)
+    auto: bool = dataclasses.field(init=False)
+    """Whether C is found."""
+    tuning: Tuning | None = dataclasses.field(init=False, repr=False)
+    """What the run has shown so far; None if nothing is tuned."""
     exchanges: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not (np.ndim(self.C) == 0 and 0 < float(self.C) <= float(np.finfo(np.float32).max)):
-            raise ValueError(f"C must be a positive finite number, but it is {self.C!r}")
+        auto = self.C is _UNKNOWN or (isinstance(self.C, str) and self.C == "auto")
+        number = not isinstance(self.C, str) and np.ndim(self.C) == 0
+        if not auto and not (number and 0 < float(self.C) <= float(np.finfo(np.float32).max)):
+            raise ValueError(f'C must be a positive finite number, or "auto", but it is {self.C!r}')
+        if not (callable(self.pairing) or self.pairing in PAIRINGS):
+            raise ValueError(f"pairing must be one of {', '.join(PAIRINGS)}, or a function, but it is {self.pairing!r}")
+        if not 0 < self.target < 1:
+            raise ValueError(f"target must be an acceptance probability between 0 and 1, but it is {self.target!r}")
+        for name, low in {"window": 1, "settle": 0}.items():
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or value < low:
+                raise ValueError(f"{name} must be an integer of at least {low}, but it is {value!r}")
+        set_field = partial(object.__setattr__, self)
+        set_field("auto", auto)
+        set_field("C", _UNKNOWN if auto else self.C)
+        set_field("pairing", self.pairing if callable(self.pairing) else PAIRINGS[self.pairing])
+        set_field("tuning", begin(1, 1, self.window) if auto or self.adapt_ladder else None)
+
+    def init(self, ladders: Mapping[str, Ladder]) -> "Tempering":
+        """Returns the rule with which a run over these ladders begins."""
+        if self.tuning is None:
+            return self
+        count, rungs = len(ladders), next(iter(ladders.values())).num_rungs
+        C = jnp.full(count, 1.0 if self.auto else jnp.asarray(self.C))
+        return _replace(self, C=C, tuning=jax.tree.map(jnp.asarray, begin(count, rungs, self.window)))
 
     def propose(
         self,
@@ -92,22 +161,65 @@ class Tempering:
         hyper: dict[str, Float[Array, " M"]],
         ladders: Mapping[str, Ladder],
         allowed: Bool[Array, ""],
+        variance: Float[Array, "M M"] | None = None,
     ) -> tuple[Move, "Tempering", Info]:
         """Exchanges the ladder whose turn it is (see `jaxpt.types.Rule`)."""
         names, ladder = list(ladders), turn % len(ladders)
         beta = jnp.stack([ladders[name].beta for name in names])[ladder]
         before = jnp.stack([rung[name] for name in names])
+        rule = self
+        if self.tuning is not None:
+            rule = self._observe(ladder, beta, energy, before[ladder], variance)
         after, info = exchange(
             key,
             beta,
             energy,
             before[ladder],
-            C=self.C,
+            C=jnp.broadcast_to(jnp.asarray(rule.C), (len(names),))[ladder],
             pairing=self.pairing,
             turn=turn // len(ladders),
             allowed=allowed,
+            variance=variance,
         )
         rungs = before.at[ladder].set(after)
         rung = {name: rungs[i] for i, name in enumerate(names)}
+        if self.tuning is not None:
+            rule, ladders = rule._tune(ladder, ladders, info, allowed)
         permuted = {key: v[rung[name]] for name in names for key, v in ladders[name].values.items()}
-        return Move(rung, {**hyper, **permuted}), self, info._replace(ladder=ladder)
+        move = Move(rung, {**hyper, **permuted}, ladders=dict(ladders) if self.adapt_ladder else None)
+        return move, rule, info._replace(ladder=ladder)
+
+    def _observe(self, ladder: Array, beta: Array, energy: Array, rung: Array, variance: Array | None) -> "Tempering":
+        """Returns the rule after it has looked at this period's energies, its C tuned to them."""
+        C: Any = self.C
+        tuning: Any = self.tuning
+        replica, step = jnp.argsort(rung), beta[:-1] - beta[1:]
+        difference = energy[replica[:-1]] - energy[replica[1:]]
+        noise = jnp.zeros_like(step) if variance is None else step**2 * variance[replica[:-1], replica[1:]]
+        tuning = observe(tuning, ladder, step * difference, noise)
+        if self.auto:
+            C = tune_C(tuning, ladder, C, self.target)
+        return _replace(self, C=C, tuning=tuning)
+
+    def _tune(
+        self, ladder: Array, ladders: Mapping[str, Ladder], info: Info, allowed: Array
+    ) -> tuple["Tempering", Mapping[str, Ladder]]:
+        """Returns the rule and the ladders with which the next period begins."""
+        C: Any = self.C
+        tuning: Any = self.tuning
+        if self.adapt_ladder:
+            tuning, ladders = tune_ladder(tuning, ladder, ladders, C[ladder], allowed)
+        if self.auto:
+            done = tuning.exchanges[ladder]
+            settled = settle_C(C[ladder], done, info.attempted, info.probability, self.target)
+            C = C.at[ladder].set(jnp.where(allowed & (done < self.settle), settled, C[ladder]))
+        tuning = tuning._replace(exchanges=tuning.exchanges.at[ladder].add(allowed.astype(jnp.int32)))
+        return _replace(self, C=C, tuning=tuning), ladders
+
+
+def _replace(rule: Tempering, **changes: Any) -> Tempering:
+    """Returns a copy; unlike `dataclasses.replace` it asks no questions, so that numbers may be traced."""
+    changed = copy.copy(rule)
+    for name, value in changes.items():
+        object.__setattr__(changed, name, value)
+    return changed

@@ -1,0 +1,49 @@
+"""What a trace says about its exchanges: pure functions of NumPy or JAX arrays, seeds in the middle axes if any.
+
+Training is not stationary, so look at stretches of it: every function takes a part of a trace (`window`, `windows`) as
+well as the whole.
+"""
+
+from jaxpt.diagnostics.barrier import Barrier, barrier, round_trip_rate, suggest_replicas
+from jaxpt.diagnostics.counts import acceptance_rate, interval, pair_acceptance, round_trips, running_mean
+from jaxpt.diagnostics.exchanges import acceptance, exchanges, offered, rejection, window, windows
+from jaxpt.diagnostics.index import (
+    energy_by_rung,
+    flow,
+    index_process,
+    relaxation_time,
+    round_trips_per_exchange,
+    samples,
+    time_share,
+    transition_matrix,
+)
+from jaxpt.diagnostics.report import Diagnosis, diagnose, diagnosis
+
+__all__ = [
+    "Barrier",
+    "Diagnosis",
+    "acceptance",
+    "acceptance_rate",
+    "barrier",
+    "diagnose",
+    "diagnosis",
+    "energy_by_rung",
+    "exchanges",
+    "flow",
+    "index_process",
+    "interval",
+    "offered",
+    "pair_acceptance",
+    "rejection",
+    "relaxation_time",
+    "round_trip_rate",
+    "round_trips",
+    "round_trips_per_exchange",
+    "running_mean",
+    "samples",
+    "suggest_replicas",
+    "time_share",
+    "transition_matrix",
+    "window",
+    "windows",
+]

@@ -1,0 +1,114 @@
+"""The communication barrier: how hard it is to get from one end of a ladder to the other (arXiv 1905.02939)."""
+
+import dataclasses
+import warnings
+
+import numpy as np
+from jaxtyping import Float
+from scipy import interpolate
+
+from jaxpt.diagnostics.exchanges import exchanges, rejection
+from jaxpt.engine import Trace
+from jaxpt.types import AnyArray
+
+
+@dataclasses.dataclass(frozen=True)
+class Barrier:
+    """Lambda, and how it adds up along the ladder."""
+
+    beta: Float[np.ndarray, " M"]
+    """Inverse temperatures of the rungs, falling."""
+    cumulative: Float[np.ndarray, " M"]
+    """The barrier between the coldest rung and each: sums of rejection probabilities."""
+
+    @property
+    def total(self) -> float:
+        """Lambda, the barrier of the whole ladder; exact in the limit of many rungs."""
+        return float(self.cumulative[-1])
+
+    def density(self, beta: Float[AnyArray, "*grid"]) -> Float[np.ndarray, "*grid"]:
+        """Returns lambda(beta), the barrier per unit of beta: the slope of a monotone cubic through the sums.
+
+        Where it is high, rungs should stand close. NaN outside the ladder.
+        """
+        return np.asarray(self._cubic()(np.asarray(beta), 1))
+
+    def rungs(self, number: int) -> Float[np.ndarray, " number"]:
+        """Returns inverse temperatures of so many rungs between which all rejections would be equal."""
+        edges = np.linspace(0, self.total, number)
+        fine = np.linspace(self.beta[-1], self.beta[0], 10_001)
+        up_to = self.total + self._cubic()(fine)  # rises from 0 at the hottest rung
+        return np.interp(edges, up_to, fine)[::-1]
+
+    def _cubic(self) -> interpolate.PchipInterpolator:
+        beta, first = np.unique(self.beta, return_index=True)
+        return interpolate.PchipInterpolator(beta, -self.cumulative[first], extrapolate=False)
+
+
+def barrier(trace: Trace, ladder: str | None = None, seed: int | None = None) -> Barrier:
+    """Returns the barrier of a ladder, from its mean rejection probabilities (a pair without offers counts as 0.5).
+
+    Args:
+        trace: all of it or a stretch.
+        ladder: which one, if there are several.
+        seed: an index into the run's seeds; by default the rejections of all are averaged.
+
+    Raises:
+        ValueError: the trace holds no exchange of that ladder, or its seeds have adapted ladders of their own.
+    """
+    made = exchanges(trace, ladder)
+    if not len(made.step) or made.info.beta is None:
+        raise ValueError("the trace holds no exchange of this ladder, so nothing is known of its barrier")
+    rejected, beta = np.nan_to_num(rejection(trace, ladder), nan=0.5), np.asarray(made.info.beta, np.float64)[-1]
+    if rejected.ndim > 1:
+        if seed is not None:
+            rejected, beta = rejected[seed], beta[seed]
+        elif not np.allclose(beta, beta[:1], rtol=1e-5):
+            raise ValueError(f"each of the {len(beta)} seeds has adapted its ladder for itself; give seed=0, 1, ...")
+        else:
+            rejected, beta = rejected.mean(0), beta[0]
+    return Barrier(beta, np.concatenate([[0.0], np.cumsum(rejected)]))
+
+
+def round_trip_rate(
+    rejection: Float[AnyArray, "*S pairs"], offered: Float[AnyArray, "*S pairs"] | str = "deo"
+) -> Float[np.ndarray, "*S"]:
+    """Returns how many round trips all replicas together should make per exchange, if energies mix between exchanges.
+
+    DEO: 1 / (2 + 2 sum r / (1 - r)); SEO: 1 / (2 sum 1 / (1 - r)) (arXiv 1905.02939). In general, for a pairing that
+    offers each pair independently of what it offered before, with probability o: 1 / sum 1 / (o (1 - r)), the commute
+    time of a reversible walk.
+
+    Args:
+        rejection: mean rejection probability of each pair.
+        offered: "deo", "seo", "random_adjacent", or the share of exchanges in which each pair is offered a swap.
+    """
+    r = np.asarray(rejection, np.float64)
+    with np.errstate(divide="ignore"):
+        if isinstance(offered, str) and offered == "deo":
+            return np.asarray(1 / (2 + 2 * np.sum(r / (1 - r), -1)))
+        shares = {"seo": 0.5, "random_adjacent": 1 / r.shape[-1]}
+        share = shares[offered] if isinstance(offered, str) else np.asarray(offered)
+        return np.asarray(1 / np.sum(1 / (share * (1 - r)), -1))
+
+
+def suggest_replicas(trace: Trace, ladder: str | None = None) -> int:
+    """Returns how many replicas the ladder's ends call for: 2 Lambda pairs, each then accepting about half its swaps.
+
+    The mean over seeds, if there are several. A barrier is measured too low where a pair rejects nearly everything (no
+    pair can count for more than 1), so repeat with the replicas suggested.
+
+    Args:
+        trace: all of it or a stretch; energies change in training, so the last stretch counts most.
+        ladder: which one, if there are several.
+
+    Raises:
+        ValueError: the trace holds no exchange of that ladder.
+    """
+    made = rejection(trace, ladder)
+    if not len(exchanges(trace, ladder).step):
+        raise ValueError("the trace holds no exchange of this ladder, so nothing is known of its barrier")
+    total = float(np.mean(np.sum(np.nan_to_num(made, nan=0.5), -1)))
+    if np.max(made, initial=0, where=np.isfinite(made)) > 0.95:
+        warnings.warn("a pair rejects more than 95 % of its swaps, so the barrier is underestimated", stacklevel=2)
+    return max(2, round(2 * total) + 1)

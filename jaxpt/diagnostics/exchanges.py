@@ -1,0 +1,94 @@
+"""Stretches of a trace, and how often each pair of rungs swaps in them."""
+
+import itertools
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from jaxpt.engine import Trace
+from jaxpt.types import AnyArray
+
+
+def window(trace: Trace, start: int = 0, stop: int | None = None) -> Trace:
+    """Returns the periods that end after step `start` and no later than step `stop`."""
+    step = np.asarray(trace.step)
+    rows = (step > start) & (step <= (step[-1] if stop is None else stop))
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], trace)
+
+
+def windows(trace: Trace, count: int) -> list[Trace]:
+    """Returns the periods from the first exchange on, cut into so many stretches of about equal length."""
+    begun = _first_exchange(trace)
+    edges = np.linspace(begun, len(trace.step), count + 1).astype(int)
+    return [jax.tree.map(lambda leaf, a=a, b=b: np.asarray(leaf)[a:b], trace) for a, b in itertools.pairwise(edges)]
+
+
+def ladder_name(trace: Trace, ladder: str | None) -> str:
+    """Returns the ladder's name, the only one by default.
+
+    Raises:
+        ValueError: there are several and none is chosen, or no such ladder.
+    """
+    names = list(trace.rung)
+    if ladder is None and len(names) == 1:
+        return names[0]
+    if ladder not in names:
+        raise ValueError(f"ladder={ladder!r} is not among this trace's ladders; choose one of {', '.join(names)}")
+    return ladder
+
+
+def exchanges(trace: Trace, ladder: str | None = None) -> Trace:
+    """Returns the periods in which that ladder had its turn, from the first on in which it was offered a swap."""
+    turns = _first(trace.info.ladder) == list(trace.rung).index(ladder_name(trace, ladder))
+    rows = np.flatnonzero(turns)
+    begun = _any_offer(trace)[rows]
+    rows = rows[np.argmax(begun) :] if begun.any() else rows[:0]
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], trace)
+
+
+def offered(trace: Trace, ladder: str | None = None) -> Float[np.ndarray, "*S pairs"]:
+    """Returns in which share of that ladder's exchanges each pair was offered a swap; NaN without exchanges."""
+    attempted = np.asarray(exchanges(trace, ladder).info.attempted)
+    return _mean(attempted, np.ones_like(attempted))
+
+
+def acceptance(trace: Trace, ladder: str | None = None) -> Float[np.ndarray, "*S pairs"]:
+    """Returns the mean acceptance probability of each pair's offered swaps; NaN for a pair that was offered none.
+
+    The mean of the probability is that of the outcome with less noise. Pairs that an exchange leaves out do not count:
+    under DEO their energies have just been sorted.
+
+    Args:
+        trace: all of it or a stretch.
+        ladder: which one, if there are several.
+    """
+    info = exchanges(trace, ladder).info
+    return _mean(np.asarray(info.probability, np.float64), np.asarray(info.attempted))
+
+
+def rejection(trace: Trace, ladder: str | None = None) -> Float[np.ndarray, "*S pairs"]:
+    """Returns 1 - `acceptance`."""
+    return 1 - acceptance(trace, ladder)
+
+
+def _mean(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Mean over the periods, NaN where nothing counts."""
+    count = where.sum(0)
+    return np.where(count > 0, np.sum(values, 0, where=where.astype(bool)) / np.maximum(count, 1), np.nan)
+
+
+def _first(per_period: AnyArray) -> np.ndarray:
+    """Returns the first seed's numbers of what is the same for all, [P]."""
+    return np.asarray(per_period).reshape(len(per_period), -1)[:, 0]
+
+
+def _any_offer(trace: Trace) -> np.ndarray:
+    attempted = np.asarray(trace.info.attempted)
+    return np.asarray(attempted.reshape(len(attempted), -1).any(-1))
+
+
+def _first_exchange(trace: Trace) -> int:
+    """Returns the first period with an offer; their number if there is none."""
+    any_offer = _any_offer(trace)
+    return int(np.argmax(any_offer)) if any_offer.any() else len(any_offer)

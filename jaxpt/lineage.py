@@ -1,0 +1,140 @@
+"""Which path of hyperparameters led to a replica: recorded, kept as JSON, used as a schedule, followed again."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from jaxpt.engine import Engine, Trace
+from jaxpt.fit import Result, fit
+from jaxpt.ladder import Ladder
+from jaxpt.rules import Replay
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lineage:
+    """The hyperparameters, period by period, under which a replica's weights came to be."""
+
+    step: Int[np.ndarray, " P"]
+    """Steps done at each period's end."""
+    hyper: dict[str, Float[np.ndarray, " P"]]
+    """{name: value during each period}."""
+    replica: Int[np.ndarray, " P"]
+    """The slot in which the weights were trained during each period; it changes only where a rule copies weights."""
+
+    def to_json(self) -> str:
+        """Returns the path as a JSON object {"step": [P], "replica": [P], "hyper": {name: [P]}}, exact to the bit."""
+        hyper = {name: values.astype(float).tolist() for name, values in self.hyper.items()}
+        return json.dumps({"step": self.step.tolist(), "replica": self.replica.tolist(), "hyper": hyper})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Lineage":
+        """Returns the path that `to_json` wrote.
+
+        Raises:
+            ValueError: the text is not such an object, or its lists differ in length.
+        """
+        try:
+            given = json.loads(text)
+            hyper = {name: np.asarray(values, np.float32) for name, values in given["hyper"].items()}
+            step, replica = np.asarray(given["step"], np.int32), np.asarray(given["replica"], np.int32)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"no lineage as `to_json` writes it: {type(error).__name__}: {error}") from error
+        lengths = {"step": step.shape, "replica": replica.shape, **{name: v.shape for name, v in hyper.items()}}
+        if len(set(lengths.values())) != 1 or step.ndim != 1 or not len(step):
+            raise ValueError(f"a lineage has one number per period in each list, but their shapes are {lengths}")
+        return cls(step, hyper, replica)
+
+    def schedule(self, name: str) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
+        """Returns one hyperparameter's path as an optax schedule: steps done -> value; the last value goes on for ever.
+
+        `optax.sgd(lineage.schedule("learning_rate"))` trains with the recorded learning rates, anywhere.
+
+        Raises:
+            ValueError: no such hyperparameter.
+        """
+        if name not in self.hyper:
+            raise ValueError(f"the path has no hyperparameter {name!r}; it has {', '.join(self.hyper)}")
+        ends, values = jnp.asarray(self.step), jnp.asarray(self.hyper[name])
+        return lambda count: values[jnp.minimum(jnp.searchsorted(ends, count, side="right"), len(ends) - 1)]
+
+
+def lineage(trace: Trace, replica: int, seed: int | None = None) -> Lineage:
+    """Returns the path of hyperparameters behind a replica's weights at the end of a trace.
+
+    Where a rule copies weights (PBT), it is the path of the replica's ancestors: at each copy it goes over to the one
+    that was copied.
+
+    Args:
+        trace: of the whole run, `result.trace`.
+        replica: which one, `result.best().replica` say.
+        seed: an index into the run's seeds; needed if there are several.
+
+    Raises:
+        ValueError: no such replica, no such seed, or none given.
+    """
+    shape = np.shape(trace.loss)
+    if len(shape) == 3 and (seed is None or not 0 <= seed < shape[1]):
+        raise ValueError(f"the trace has {shape[1]} seeds; give seed=0 .. {shape[1] - 1}, not {seed}")
+    if len(shape) == 2 and seed is not None:
+        raise ValueError(f"the trace has one seed only, so seed={seed} names none; leave it out")
+    if not 0 <= replica < shape[-1]:
+        raise ValueError(f"replica must be one of 0 .. {shape[-1] - 1}, but it is {replica!r}")
+
+    def own(leaf: Any) -> np.ndarray:
+        return np.asarray(leaf) if seed is None else np.asarray(leaf)[:, seed]
+
+    slot = np.full(shape[0], replica, np.int32)
+    if trace.info.parents is not None:
+        parents, now = own(trace.info.parents), replica
+        for period in reversed(range(shape[0])):
+            slot[period] = now = parents[period, now]
+    rows = np.arange(shape[0])
+    return Lineage(np.asarray(trace.step), {name: own(v)[rows, slot] for name, v in trace.hyper.items()}, slot)
+
+
+def replay(
+    path: Lineage,
+    engine: Engine,
+    train: PyTree,
+    valid: PyTree = None,
+    *,
+    steps: int | None = None,
+    **options: Any,
+) -> Result:
+    """Trains one model along a path; the values that it trains with are the recorded ones, bit by bit.
+
+    The model starts with weights of its own. Its result is that of `fit`, with one replica, whose trace records the
+    hyperparameters again.
+
+    Args:
+        path: `lineage(result.trace, result.best().replica)`.
+        engine: the one that made the path: its problem, optimiser, schedule and periods are used.
+        train: as in `fit`.
+        valid: as in `fit`.
+        steps: as many as the path has, by default.
+        **options: `seed`, `seeds`, `test` and so on, as in `fit`.
+
+    Raises:
+        ValueError: the path lacks hyperparameters of the engine, or its periods have another length; see also `fit`.
+    """
+    wanted = {name for ladder in engine.ladders.values() for name in ladder.values} | set(engine.fixed)
+    if missing := sorted(wanted - set(path.hyper)):
+        raise ValueError(f"the path has no values of {', '.join(missing)}; it has {', '.join(path.hyper) or 'none'}")
+    lengths = np.diff(path.step, prepend=0)
+    if (lengths[:-1] != engine.every).any() or lengths[-1] > engine.every:
+        raise ValueError(
+            f"the path's periods have {', '.join(map(str, dict.fromkeys(lengths.tolist())))} steps, the engine's "
+            f"{engine.every}; use the engine that made the path, and the trace of a whole run"
+        )
+    ladders = [
+        Ladder(name=ladder.name, beta=[1.0], **{name: path.hyper[name][:1] for name in ladder.values})
+        for ladder in engine.ladders.values()
+    ]
+    rule = Replay({name: jnp.asarray(path.hyper[name]) for name in sorted(wanted)})
+    alone = dataclasses.replace(engine, ladder=ladders, rule=rule, burn_in=0)
+    return fit(alone, train, valid, steps=int(path.step[-1]) if steps is None else steps, **options)

@@ -1,0 +1,131 @@
+"""Rules that copy weights: population based training, and copying the best."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxpt import tree
+from jaxpt.ladder import Ladder
+from jaxpt.types import Info, Move
+
+
+@tree.register(data=("quantile", "low", "high", "resample"))
+@dataclasses.dataclass(frozen=True)
+class PBT:
+    """Population based training (Jaderberg et al. 2017, arXiv 1711.09846) with truncation selection.
+
+    After each period, every replica whose energy is among the highest `quantile` goes on with weights and optimiser
+    state of a random one among the lowest, copied on the device, and with that one's hyperparameters explored: each is
+    multiplied by `low` or by `high`, or drawn anew from the ladder's values.
+
+    The ladders give the values to begin with and the range to search: what is explored stays between a ladder's ends
+    (and a batch size a whole number). From then on hyperparameters belong to replicas, not to rungs, so `rung` stays
+    what it was, replica k on rung k, and `trace.info` records no swaps but `parents`; see `jaxpt.lineage`.
+
+    Args:
+        quantile: share of the replicas that are overwritten, and of those that are copied; one replica at least.
+        low: a factor.
+        high: the other one.
+        resample: probability that a hyperparameter is drawn from the ladder's values instead.
+
+    Raises:
+        ValueError: quantile is not in (0, 0.5], a factor is not positive, or resample is no probability.
+    """
+
+    quantile: Float[Array, ""] | float = 0.25
+    low: Float[Array, ""] | float = 0.8
+    high: Float[Array, ""] | float = 1.2
+    resample: Float[Array, ""] | float = 0.25
+    exchanges: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.quantile <= 0.5:
+            raise ValueError(f"quantile must lie in (0, 0.5], the share that is replaced, but it is {self.quantile!r}")
+        if not (0 < self.low < np.inf and 0 < self.high < np.inf):
+            raise ValueError(f"low and high must be positive factors, but they are {self.low!r} and {self.high!r}")
+        if not 0 <= self.resample <= 1:
+            raise ValueError(f"resample must be a probability, but it is {self.resample!r}")
+
+    def propose(
+        self,
+        key: Key[Array, ""],
+        turn: Int[Array, ""],
+        energy: Float[Array, " M"],
+        rung: dict[str, Int[Array, " M"]],
+        hyper: dict[str, Float[Array, " M"]],
+        ladders: Mapping[str, Ladder],
+        allowed: Bool[Array, ""],
+    ) -> tuple[Move, "PBT", Info]:
+        """Replaces the worst by explored copies of the best (see `jaxpt.types.Rule`)."""
+        del turn
+        key_parent, key_explore = jax.random.split(key)
+        replicas = energy.shape[0]
+        ranked, place, healthy = _rank(energy)
+        count = jnp.maximum(1, jnp.floor(jnp.asarray(self.quantile) * replicas + 1e-6)).astype(jnp.int32)
+        donor = ranked[jax.random.randint(key_parent, (replicas,), 0, count)]
+        replaced = (place >= replicas - count) & healthy[donor] & allowed
+        parents = jnp.where(replaced, donor, jnp.arange(replicas))
+        names = [(name, ladder.values[name]) for ladder in ladders.values() for name in ladder.values]
+        explored = {
+            name: jnp.where(replaced, self._explore(k, hyper[name][parents], values, name), hyper[name])
+            for k, (name, values) in zip(jax.random.split(key_explore, len(names)), names, strict=True)
+        }
+        return Move(rung, {**hyper, **explored}, parents), self, _no_swaps(parents)
+
+    def _explore(
+        self, key: Key[Array, ""], value: Float[Array, " M"], values: Float[Array, " M"], name: str
+    ) -> Float[Array, " M"]:
+        """Returns the values, multiplied or drawn anew, within the ladder's ends."""
+        key_anew, key_draw, key_factor = jax.random.split(key, 3)
+        shape = value.shape
+        factor = jnp.where(jax.random.bernoulli(key_factor, shape=shape), self.high, self.low)
+        anew = jax.random.bernoulli(key_anew, self.resample, shape)
+        explored = jnp.where(anew, jax.random.choice(key_draw, values, shape), value * factor)
+        explored = jnp.round(explored) if name == "batch_size" else explored
+        return jnp.clip(explored, values.min(), values.max()).astype(value.dtype)
+
+
+@tree.register(data=())
+@dataclasses.dataclass(frozen=True)
+class CopyBest:
+    """After each period every replica goes on with weights and optimiser state of the one with the lowest energy.
+
+    Hyperparameters stay where they are: a grid of values is tried from one starting point, the best result is kept, and
+    so on. Greedy: what separates it from tempering is that the other replicas' weights are lost.
+    """
+
+    exchanges: ClassVar[bool] = True
+
+    def propose(
+        self,
+        key: Key[Array, ""],
+        turn: Int[Array, ""],
+        energy: Float[Array, " M"],
+        rung: dict[str, Int[Array, " M"]],
+        hyper: dict[str, Float[Array, " M"]],
+        ladders: Mapping[str, Ladder],
+        allowed: Bool[Array, ""],
+    ) -> tuple[Move, "CopyBest", Info]:
+        """Copies the best to all (see `jaxpt.types.Rule`)."""
+        del key, turn, ladders
+        ranked, _, healthy = _rank(energy)
+        own = jnp.arange(energy.shape[0])
+        parents = jnp.where(allowed & healthy[ranked[0]], ranked[0], own)
+        return Move(rung, hyper, parents), self, _no_swaps(parents)
+
+
+def _rank(energy: Float[Array, " M"]) -> tuple[Int[Array, " M"], Int[Array, " M"], Bool[Array, " M"]]:
+    """Returns replicas by rising energy, each one's place among them, and who has a finite energy; others come last."""
+    healthy = jnp.isfinite(energy)
+    ranked = jnp.argsort(jnp.where(healthy, energy, jnp.inf))
+    return ranked, jnp.argsort(ranked), healthy
+
+
+def _no_swaps(parents: Int[Array, " M"]) -> Info:
+    none = jnp.zeros(parents.shape[0] - 1, bool)
+    return Info(jnp.zeros((), jnp.int32), none, none, jnp.zeros(none.shape, jnp.float32), parents=parents)

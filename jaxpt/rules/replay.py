@@ -1,0 +1,46 @@
+"""One model follows a path of hyperparameters that has been recorded."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxpt import tree
+from jaxpt.ladder import Ladder
+from jaxpt.types import Info, Move
+
+
+@tree.register(data=("path",))
+@dataclasses.dataclass(frozen=True, eq=False)
+class Replay:
+    """Every replica takes the path's values: those of period t + 1 after period t, the last ones for ever.
+
+    Args:
+        path: {hyperparameter: one value per period}.
+    """
+
+    path: Mapping[str, Float[Array, " P"]]
+    exchanges: ClassVar[bool] = False
+
+    def propose(
+        self,
+        key: Key[Array, ""],
+        turn: Int[Array, ""],
+        energy: Float[Array, " M"],
+        rung: dict[str, Int[Array, " M"]],
+        hyper: dict[str, Float[Array, " M"]],
+        ladders: Mapping[str, Ladder],
+        allowed: Bool[Array, ""],
+    ) -> tuple[Move, "Replay", Info]:
+        """Moves on to the next period's values (see `jaxpt.types.Rule`)."""
+        del key, ladders, allowed
+        replicas = energy.shape[0]
+        following = {
+            name: jnp.broadcast_to(values[jnp.minimum(turn + 1, values.shape[0] - 1)], (replicas,))
+            for name, values in self.path.items()
+        }
+        none = jnp.zeros(replicas - 1, bool)
+        info = Info(jnp.zeros((), jnp.int32), none, none, jnp.zeros(none.shape, jnp.float32))
+        return Move(rung, {**hyper, **following}), self, info

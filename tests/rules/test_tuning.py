@@ -1,0 +1,160 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxpt
+from jaxpt import diagnostics
+from jaxpt.rules.tuning import balanced_acceptance, equal_rejection, settle_C, solve_C
+from tests.conftest import make_engine
+from tests.test_engine import values_problem
+
+
+def test_balanced_acceptance_is_the_mean_over_both_orders_in_balance():
+    """Two energies on two rungs, swapped for ever: the share of accepted offers, 4 standard errors."""
+    beta, energy, n = jnp.array([2.0, 1.0]), jnp.array([0.0, 1.3]), 200
+
+    def step(rung, key):
+        rung, info = jaxpt.exchange(key, beta, energy, rung, C=0.7)
+        return rung, info.probability[0]
+
+    run = lambda key: jax.lax.scan(step, jnp.arange(2), jax.random.split(key, 300))[1][100:].mean()
+    measured = np.asarray(jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), n)))
+    expected = balanced_acceptance(jnp.array(-1.3), jnp.zeros(()), 0.7)
+    assert expected == pytest.approx(2 / (1 + np.exp(0.7 * 1.3)), rel=1e-6)
+    assert abs(measured.mean() - expected) < 4 * measured.std() / np.sqrt(n)
+
+
+def test_balanced_acceptance_with_noise_and_broken_replicas():
+    x, variance = 0.8, 0.5
+    stays = np.exp(-x)
+    expected = (stays * np.exp(-variance / 2) + stays * min(1, np.exp(x - variance / 2))) / (1 + stays)
+    for sign in (1.0, -1.0):
+        found = balanced_acceptance(jnp.array(sign * x), jnp.array(variance), 1.0)
+        assert found == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_array_equal(balanced_acceptance(jnp.array([jnp.inf, jnp.nan]), jnp.zeros(2), 1.0), 0)
+
+
+@pytest.mark.parametrize("target", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_C_is_solved_over_twelve_decades(target, scale):
+    rng = np.random.default_rng(0)
+    ratio = jnp.asarray(scale * rng.normal(size=(16, 5)), jnp.float32)
+    ratio = ratio.at[0, 0].set(jnp.nan).at[3, 2].set(jnp.inf)
+    where = jnp.ones(ratio.shape, bool).at[8:].set(False)
+    C = solve_C(ratio, jnp.zeros_like(ratio), target, jnp.float32(7), where)
+    counted = np.isfinite(ratio) & np.asarray(where)
+    reached = np.asarray(balanced_acceptance(ratio, jnp.zeros_like(ratio), C))[counted].mean()
+    assert reached == pytest.approx(target, abs=1e-3)
+    none = solve_C(jnp.zeros_like(ratio), jnp.zeros_like(ratio), target, jnp.float32(7), where)
+    assert none == 7, "equal energies say nothing"
+
+
+def test_equal_rejection_puts_the_rungs_where_the_barrier_is():
+    beta = jnp.array([4.0, 3.0, 2.0, 1.0])
+    np.testing.assert_allclose(equal_rejection(beta, jnp.full(3, 0.4)), beta, rtol=1e-6)
+    # All of the barrier between 4 and 3: there the rungs go.
+    np.testing.assert_allclose(equal_rejection(beta, jnp.array([0.9, 0, 0])), [4, 3.6667, 3.3333, 1], atol=1e-3)
+    np.testing.assert_allclose(
+        equal_rejection(beta, jnp.array([jnp.nan, 0.5, 0.5])), beta, rtol=1e-5, err_msg="an unknown pair counts as 0.5"
+    )
+
+
+def test_settling_moves_C_towards_the_target():
+    offered, nothing = jnp.array([True, False]), jnp.zeros(2, bool)
+    step = lambda p, n=0, offered=offered: settle_C(jnp.float32(2), jnp.asarray(n), offered, jnp.array([p, 0.9]), 0.5)
+    assert step(0.7) > 2 > step(0.3)
+    assert step(0.5) == step(0.7, offered=nothing) == 2
+    assert 2 < step(0.7, 100) < step(0.7, 10)
+
+
+def still(scale=1.0):
+    """The energy of a replica is `scale` times the number that it began with; nothing trains."""
+    problem = jaxpt.energy_problem(lambda w: scale * w, lambda key: jax.random.normal(key))
+    return problem._replace(loss=lambda w, state, batch, hyper, key: (0 * w[None], state))
+
+
+@pytest.mark.parametrize(("scale", "settle"), [(1e-3, 0), (1.0, 0), (1e3, 0), (1e3, 200)])
+def test_automatic_C_lands_on_its_target_from_any_scale(scale, settle):
+    """Fixed energies of a thousandth or a thousand: the mean acceptance within 0.05 of 0.4 over 24 ladders."""
+    engine = jaxpt.Engine(
+        still(scale),
+        lambda h: jaxpt.gradient_noise(0.0 * h["x"]),
+        jaxpt.Ladder(x=[1.0, 2.0], beta=[2.0, 1.0]),
+        jaxpt.Tempering("auto", target=0.4, settle=settle),
+        every=1,
+        burn_in=10,
+    )
+    _, trace = engine.run(engine.init(jax.random.split(jax.random.key(0), 24)), periods=610)
+    C = np.asarray(trace.info.C)
+    assert (C[10 + settle :] == C[-1]).all(), "frozen"
+    measured = np.asarray(trace.info.probability)[10 + settle :].mean()
+    assert measured == pytest.approx(0.4, abs=0.05)
+
+
+def test_several_ladders_have_a_C_each():
+    """One ladder's inverse temperatures are a thousand times the other's."""
+    engine = jaxpt.Engine(
+        still(),
+        lambda h: jaxpt.gradient_noise(0 * h["x"] * h["y"]),
+        [jaxpt.Ladder(x=[1, 2, 3], beta=[3, 2, 1]), jaxpt.Ladder(y=[1, 2, 3], beta=[3000, 2000, 1000])],
+        jaxpt.Tempering("auto", "deo", adapt_ladder=True, window=4, settle=0),
+        every=1,
+        burn_in=6,
+    )
+    state, trace = engine.run(engine.init(jax.random.key(0)), periods=40)
+    C = np.asarray(trace.info.C)
+    assert state.rule.C.shape == (2,)
+    np.testing.assert_allclose(C[-2] / C[-1], 1000, rtol=0.01)
+    assert trace.info.ladder.tolist() == [0, 1] * 20
+
+
+def test_noise_correction_needs_a_probe_and_is_recorded():
+    v = {"v": jnp.arange(40.0)}
+    rungs = jaxpt.Ladder(learning_rate=[0.1, 0.2, 0.3])
+    with pytest.raises(ValueError, match="give the engine probe=512"):
+        make_engine(values_problem(), rungs, rule=jaxpt.Tempering(noise_corrected=True))
+    slopes = jaxpt.energy_problem(lambda w, batch: w * batch["v"], lambda key: jax.random.normal(key))
+    at_rest = lambda h: jaxpt.gradient_noise(0 * h["learning_rate"])
+    problem = slopes._replace(loss=lambda w, state, batch, hyper, key: (0 * w * batch["v"], state))
+    engine = jaxpt.Engine(
+        problem, at_rest, rungs, jaxpt.Tempering(0.01, "deo", noise_corrected=True), every=1, batch_size=4, probe=10
+    )
+    start = engine.init(jax.random.key(0))
+    _, trace = engine.run(start, jaxpt.Data(v, v), periods=400)
+    weights = np.asarray(start.replicas.params)
+    on_rung = weights[np.argsort(trace.rung["learning_rate"], -1)]
+    beta = np.asarray(trace.info.beta[0])
+    # Of the mean of 10 of the numbers 0 .. 39 without replacement; a weight multiplies it.
+    variance = np.var(np.arange(40), ddof=1) / 10 * (1 - 10 / 40)
+    expected = (0.01 * np.diff(beta) * np.diff(on_rung, axis=-1)) ** 2 * variance / 2
+    measured = np.asarray(trace.info.correction)
+    np.testing.assert_allclose((measured / expected).mean(0), 1, rtol=0.05)
+    # And it is the variance that the energies' differences really have.
+    energy = np.asarray(trace.valid["energy"])
+    difference = energy[:, 0] - energy[:, 1]
+    np.testing.assert_allclose(np.var(difference), variance * (weights[0] - weights[1]) ** 2, rtol=0.3)
+    assert "noise correction" in str(diagnostics.diagnosis(trace))
+
+
+def test_what_is_auto_stays_auto():
+    rule = dataclasses.replace(jaxpt.Tempering("auto"), target=0.3)
+    assert rule.auto
+    assert not dataclasses.replace(rule, C=2.0).auto
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"C": "automatic"}, "C must be a positive finite number"),
+        ({"pairing": "even"}, "pairing must be one of random_adjacent, seo, deo"),
+        ({"target": 1.0}, "target must be an acceptance probability"),
+        ({"window": 0}, "window must be an integer of at least 1"),
+        ({"settle": -1}, "settle must be an integer of at least 0"),
+    ],
+)
+def test_settings_out_of_range(settings, said):
+    with pytest.raises(ValueError, match=said):
+        jaxpt.Tempering(**settings)
