@@ -2,9 +2,9 @@
 
     python -m benchmarks.convolutions --model resnet20 --replicas 4 --batch 32 --out convolutions.json
 
-Each convolution, and each of its two gradients, runs for M replicas with kernels and images of their own inside a scan,
-as in training. The lowerings take turns; medians over the rounds are reported, and with --out the spread (the quartiles'
-distance over the median). Limit the cores with `taskset -c 0,1` and say how many.
+Each convolution, and each of its two gradients, runs for M replicas with kernels and images of their own inside a
+scan, as in training. The lowerings take turns; medians over the rounds are reported, and with --out the spread (the
+quartiles' distance over the median). Limit the cores with `taskset -c 0,1` and say how many.
 """
 
 import argparse
