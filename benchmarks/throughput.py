@@ -87,7 +87,11 @@ def single_steps(options: argparse.Namespace, replicas: int, stacked: bool) -> V
         for i in range(options.steps)
     ]
     step = partial(train_step, one.problem, one.optimizer, one.schedule)
-    bare = lambda replica, batch, number: step(replica, batch, None, number)[0]  # noqa: E731
+    every = jnp.ones(options.batch, bool)
+
+    def bare(replica: Any, batch: Any, number: jax.Array) -> Any:
+        return step(replica, batch, every, number)[0]
+
     lifted = jax.jit(jax.vmap(bare, (0, None, None)) if stacked else bare, donate_argnums=0)
     rows = [state] if stacked else [jax.tree.map(lambda leaf, m=m: leaf[m], state) for m in range(replicas)]
     with jax.default_matmul_precision(options.precision):
