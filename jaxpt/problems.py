@@ -284,12 +284,9 @@ def _computing_in(model: nnx.Module, kinds: set[Any]) -> nnx.Module:
     """
     for kind in kinds:
         for _, layer in nnx.iter_graph(model):
-            if (
-                isinstance(layer, nnx.Module)
-                and hasattr(layer, "param_dtype")
-                and getattr(layer, "dtype", kind) is None
-            ):
-                layer.dtype = kind
+            if isinstance(layer, nnx.Module) and getattr(layer, "dtype", kind) is None:
+                stock: Any = layer
+                stock.dtype = kind
     return model
 
 

@@ -23,12 +23,12 @@ class Execution(NamedTuple):
 
     replica_axis: str
     """"vmap", "unroll" or "map"."""
+    platform: str
+    """"cpu", "gpu" or "tpu"."""
     replicas: int
     """Replicas on each device."""
     devices: int
     """Devices that the replicas are spread over."""
-    platform: str
-    """"cpu", "gpu" or "tpu"."""
 
     def __str__(self) -> str:
         replicas = f"{self.replicas} replica{'s' * (self.replicas > 1)}"
@@ -84,7 +84,7 @@ def convolves(
         params, state = problem.init(key)
         return problem.loss(params, state, batch, in_force(schedule, hyper, jnp.zeros((), jnp.int32)), key)
 
-    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), train)
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), jnp.result_type(leaf)), train)
     return canonical.has_convolutions(jax.make_jaxpr(loss)(jax.random.key(0), dict(hyper), batch).jaxpr)
 
 
