@@ -180,13 +180,12 @@ class Engine:
 
     def execution(self, data: Data | None = None) -> Execution:
         """Returns how a run on such data executes the replica axis, and on how many devices; computes nothing."""
-        placed, how = self.placed, str(self.replica_axis)
-        replicas, devices = self.num_replicas // placed.num_shards, placed.num_shards
+        shards, how = self.placed.num_shards, str(self.replica_axis)
+        where = self.placed.platform, self.num_replicas // shards, shards
         if how == "auto":
-            hyper = checks.abstract_hyper(self)
-            found = convolves(self.problem, self.schedule, hyper, _as_data(data).train, self.batch_size)
-            how = choose(placed.platform, replicas, devices, found)
-        return Execution(how, replicas, devices, placed.platform)
+            hyper, train = checks.abstract_hyper(self), _as_data(data).train
+            how = choose(*where, convolves(self.problem, self.schedule, hyper, train, self.batch_size))
+        return Execution(how, *where)
 
     def check(self, data: Data) -> None:
         """Shows the whole data set to loss and metrics, as shapes only, labels as they are; nothing is computed.

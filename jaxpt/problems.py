@@ -283,13 +283,10 @@ def _computing_in(model: nnx.Module, kinds: set[Any]) -> nnx.Module:
     Else BatchNorm, whose statistics are float32, would make float32 of everything behind it.
     """
     for kind in kinds:
-        for _, layer in nnx.iter_graph(model):
-            if (
-                isinstance(layer, nnx.Module)
-                and hasattr(layer, "param_dtype")
-                and getattr(layer, "dtype", kind) is None
-            ):
-                setattr(layer, "dtype", kind)  # noqa: B010
+        for _, node in nnx.iter_graph(model):
+            layer: Any = node if isinstance(node, nnx.Module) and hasattr(node, "param_dtype") else None
+            if getattr(layer, "dtype", kind) is None:
+                layer.dtype = kind
     return model
 
 

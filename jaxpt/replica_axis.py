@@ -23,12 +23,12 @@ class Execution(NamedTuple):
 
     replica_axis: str
     """"vmap", "unroll" or "map"."""
+    platform: str
+    """"cpu", "gpu" or "tpu"."""
     replicas: int
     """Replicas on each device."""
     devices: int
     """Devices that the replicas are spread over."""
-    platform: str
-    """"cpu", "gpu" or "tpu"."""
 
     def __str__(self) -> str:
         replicas = f"{self.replicas} replica{'s' * (self.replicas > 1)}"
@@ -48,9 +48,12 @@ def choose(platform: str, replicas: int, devices: int, convolves: bool) -> str:
     | CPU, one device  | more                 | with convolutions    | map    | the program does not grow           |
     | CPU, several     | more                 | with convolutions    | map    | the devices fill the cores          |
 
-    Full training steps with stock convolutions on four cores, time relative to as many single steps in a row: LeNet-5,
-    batch 128, eight replicas: vmap 2.3, unroll 0.67, map 1.0, map on four devices 0.45; ResNet-20, batch 32: vmap 5.4,
-    unroll 0.57, map 0.78, map on four devices 0.37. The CPU's figures hold with `jaxpt.canonical`.
+    Full training steps with stock convolutions, time relative to as many jitted single steps in a row. On four idle
+    cores (jax 0.10.2), the steps not in a loop: LeNet-5, batch 128, eight replicas: vmap 2.3, unroll 0.67, map 1.0,
+    map on four devices 0.45; ResNet-20, batch 32: vmap 5.4, unroll 0.57, map 0.78, map on four devices 0.37. In a loop
+    over steps, as here, on two busy cores, four replicas of LeNet: vmap 2.9, map 3.2 as they are, and 1.3, 1.0 with
+    `jaxpt.canonical`; unroll 0.96, map on two devices 0.92; ResNet-20: map 0.79, unroll 0.75, map on two devices 0.85.
+    GPUs and TPUs: by their design, not yet measured.
 
     Args:
         platform: "cpu", "gpu" or "tpu".
@@ -84,7 +87,7 @@ def convolves(
         params, state = problem.init(key)
         return problem.loss(params, state, batch, in_force(schedule, hyper, jnp.zeros((), jnp.int32)), key)
 
-    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), train)
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), jnp.result_type(leaf)), train)
     return canonical.has_convolutions(jax.make_jaxpr(loss)(jax.random.key(0), dict(hyper), batch).jaxpr)
 
 

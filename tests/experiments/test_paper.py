@@ -199,4 +199,4 @@ def test_diffusion_studies_what_the_paper_names():
     assert [name for name, study in found.items() if study.expected != "temperature-like"] == ["weight_decay"]
     for study in found.values():
         assert len(set(study.values)) == 3
-        study.optimizer({name: 0.1 for name in found}).init({"w": 0.0})
+        study.optimizer(dict.fromkeys(found, 0.1)).init({"w": 0.0})
