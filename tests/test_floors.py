@@ -11,11 +11,9 @@ ROOT = Path(jaxpt.__file__).parent
 FLOORS = [
     ["types", "tree"],
     ["ladder", "metropolis", "pairing", "noise", "losses", "conv", "data", "stream"],
-    [
-        *("nn", "linen"),
-        *(f"rules.{name}" for name in ("independent", "population", "replay", "tuning", "tempering")),
-        *("rules", "problems", "replicas"),
-    ],
+    ["nn", "linen"],
+    [*(f"rules.{name}" for name in ("independent", "population", "replay", "tuning", "tempering")), "rules"],
+    ["problems", "replicas"],
     ["checks", "engine"],
     [*(f"diagnostics.{name}" for name in ("counts", "exchanges", "barrier", "index", "report")), "diagnostics"],
     ["fit", "lineage", "mixture", "diffusion", "plots", "sampling"],
