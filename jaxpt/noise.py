@@ -50,7 +50,7 @@ def langevin(
 
     Its stationary law is exp(-E / T) up to an error of order `learning_rate`, E being the loss whose gradient comes
     in. On a ladder of temperatures, with beta = 1 / T and C = 1, replica exchange then samples every rung exactly as
-    well.
+    well. `jaxpt.sampler` has no such error.
 
     Args:
         learning_rate: step size lr.

@@ -52,6 +52,7 @@ def test_json_and_schedule_give_the_path_back_to_the_bit():
     np.testing.assert_allclose(total, -3 * path.hyper["learning_rate"].sum(), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_replay_trains_one_model_with_the_recorded_values_to_the_bit(data):
     ladders = [jaxpt.Ladder(learning_rate=[0.01, 0.02, 0.04]), jaxpt.Ladder(batch_size=[16, 8, 4])]
     engine = make_engine(regression(), ladders, rule=jaxpt.Tempering("auto", "deo"), every=4, burn_in=8)
@@ -69,11 +70,12 @@ def test_replay_trains_one_model_with_the_recorded_values_to_the_bit(data):
 
 
 def test_replay_with_the_same_start_gives_the_same_weights():
-    """The recorded rates are the ones that train: on the slope the sum is the same, to rounding."""
+    """The recorded rates, to the bit, are the ones that train: on the slope their sum is the same, to rounding."""
     engine, state = slope(jaxpt.Ladder(learning_rate=RATES), rule=jaxpt.PBT(0.5))
     state, trace = engine.run(state, periods=9)
     path = jaxpt.lineage(trace, 2)
     again = jaxpt.replay(path, engine, None)
+    np.testing.assert_array_equal(again.trace.hyper["learning_rate"][:, 0], path.hyper["learning_rate"])
     start = path.replica[0]
     np.testing.assert_allclose(start + again.state.replicas.params[0], state.replicas.params[2], rtol=1e-6)
 

@@ -73,7 +73,7 @@ def diagnosis(trace: Trace, ladder: str | None = None) -> Diagnosis:
     energies = _over_seeds(energy_by_rung(trace, name))
     suggested = max(2, round(2 * total) + 1)
     verdicts = (
-        *_on_pairs(accepted, stretches),
+        *_on_pairs(accepted, _error(made), stretches),
         *_on_travel(trips, expected, len(energies), count),
         *_on_size(accepted, suggested),
         *_on_energies(made, energies),
@@ -115,7 +115,14 @@ def _page(name: str, made: Trace, accepted: np.ndarray, stretches: list[np.ndarr
     return head + "\n".join(lines) + "\n"
 
 
-def _on_pairs(accepted: np.ndarray, stretches: list[np.ndarray]) -> list[str]:
+def _error(made: Trace) -> float:
+    """Returns the standard error of a pair's mean acceptance, about, were its offers independent."""
+    where = np.asarray(made.info.attempted)
+    spread = np.std(np.asarray(made.info.probability)[where])
+    return float(spread / np.sqrt(max(1.0, where.sum() / where.shape[-1])))
+
+
+def _on_pairs(accepted: np.ndarray, error: float, stretches: list[np.ndarray]) -> list[str]:
     """What is wrong with single pairs, or with all of them."""
     found = []
     if np.nanmin(accepted) > 0.9:
@@ -127,7 +134,7 @@ def _on_pairs(accepted: np.ndarray, stretches: list[np.ndarray]) -> list[str]:
             found += [
                 f"rungs {k} and {k + 1} exchanged {100 * share:.1f} % of the time: add a rung between, or lower C"
             ]
-    if np.nanstd(accepted) > 0.15 and len(accepted) > 1:
+    if np.nanstd(accepted) > max(0.15, 2 * error) and len(accepted) > 1:
         found.append(
             f"acceptance is uneven, {np.nanmin(accepted):.0%} to {np.nanmax(accepted):.0%}: space the rungs anew "
             "(adapt_ladder=True, or beta = diagnostics.barrier(trace).rungs(M))"

@@ -29,7 +29,7 @@ def exchange(
     rung: Int[Array, " M"],
     *,
     C: Float[Array, ""] | float = 1.0,
-    pairing: Pairing = random_adjacent,
+    pairing: Pairing | str = random_adjacent,
     turn: Int[Array, ""] | int = 0,
     allowed: Bool[Array, ""] | bool = True,
     variance: Float[Array, "M M"] | None = None,
@@ -46,7 +46,7 @@ def exchange(
         energy: energy of each REPLICA.
         rung: the rung of each replica, a permutation of 0 .. M-1.
         C: the factor between energies and inverse temperatures.
-        pairing: which pairs are offered a swap (static).
+        pairing: which pairs are offered a swap, by name or as a function (static).
         turn: the how many-th exchange of this ladder, for pairings that alternate.
         allowed: false during burn-in: no pair is offered a swap.
         variance: of the noise in each difference of two replicas' energies; if given, the acceptance allows for it
@@ -64,7 +64,8 @@ def exchange(
     log_alpha = log_acceptance(
         beta[:-1], beta[1:], on_rung[:-1], on_rung[1:], C, 0.0 if correction is None else correction
     )
-    attempted = pairing(key_pair, jnp.asarray(turn), beta.shape[0]) & allowed
+    offer = PAIRINGS[pairing] if isinstance(pairing, str) else pairing
+    attempted = offer(key_pair, jnp.asarray(turn), beta.shape[0]) & allowed
     uniform = jax.random.uniform(key_swap, log_alpha.shape, log_alpha.dtype)
     accepted = attempted & (jnp.log(uniform) < log_alpha)
     closed = jnp.zeros(1, bool)

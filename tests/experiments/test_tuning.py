@@ -54,7 +54,6 @@ def test_automatic_C_lands_on_its_target_from_a_thousand_times_too_much_or_too_l
     C = np.asarray(trace.info.C)
     assert (C[124:] == C[124]).all(), "frozen 64 exchanges after burn-in"
     measured = diagnostics.acceptance(diagnostics.window(trace, 3 * 124))
-    print(C[124], measured, diagnostics.acceptance(diagnostics.window(trace, 0, 3 * 124)))
     assert measured[:3].mean() == pytest.approx(0.5, abs=0.05)
     np.testing.assert_allclose(C[124, 0] * 2**20, C[124, 3], rtol=1e-3)
     np.testing.assert_allclose(measured[0], measured[3], rtol=1e-3)

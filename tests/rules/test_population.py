@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,17 +11,22 @@ from tests.test_engine import slope
 RATES = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], np.float32)
 
 
-def many(rule, energy, n=2000, allowed=True):
-    """n moves of eight replicas from the same state, with n keys."""
+@partial(jax.jit, static_argnames="n")
+def moves(rule, energy, allowed, n):
     ladder = {"learning_rate": jaxpt.ladder.as_arrays(jaxpt.Ladder(learning_rate=RATES))}
     hyper = {"learning_rate": jnp.asarray(RATES), "other": jnp.arange(8.0)}
     rung = {"learning_rate": jnp.arange(8)}
 
     def run(key):
-        move, _, info = rule.propose(key, jnp.asarray(0), energy, rung, hyper, ladder, jnp.asarray(allowed))
+        move, _, info = rule.propose(key, jnp.asarray(0), energy, rung, hyper, ladder, allowed)
         return move, info
 
-    return jax.tree.map(np.asarray, jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), n)))
+    return jax.vmap(run)(jax.random.split(jax.random.key(0), n))
+
+
+def many(rule, energy, n=2000, allowed=True):
+    """n moves of eight replicas from the same state, with n keys."""
+    return jax.tree.map(np.asarray, moves(rule, energy, jnp.asarray(allowed), n))
 
 
 def test_the_worst_quarter_goes_on_as_explored_copies_of_the_best_quarter():
@@ -54,13 +61,13 @@ def test_resampling_draws_from_the_ladder_and_exploration_stays_within_its_ends(
 @pytest.mark.parametrize("rule", [jaxpt.PBT(), jaxpt.CopyBest()])
 def test_burn_in_and_broken_replicas(rule):
     energy = jnp.array([3.0, jnp.nan, 7.0, 1.0, 6.0, jnp.inf, 4.0, 5.0])
-    own = np.broadcast_to(np.arange(8), (50, 8))
-    move, _ = many(rule, energy, 50, allowed=False)
+    own = np.broadcast_to(np.arange(8), (2000, 8))
+    move, _ = many(rule, energy, allowed=False)
     np.testing.assert_array_equal(move.parents, own)
-    np.testing.assert_array_equal(move.hyper["learning_rate"], np.broadcast_to(RATES, (50, 8)))
-    move, _ = many(rule, energy, 50)
+    np.testing.assert_array_equal(move.hyper["learning_rate"], np.broadcast_to(RATES, (2000, 8)))
+    move, _ = many(rule, energy)
     assert not np.isin(move.parents[:, [1, 5]], [1, 5]).any(), "the broken ones are replaced"
-    move, _ = many(rule, jnp.full(8, jnp.nan), 50)
+    move, _ = many(rule, jnp.full(8, jnp.nan))
     np.testing.assert_array_equal(move.parents, own, "when all are broken, none is copied")
 
 
