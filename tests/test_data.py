@@ -1,8 +1,10 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
-from jaxpt.data import examples_seen, minibatches, steps_per_epoch
+from jaxpt.data import examples_seen, minibatches, order_at, steps_per_epoch
 
 
 @pytest.mark.parametrize(("examples", "batch"), [(10, 4), (12, 4), (5, 5), (7, 1)])
@@ -43,3 +45,36 @@ def test_examples_seen_counts_short_minibatches_as_they_are(drop):
     _, counts = minibatches(jax.random.key(0), 0, num_steps=11, num_examples=10, batch_size=4, drop_remainder=drop)
     assert examples_seen(11, 10, 4, drop) == counts.sum()
     assert examples_seen(11, 10, 4, drop, limit=3) == np.minimum(counts.sum(1), 3).sum()
+
+
+@pytest.mark.parametrize("count", [4097, 5000, 8192, 112_383])
+def test_an_order_that_is_not_drawn_whole_is_a_permutation(count):
+    orders = jax.vmap(lambda key: order_at(key, jnp.arange(count), count))(jax.random.split(jax.random.key(0), 2))
+    np.testing.assert_array_equal(np.sort(orders, axis=-1), np.tile(np.arange(count), (2, 1)))
+    first, second = np.asarray(orders)
+    assert (first == second).sum() < 12, "two orders have one place in common on average"
+    assert (first == np.arange(count)).sum() < 12
+
+
+def test_such_orders_look_random():
+    """20,000 keys: where positions 0, 1 and 2 lead is uniform, and independent for every two of them."""
+    count, keys, bins = 5000, jax.random.split(jax.random.key(1), 20_000), 8
+    found = np.asarray(jax.vmap(lambda key: order_at(key, jnp.arange(3), count))(keys)) * bins // count
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        joint = np.histogram2d(found[:, a], found[:, b], bins=bins)[0]
+        assert stats.chisquare(joint.ravel()).pvalue > 1e-3
+    # Along one order: neighbours are independent too.
+    order = np.asarray(order_at(jax.random.key(2), jnp.arange(112_383), 112_383)) * bins // 112_383
+    joint = np.histogram2d(order[:-1], order[1:], bins=bins)[0]
+    assert stats.chisquare(joint.ravel()).pvalue > 1e-3
+
+
+def test_an_epoch_of_many_examples_visits_each_once():
+    count, batch = 5000, 128
+    steps = steps_per_epoch(count, batch)
+    index, counts = minibatches(jax.random.key(3), 0, num_steps=2 * steps, num_examples=count, batch_size=batch)
+    for epoch in (slice(0, steps), slice(steps, None)):
+        np.testing.assert_array_equal(np.sort(index[epoch][counts[epoch]]), np.arange(count))
+    assert (index[:steps] != index[steps:]).any()
+    later, _ = minibatches(jax.random.key(3), 37, num_steps=5, num_examples=count, batch_size=batch)
+    np.testing.assert_array_equal(later, index[37:42])
