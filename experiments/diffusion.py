@@ -80,7 +80,7 @@ def studies(options: Options) -> dict[str, Study]:
 def preset(preset: Preset = "quick") -> Options:
     """Returns the options of a preset."""
     paper = Options(preset="paper")
-    return paper if preset == "paper" else shorten(paper, 100)
+    return paper if preset == "paper" else shorten(paper, 200)
 
 
 def main(options: Options) -> None:

@@ -45,7 +45,7 @@ class Options(PaperOptions):
 def preset(preset: Preset = "quick") -> Options:
     """Returns the options of a preset."""
     paper = Options(preset="paper")
-    return paper if preset == "paper" else shorten(paper, 500, probe=512, curve=512)
+    return paper if preset == "paper" else shorten(paper, 500, probe=256, curve=256)
 
 
 def main(options: Options) -> None:

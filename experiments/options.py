@@ -12,7 +12,7 @@ import tyro
 import jaxpt
 from experiments.datasets import DataError
 
-RuleName = Literal["tempering", "independent"]
+RuleName = Literal["tempering", "deo", "auto", "pbt", "independent"]
 Preset = Literal["quick", "paper"]
 
 
@@ -47,7 +47,8 @@ class BaseOptions(TrainingOptions):
     C: float
     """Factor between energies and inverse temperatures in the acceptance probability min(1, exp(C dbeta dE))."""
     rule: tuple[RuleName, ...] = ("tempering", "independent")
-    """Arms to run: exchanges, grid search."""
+    """Arms to run. tempering: one random pair a period, as in the paper. deo: all even pairs, then all odd ones. auto:
+    the same with C and the ladder found during burn-in. pbt: population based training. independent: grid search."""
     probe: int | None = None
     """Energies on this many validation examples, drawn anew each period; the whole split if not given."""
     curve: int | None = None

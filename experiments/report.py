@@ -111,14 +111,14 @@ def pictures(results: dict[str, jaxpt.Result], options: BaseOptions) -> dict[str
         )
     }
     for name, result in results.items():
-        if result.engine.rule.exchanges:
-            for ladder in result.engine.ladders.values():
+        if isinstance(result.engine.rule, jaxpt.Tempering):
+            for ladder in result.state.ladders.values():  # as they are after tuning, [S, M]
                 label, values = next(iter(ladder.values.items()))
                 file = f"exchanges-{name}.png" if len(result.engine.ladders) == 1 else f"exchanges-{name}-{label}.png"
                 figures[file] = plots.exchange_picture(
                     step,
                     result.trace.rung[ladder.name][:, 0],
-                    np.asarray(values),
+                    np.asarray(values)[0],
                     result.best("error", seed=0).replica,
                     name=label,
                     burn_in=options.burn_in,
@@ -147,6 +147,7 @@ def _arm(result: jaxpt.Result, mixtures: Mixtures, options: BaseOptions) -> dict
             which: {f"{split}_error": over_seeds(100 * error) for split, error in errors.items()}
             for which, errors in mixtures.items()
         },
+        "C": None if info.C is None else [number(C) for C in info.C[-1]],
         "acceptance_rate": number(rate),
         "acceptance_per_pair": [number(p) for p in pairs],
         "round_trips": int(sum(round_trips(rung).sum() for rung in result.trace.rung.values())),

@@ -53,6 +53,9 @@ def arms_rules(options: BaseOptions) -> dict[str, jaxpt.Rule]:
     """Returns {arm: rule} for the chosen arms, in the order in which they run."""
     rules: dict[str, Callable[[], jaxpt.Rule]] = {
         "tempering": lambda: jaxpt.Tempering(options.C),
+        "deo": lambda: jaxpt.Tempering(options.C, "deo"),
+        "auto": lambda: jaxpt.Tempering("auto", "deo", adapt_ladder=True),
+        "pbt": jaxpt.PBT,
         "independent": jaxpt.Independent,
     }
     if not options.rule:
