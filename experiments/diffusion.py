@@ -45,6 +45,18 @@ class Options(DataOptions):
     """Dropout rate, where it is not the one that varies."""
     directory: Path = Path("runs/diffusion")
 
+    def check(self) -> None:
+        """Checks what the verdict and the studies need, too."""
+        super().check()
+        if not self.hyperparameters:
+            raise ValueError("--hyperparameters needs one at least")
+        if self.steps % self.every or self.steps < 2 * self.every:
+            raise ValueError(f"--steps {self.steps} must be a multiple of --every {self.every}, two records at least")
+        if "batch_size" in self.hyperparameters and self.batch_size % 16:
+            raise ValueError(
+                f"--batch-size {self.batch_size} must be a multiple of 16, since a sixteenth of it is tried"
+            )
+
 
 class Study(NamedTuple):
     """One hyperparameter under study."""
@@ -71,7 +83,7 @@ def studies(options: Options) -> dict[str, Study]:
     return {
         "learning_rate": Study([rate / 4, rate / 2, rate], lambda h: optax.sgd(h["learning_rate"]), yes),
         "dropout_rate": Study([0.05, 0.2, 0.4], usual, yes),
-        "batch_size": Study([128, 32, 8], usual, yes),
+        "batch_size": Study([options.batch_size / n for n in (1, 4, 16)], usual, yes),
         "temperature": Study([1e-6, 4e-6, 1.6e-5], lambda h: jaxpt.langevin(rate, h["temperature"]), yes),
         "weight_decay": Study([1e-3, 1e-2, 3e-2], decayed, no),
     }
@@ -86,8 +98,6 @@ def preset(preset: Preset = "quick") -> Options:
 def main(options: Options) -> None:
     """Runs the experiment."""
     chosen = {name: studies(options)[name] for name in dict.fromkeys(options.hyperparameters)}
-    if not chosen:
-        raise ValueError(f"--hyperparameters needs one at least: {' '.join(studies(options))}")
     directory = runner.make_directory(options.directory)
     data, dataset = datasets.load(options.dataset, data_dir=options.data_dir)
 

@@ -49,6 +49,7 @@ def main(options: Options) -> None:
         burn_in=options.burn_in,
         batch_size=options.batch_size,
         fixed={"dropout_rate": options.dropout_rate},
+        probe=options.probe,
     )
     what = "digits from scikit-learn, 1,797 examples, a fixed split of 1,077 / 360 / 360"
     runner.run("digits", engine, datasets.digits(), options, dataset=what)

@@ -37,6 +37,18 @@ class TrainingOptions:
     devices: int | None = None
     """CPU devices that the replicas are spread over; by default as many as there are cores. GPUs do not care."""
 
+    def check(self) -> None:
+        """Raises ValueError for what can be told before any data is read."""
+        for name, value in dataclasses.asdict(self).items():
+            given = f"--{name.replace('_', '-')} {value}"
+            if isinstance(value, float) and not np.isfinite(value):
+                raise ValueError(f"{given} is not a finite number")
+            if name in ("learning_rate", "later_learning_rate") and value <= 0:
+                raise ValueError(f"{given} must be positive")
+            least = {"burn_in": 0, "switch": 0}.get(name, 1)
+            if isinstance(value, int) and not isinstance(value, bool) and value < least:
+                raise ValueError(f"{given} must be at least {least}")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseOptions(TrainingOptions):
@@ -47,8 +59,9 @@ class BaseOptions(TrainingOptions):
     C: float
     """Factor between energies and inverse temperatures in the acceptance probability min(1, exp(C dbeta dE))."""
     rule: tuple[RuleName, ...] = ("tempering", "independent")
-    """Arms to run. tempering: one random pair a period, as in the paper. deo: all even pairs, then all odd ones. auto:
-    the same with C and the ladder found during burn-in. pbt: population based training. independent: grid search."""
+    """Arms to run, all behind one --rule. tempering: one random pair a period, as in the paper. deo: all even pairs,
+    then all odd ones. auto: the same with C and the ladder found during burn-in. pbt: population based training.
+    independent: grid search."""
     probe: int | None = None
     """Energies on this many validation examples, drawn anew each period; the whole split if not given."""
     curve: int | None = None
@@ -82,6 +95,11 @@ class PaperOptions(DataOptions, BaseOptions):
     """Value of the coldest rung."""
     hottest: float
     """Value of the hottest rung; the rungs between are spaced evenly."""
+
+    def check(self) -> None:
+        """Checks the order of the ladder's ends, too."""
+        super().check()
+        self.rungs()
 
     def rungs(self) -> np.ndarray:
         """Returns the ladder's values, coldest first; raises ValueError if they are not in that order."""
@@ -140,6 +158,7 @@ def paper_command(
 
 def _start(main: Callable[[T], Any], chosen: T) -> None:
     try:
+        chosen.check()
         jaxpt.use_all_cores(chosen.devices)
         main(chosen)
     except (ValueError, DataError) as error:

@@ -16,6 +16,7 @@ import jaxpt
 from experiments.options import BaseOptions
 from jaxpt import plots
 from jaxpt.diagnostics import acceptance_rate, interval, pair_acceptance, round_trips
+from jaxpt.fit import Best
 
 BASELINE = "independent"
 Mixtures = dict[str, dict[str, np.ndarray]]
@@ -76,7 +77,7 @@ def table(summary: dict[str, Any]) -> str:
             (
                 name,
                 _show(arm["test_error"]["mean"]),
-                _range(arm["test_error"]["ci95"]),
+                _range(arm["test_error"]),
                 _show(arm["validation_error"]["mean"]),
                 *(_show(arm["mixture"][which]["test_error"]["mean"]) for which in mixtures),
                 "-" if rate is None else f"{rate:.1%}",
@@ -86,7 +87,7 @@ def table(summary: dict[str, Any]) -> str:
         )
     lines = markdown(rows)
     for name, difference in summary["differences"].items():
-        mean, ends = _show(difference["mean"], "+.2f"), _range(difference["ci95"])
+        mean, ends = _show(difference["mean"], "+.2f"), _range(difference)
         lines.append(f"\n{name}: {mean} points of test error, paired by seed, 95 % {ends}")
     return "\n".join(lines)
 
@@ -98,14 +99,20 @@ def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]
 
 
-def pictures(results: dict[str, jaxpt.Result], options: BaseOptions) -> dict[str, Figure]:
-    """Returns {file name: the error curves of all arms, and of each arm that exchanges the first seed's exchanges}."""
+def pictures(results: dict[str, jaxpt.Result], options: BaseOptions, curve: int) -> dict[str, Figure]:
+    """Returns {file name: the error curves of all arms, and of each arm that exchanges the first seed's exchanges}.
+
+    Args:
+        results: {arm: what it came to}.
+        options: of the run.
+        curve: how many test images the curves stand on.
+    """
     step = next(iter(results.values())).trace.step
     figures = {
         "errors.png": plots.error_curves(
             step,
             {name: chosen_curve(result) for name, result in results.items()},
-            ylabel="test error % of the replica that is best on validation",
+            ylabel=f"error % on {curve:,} test images, replica best on validation",
             burn_in=options.burn_in,
             window=max(1, len(step) // 20),
         )
@@ -140,8 +147,8 @@ def _arm(result: jaxpt.Result, mixtures: Mixtures, options: BaseOptions) -> dict
     rate = acceptance_rate(info.attempted, info.accepted)
     pairs = pair_acceptance(np.concatenate(info.attempted), np.concatenate(info.accepted))  # seeds pooled
     return {
-        "test_error": over_seeds([100 * b.test["error"] for b in best]),
-        "validation_error": over_seeds([100 * b.valid["error"] for b in best]),
+        "test_error": over_seeds([_percent(b, b.test) for b in best]),
+        "validation_error": over_seeds([_percent(b, b.valid) for b in best]),
         "best_replica": [b.replica for b in best],
         "mixture": {
             which: {f"{split}_error": over_seeds(100 * error) for split, error in errors.items()}
@@ -157,6 +164,11 @@ def _arm(result: jaxpt.Result, mixtures: Mixtures, options: BaseOptions) -> dict
         "compile_seconds": result.compile_seconds,
         "replica_images_per_second": result.replica_images / result.seconds,
     }
+
+
+def _percent(best: Best, scores: dict[str, float]) -> float:
+    """Returns the error in percent; NaN if even the best replica has diverged, whatever it then predicts."""
+    return 100 * scores["error"] if np.isfinite(best.valid["energy"]) else float("nan")
 
 
 def _differences(arms: dict[str, Any]) -> dict[str, Any]:
@@ -186,8 +198,11 @@ def _show(value: float | None, form: str = ".2f") -> str:
     return "diverged" if value is None else format(value, form)
 
 
-def _range(ends: list[float | None]) -> str:
-    return "one seed only" if None in ends else f"[{ends[0]:.2f}, {ends[1]:.2f}]"
+def _range(score: dict[str, Any]) -> str:
+    low, high = score["ci95"]
+    if len(score["per_seed"]) < 2:
+        return "one seed only"
+    return "diverged" if low is None else f"[{low:.2f}, {high:.2f}]"
 
 
 def _settings(options: BaseOptions, engine: jaxpt.Engine) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Options(PaperOptions):
     version: Literal["preactivation", "original"] = "preactivation"
     """The network that the paper's figure was made with, or that of He et al. 2016."""
     batch_statistics: bool = False
-    """Normalise by the batch's statistics in evaluation too, as the paper's code does."""
+    """Normalise by the batch's statistics in evaluation too, as the paper's code does; both presets do not."""
     dataset: str = "cifar10"
     directory: Path = Path("runs/resnet")
 
@@ -56,7 +56,7 @@ def preset(preset: Preset = "quick", depth: int = 20) -> Options:
     paper = Options(preset="paper", depth=depth, C=30.0 if deep else 20.0, directory=Path(f"runs/resnet{depth}"))
     if preset == "paper":
         return paper
-    return shorten(paper, 600 if deep else 300, batch_size=16, probe=64, curve=32, sample=1000)
+    return shorten(paper, 300, batch_size=8 if deep else 16, probe=32, curve=32, sample=500)
 
 
 def main(options: Options) -> None:

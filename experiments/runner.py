@@ -30,10 +30,11 @@ def run(experiment: str, engine: jaxpt.Engine, data: Data, options: BaseOptions,
     Raises:
         ValueError: an option is out of range, or the directory cannot be written.
     """
-    _check(options)
     if options.sample is not None:
         data = data._replace(valid=_drawn(data.valid, options.sample), test=_drawn(data.test, options.sample))
         dataset += f"; scores on at most {options.sample:,} examples"
+    if options.probe is not None and options.probe >= len(data.valid["label"]):
+        engine = dataclasses.replace(engine, probe=None)  # it covers the whole split
     engines = {name: dataclasses.replace(engine, rule=rule) for name, rule in arms_rules(options).items()}
     directory = make_directory(options.directory)
     results = {name: _fit(arm, data, options, name) for name, arm in engines.items()}
@@ -41,7 +42,7 @@ def run(experiment: str, engine: jaxpt.Engine, data: Data, options: BaseOptions,
     summary = report.summary(experiment, results, mixtures, options, dataset)
     write(directory / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     np.savez_compressed(directory / "trace.npz", **flat_traces(results))  # type: ignore[arg-type]
-    pictures = report.pictures(results, options)
+    pictures = report.pictures(results, options, len(_drawn(data.test, options.curve)["label"]))
     for file, figure in pictures.items():
         figure.savefig(directory / file)
     print(f"{experiment} on {dataset}\n\n{report.table(summary)}")
@@ -95,13 +96,6 @@ def flat_traces(results: dict[str, jaxpt.Result]) -> dict[str, np.ndarray]:
     }
 
 
-def _check(options: BaseOptions) -> None:
-    for name in ("seeds", "coldest_k", "curve", "sample"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, but it is {value}")
-
-
 def _drawn(examples: dict[str, np.ndarray], count: int | None) -> dict[str, np.ndarray]:
     """Returns so many of the examples at random, always the same: a file may be sorted by class."""
     total = len(examples["label"])
@@ -134,11 +128,12 @@ def _mixtures(result: jaxpt.Result, data: Data, options: BaseOptions) -> report.
     metrics = {"error": classification.mixture_error}
     ladder, replicas = next(iter(result.engine.ladders)), result.engine.num_replicas
     counts = {"all": replicas, f"coldest {min(options.coldest_k, replicas)}": min(options.coldest_k, replicas)}
+    healthy = np.isfinite(result.valid["energy"]).any(-1)
     found: report.Mixtures = {which: {} for which in counts}
     for split, examples in (("validation", data.valid), ("test", data.test)):
         mixed = jaxpt.mixture(
             result.engine, result.state, examples, metrics, coldest=list(counts.values()), ladder=ladder
         )
         for which, error in zip(counts, np.asarray(mixed["error"]), strict=True):
-            found[which][split] = error
+            found[which][split] = np.where(healthy, error, np.nan)
     return found

@@ -63,6 +63,8 @@ def minibatches(
     Returns:
         Indices into the split, and whether each counts.
     """
+    # Keys of other generators ("rbg") do not give each row of a vmap its own bits, and an epoch has several rows.
+    key = jax.random.wrap_key_data(jax.random.key_data(key)[..., :2], impl="threefry2x32")
     epoch_steps = steps_per_epoch(num_examples, batch_size, drop_remainder)
     steps = jnp.asarray(step) + jnp.arange(num_steps)
     epochs = steps // epoch_steps

@@ -154,13 +154,15 @@ def diffusion(
         progress: show a progress bar on stderr; by default if that is a terminal.
 
     Raises:
-        ValueError: steps is not a positive multiple of every; burn_in is negative; values not monotone in beta; what
-            `Engine` refuses.
+        ValueError: steps is not a positive multiple of every; burn_in is negative; no seeds, or one twice; values not
+            monotone in beta; what `Engine` refuses.
     """
     if steps < 1 or every < 1 or steps % every:
         raise ValueError(f"steps must be a positive multiple of every, but steps={steps} and every={every}")
     if burn_in < 0:
         raise ValueError(f"burn_in must be at least 0, but it is {burn_in}")
+    if not len(seeds) or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be one or more different integers, e.g. range(5), but they are {seeds!r}")
     make = partial(
         Engine,
         _from_start(problem),

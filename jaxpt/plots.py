@@ -51,7 +51,7 @@ def exchange_picture(
         name: the hyperparameter's name, for the axis.
         burn_in: marked by a shaded stretch, if positive.
     """
-    figure, axes = _axes(8, 1.6 + 0.4 * len(values))
+    figure, axes = _axes(8, max(3.2, 1.6 + 0.4 * len(values)))
     # A period's rung holds from the end of the period before to its own.
     edges = np.concatenate([[0], step])
     for replica in range(rung.shape[1]):
@@ -110,7 +110,8 @@ def error_curves(
     top = max(float(np.nanquantile(np.nanmean(c, -1), 0.9)) for c in curves.values())
     lowest = min(float(np.nanmin(np.nanmean(c, -1))) for c in curves.values())
     # Early training is far off: the end is what the picture is about.
-    axes.set_ylim(max(0.0, lowest - 0.4 * (top - lowest)), top + 0.6 * (top - lowest) + 1e-9)
+    span = max(top - lowest, 1.0)
+    axes.set_ylim(max(0.0, lowest - 0.4 * span), top + 0.6 * span)
     axes.set(xlabel="step", ylabel=ylabel, xlim=(0, int(step[-1])))
     axes.legend(frameon=False)
     return figure

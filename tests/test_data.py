@@ -56,6 +56,18 @@ def test_an_order_that_is_not_drawn_whole_is_a_permutation(count):
     assert (first == np.arange(count)).sum() < 12
 
 
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("examples", [1000, 5000])
+def test_epochs_are_epochs_with_keys_of_other_generators(impl, examples):
+    """These keys give all rows of a vmap the bits of the first, and an epoch is drawn in several calls."""
+    epoch = steps_per_epoch(examples, 100)
+    draw = lambda key, step: minibatches(key, step, num_steps=5, num_examples=examples, batch_size=100)
+    keys = jax.random.split(jax.random.key(0, impl=impl), 2)
+    found = [jax.vmap(draw, (0, None), (0, None))(keys, step)[0] for step in range(0, epoch, 5)]
+    for order in np.concatenate(found, 1).reshape(2, -1):
+        np.testing.assert_array_equal(np.sort(order), np.arange(examples))
+
+
 def test_such_orders_look_random():
     """20,000 keys: where positions 0, 1 and 2 lead is uniform, and independent for every two of them."""
     count, keys, bins = 5000, jax.random.split(jax.random.key(1), 20_000), 8

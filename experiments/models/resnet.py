@@ -180,7 +180,12 @@ def shortcut_by_subsampling(x: Float[Array, "B H W C"], channels: int) -> Float[
 
 def shortcut_by_averaging(x: Float[Array, "B H W C"], channels: int) -> Float[Array, "B rows columns channels"]:
     """Means of 2x2 pixels, with as many zero channels before as after; x itself if nothing grows."""
-    return x if x.shape[-1] == channels else _zero_channels(nnx.avg_pool(x, (2, 2), strides=(2, 2)), channels)
+    return x if x.shape[-1] == channels else _zero_channels(_half(x), channels)
+
+
+def _half(x: Array) -> Array:
+    """Means of 2x2 pixels, of what there is of them at an odd edge."""
+    return nnx.avg_pool(x, (2, 2), strides=(2, 2), padding="SAME", count_include_pad=False)
 
 
 def _zero_channels(x: Array, channels: int) -> Array:

@@ -127,7 +127,7 @@ def test_an_experiment_runs_on_small_data(name, sets, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_diffusion_on_small_data(sets, tmp_path, capsys):
-    names = ("temperature", "weight_decay")
+    names = ("batch_size", "weight_decay")
     given = [
         "--data-dir",
         sets,
@@ -169,9 +169,11 @@ def test_another_set_of_another_shape_is_read(tmp_path):
     [
         (("--coldest", 0.5), 2, "must be below --hottest"),
         (("--data-dir", "no/such/folder"), 1, "no such folder"),
-        (("--curve", 0), 2, "--curve must be at least 1"),
-        (("--sample", 0), 2, "--sample must be at least 1"),
-        (("--coldest-k", 0), 2, "--coldest-k must be at least 1"),
+        (("--curve", 0), 2, "--curve 0 must be at least 1"),
+        (("--sample", 0), 2, "--sample 0 must be at least 1"),
+        (("--learning-rate", 0), 2, "--learning-rate 0.0 must be positive"),
+        (("--C", "inf"), 2, "--C inf is not a finite number"),
+        (("--coldest-k", 0), 2, "--coldest-k 0 must be at least 1"),
     ],
 )
 def test_a_mistake_ends_in_one_line(option, code, message, sets, capsys):
@@ -200,3 +202,30 @@ def test_diffusion_studies_what_the_paper_names():
     for study in found.values():
         assert len(set(study.values)) == 3
         study.optimizer(dict.fromkeys(found, 0.1)).init({"w": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--steps", 8, "--every", 8), "two records at least"),
+        (("--batch-size", 24), "multiple of 16"),
+        (("--seeds", 0), "--seeds 0 must be at least 1"),
+        (("--hyperparameters",), "--hyperparameters needs one at least"),
+    ],
+)
+def test_diffusion_refuses_before_it_trains(option, message, sets, capsys):
+    with pytest.raises(SystemExit) as stop:
+        paper_command(diffusion.main, diffusion.preset, ["--data-dir", str(sets), *map(str, option)])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_diverged_is_said_to_have_diverged(sets, tmp_path, capsys):
+    given = [*SHORT, "--probe", 60, "--replicas", 2, "--seeds", 2, "--rule", "independent", "--learning-rate", 1e30]
+    given += ["--data-dir", sets, "--directory", tmp_path]
+    paper_command(emnist_dropout.main, emnist_dropout.preset, list(map(str, given)))
+    (arm,) = json.loads((tmp_path / "summary.json").read_text())["arms"].values()
+    for score in (arm["test_error"], arm["validation_error"], arm["mixture"]["all"]["test_error"]):
+        assert score == {"per_seed": [None, None], "mean": None, "ci95": [None, None]}
+    assert "| independent | diverged" in capsys.readouterr().out
