@@ -52,10 +52,11 @@ def run(experiment: str, engine: jaxpt.Engine, data: Data, options: BaseOptions,
 
 def arms_rules(options: BaseOptions) -> dict[str, jaxpt.Rule]:
     """Returns {arm: rule} for the chosen arms, in the order in which they run."""
+    window = min(32, options.burn_in // options.every // 4)  # four adaptations at least, if burn-in has four periods
     rules: dict[str, Callable[[], jaxpt.Rule]] = {
         "tempering": lambda: jaxpt.Tempering(options.C),
         "deo": lambda: jaxpt.Tempering(options.C, "deo"),
-        "auto": lambda: jaxpt.Tempering("auto", "deo", adapt_ladder=True),
+        "auto": lambda: jaxpt.Tempering("auto", "deo", adapt_ladder=window > 0, window=max(window, 1)),
         "pbt": jaxpt.PBT,
         "independent": jaxpt.Independent,
     }

@@ -16,6 +16,7 @@ from jaxpt.data import Batches, Data
 from jaxpt.ladder import Ladder, check_values
 from jaxpt.placement import Placement, check_fits
 from jaxpt.replicas import Reads, has_state, in_force, init_replica, reads
+from jaxpt.rules import Tempering
 from jaxpt.types import Problem, Rule
 
 if TYPE_CHECKING:
@@ -37,6 +38,12 @@ def check_engine(engine: "Engine") -> None:
         if not isinstance(value, int | np.integer) or value < low:
             raise ValueError(f"{name} must be an integer of at least {low}, but it is {value!r}")
     _check_execution(engine)
+    turns = engine.burn_in // (engine.every * len(engine.ladders))
+    if isinstance(engine.rule, Tempering) and engine.rule.adapt_ladder and turns < engine.rule.window:
+        raise ValueError(
+            f"adapt_ladder=True adapts once in window={engine.rule.window} periods of burn-in per ladder, but burn_in="
+            f"{engine.burn_in} holds {turns}; take a longer burn_in or a shorter window"
+        )
     if getattr(engine.rule, "noise_corrected", False) and (engine.probe or 0) < 2:
         raise ValueError(
             "noise_corrected=True allows for the noise of energies on a probe batch; give the engine probe=512, say "

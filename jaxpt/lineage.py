@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxpt.engine import Engine, Trace
 from jaxpt.fit import Result, fit
 from jaxpt.ladder import Ladder
+from jaxpt.placement import single
 from jaxpt.rules import Replay
 
 
@@ -136,5 +137,5 @@ def replay(
         for ladder in engine.ladders.values()
     ]
     rule = Replay({name: jnp.asarray(path.hyper[name]) for name in sorted(wanted)})
-    alone = dataclasses.replace(engine, ladder=ladders, rule=rule, burn_in=0)
+    alone = dataclasses.replace(engine, ladder=ladders, rule=rule, burn_in=0, placement=single())
     return fit(alone, train, valid, steps=int(path.step[-1]) if steps is None else steps, **options)

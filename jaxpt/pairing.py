@@ -37,5 +37,18 @@ PAIRINGS: dict[str, Pairing] = {"random_adjacent": random_adjacent, "seo": seo, 
 """The pairings by their names."""
 
 
+def named(pairing: Pairing | str) -> Pairing:
+    """Returns the pairing of that name; a function as it is.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if callable(pairing):
+        return pairing
+    if pairing not in PAIRINGS:
+        raise ValueError(f"pairing must be one of {', '.join(PAIRINGS)}, or a function, but it is {pairing!r}")
+    return PAIRINGS[pairing]
+
+
 def _parity(parity: Int[Array, ""], num_rungs: int) -> Bool[Array, " P"]:
     return jnp.arange(num_rungs - 1) % 2 == parity

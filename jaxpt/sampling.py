@@ -100,7 +100,12 @@ def sampler(
         pairing: which pairs are offered a swap.
         adapt_ladder: move the temperatures between the two ends during burn-in until rejections are equal.
         window: periods between one adaptation and the next.
+
+    Raises:
+        ValueError: a step size is not positive; what `Engine`, `Ladder` and `Tempering` refuse.
     """
+    if not (np.asarray(step_size) > 0).all():
+        raise ValueError(f"step_size must be positive, but it is {step_size!r}")
     shared = np.ndim(step_size) == 0
     own: dict[str, Any] = {} if shared else {"step_size": step_size}
     return Engine(

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxpt.pairing import deo, random_adjacent, seo
+import jaxpt
+from jaxpt.pairing import deo, named, random_adjacent, seo
 
 
 @pytest.mark.parametrize("rungs", [2, 3, 8])
@@ -29,3 +30,9 @@ def test_deo_offers_even_and_odd_pairs_in_turn(rungs):
     for turn in range(4):
         pairs = deo(jax.random.key(turn), jnp.asarray(turn), rungs)
         np.testing.assert_array_equal(pairs, np.arange(rungs - 1) % 2 == turn % 2)
+
+
+def test_an_unknown_pairing_is_refused_by_name():
+    for make in (lambda: jaxpt.Tempering(1.0, "even"), lambda: named("even")):
+        with pytest.raises(ValueError, match="pairing must be one of random_adjacent, seo, deo"):
+            make()

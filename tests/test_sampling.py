@@ -151,3 +151,9 @@ def test_barrier_of_the_gaussian_path(dimensions, expected):
     np.testing.assert_allclose(barrier.density(beta), expected / np.log(10) / beta, rtol=0.1)
     assert jaxpt.suggest_replicas(trace) == round(2 * expected) + 1
     np.testing.assert_allclose(barrier.rungs(4), [10, 10 ** (2 / 3), 10 ** (1 / 3), 1], rtol=0.03)
+
+
+def test_a_step_that_never_moves_is_refused():
+    for step_size in (0.0, [0.1, -0.1]):
+        with pytest.raises(ValueError, match="step_size must be positive"):
+            jaxpt.sampler(jnp.sum, lambda key: jnp.zeros(1), temperature=[1.0, 2.0], step_size=step_size, every=1)

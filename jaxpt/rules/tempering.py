@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxpt import tree
 from jaxpt.ladder import Ladder
 from jaxpt.metropolis import log_acceptance, noise_correction
-from jaxpt.pairing import PAIRINGS, Pairing, random_adjacent
+from jaxpt.pairing import Pairing, named, random_adjacent
 from jaxpt.rules.tuning import Tuning, begin, observe, settle_C, tune_C, tune_ladder
 from jaxpt.types import AnyArray, Info, Move
 
@@ -64,7 +64,7 @@ def exchange(
     log_alpha = log_acceptance(
         beta[:-1], beta[1:], on_rung[:-1], on_rung[1:], C, 0.0 if correction is None else correction
     )
-    offer = PAIRINGS[pairing] if isinstance(pairing, str) else pairing
+    offer = named(pairing)
     attempted = offer(key_pair, jnp.asarray(turn), beta.shape[0]) & allowed
     uniform = jax.random.uniform(key_swap, log_alpha.shape, log_alpha.dtype)
     accepted = attempted & (jnp.log(uniform) < log_alpha)
@@ -99,7 +99,9 @@ class Tempering:
         target: mean acceptance probability for C="auto". One half is best under DEO (arXiv 1905.02939).
         adapt_ladder: move the rungs during burn-in until all pairs reject equally often, the ends staying where they
             are: once in `window` periods of each ladder (algorithm 4 of arXiv 1905.02939). Other hyperparameters of the
-            ladder follow, see `jaxpt.ladder.respaced`.
+            ladder follow, see `jaxpt.ladder.respaced`. Nothing is exchanged meanwhile, so where replicas are trapped
+            the energies mislead, and a ladder that was good already may come out worse: `diagnose` shows it. A ladder
+            with a diverged replica stays as it is. Needs `window` periods of burn-in per ladder.
         noise_corrected: allow for the noise of energies that come from a probe batch: the log acceptance ratio is
             lowered by half its variance (see `noise_correction`), as `trace.info.correction` records. The variance is
             estimated from the paired per-example energies. Needs the engine's `probe`.
@@ -131,8 +133,6 @@ class Tempering:
         number = not isinstance(self.C, str) and np.ndim(self.C) == 0
         if not auto and not (number and 0 < float(self.C) <= float(np.finfo(np.float32).max)):
             raise ValueError(f'C must be a positive finite number, or "auto", but it is {self.C!r}')
-        if not (callable(self.pairing) or self.pairing in PAIRINGS):
-            raise ValueError(f"pairing must be one of {', '.join(PAIRINGS)}, or a function, but it is {self.pairing!r}")
         if not 0 < self.target < 1:
             raise ValueError(f"target must be an acceptance probability between 0 and 1, but it is {self.target!r}")
         for name, low in {"window": 1, "settle": 0}.items():
@@ -142,7 +142,7 @@ class Tempering:
         set_field = partial(object.__setattr__, self)
         set_field("auto", auto)
         set_field("C", _UNKNOWN if auto else self.C)
-        set_field("pairing", self.pairing if callable(self.pairing) else PAIRINGS[self.pairing])
+        set_field("pairing", named(self.pairing))
         set_field("tuning", begin(1, 1, self.window) if auto or self.adapt_ladder else None)
 
     def init(self, ladders: Mapping[str, Ladder]) -> "Tempering":
@@ -185,7 +185,8 @@ class Tempering:
         rungs = before.at[ladder].set(after)
         rung = {name: rungs[i] for i, name in enumerate(names)}
         if self.tuning is not None:
-            rule, ladders = rule._tune(ladder, ladders, info, allowed)
+            finite = jnp.isfinite(energy)[jnp.argsort(before[ladder])]
+            rule, ladders = rule._tune(ladder, ladders, info, finite[:-1] & finite[1:], allowed)
         permuted = {key: v[rung[name]] for name in names for key, v in ladders[name].values.items()}
         move = Move(rung, {**hyper, **permuted}, ladders=dict(ladders) if self.adapt_ladder else None)
         return move, rule, info._replace(ladder=ladder)
@@ -203,7 +204,7 @@ class Tempering:
         return _replace(self, C=C, tuning=tuning)
 
     def _tune(
-        self, ladder: Array, ladders: Mapping[str, Ladder], info: Info, allowed: Array
+        self, ladder: Array, ladders: Mapping[str, Ladder], info: Info, healthy: Array, allowed: Array
     ) -> tuple["Tempering", Mapping[str, Ladder]]:
         """Returns the rule and the ladders with which the next period begins."""
         C: Any = self.C
@@ -212,7 +213,7 @@ class Tempering:
             tuning, ladders = tune_ladder(tuning, ladder, ladders, C[ladder], allowed)
         if self.auto:
             done = tuning.exchanges[ladder]
-            settled = settle_C(C[ladder], done, info.attempted, info.probability, self.target)
+            settled = settle_C(C[ladder], done, info.attempted & healthy, info.probability, self.target)
             C = C.at[ladder].set(jnp.where(allowed & (done < self.settle), settled, C[ladder]))
         tuning = tuning._replace(exchanges=tuning.exchanges.at[ladder].add(allowed.astype(jnp.int32)))
         return _replace(self, C=C, tuning=tuning), ladders

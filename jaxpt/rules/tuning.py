@@ -136,7 +136,7 @@ def settle_C(
     Args:
         C: the factor of this exchange.
         exchanges: how many there were before; the step falls as 1 / number.
-        attempted: which pairs were offered a swap; without any, C stays.
+        attempted: which pairs of healthy replicas were offered a swap; without any, C stays.
         probability: with which probability.
         target: their mean that is wanted.
     """
@@ -148,10 +148,15 @@ def settle_C(
 def tune_ladder(
     tuning: Tuning, index: Int[Array, ""], ladders: Mapping[str, Ladder], C: Float[Array, ""], allowed: Bool[Array, ""]
 ) -> tuple[Tuning, dict[str, Ladder]]:
-    """Returns the ladders with the one whose turn it is respaced, each time the ring has filled up during burn-in."""
+    """Returns the ladders with the one whose turn it is respaced, each time the ring has filled up during burn-in.
+
+    A ladder of which a pair had no finite energies at all stays: nobody knows how near its rungs should be.
+    """
     window = tuning.log_ratio.shape[1]
-    due = ~allowed & (tuning.exchanges[index] == 0) & (tuning.rows[index] >= window)
-    rejection = 1 - balanced_acceptance(tuning.log_ratio[index], tuning.variance[index], C).mean(0)
+    seen = jnp.isfinite(tuning.log_ratio[index])
+    due = ~allowed & (tuning.exchanges[index] == 0) & (tuning.rows[index] >= window) & seen.any(0).all()
+    accepted = balanced_acceptance(tuning.log_ratio[index], tuning.variance[index], C)
+    rejection = 1 - jnp.mean(accepted, 0, where=seen)
     tuned = {
         name: jax.tree.map(
             lambda new, old, mine=index == i: jnp.where(due & mine, new, old),

@@ -15,8 +15,8 @@ MUTANTS = {
     "missing half variance": ("metropolis", "* variance / 2", "* variance"),
     "correction of the wrong pair": (
         "tempering",
-        "variance[replica[:-1], replica[1:]]",
-        "variance[rung[:-1], rung[1:]]",
+        "noise_correction(beta[:-1], beta[1:], variance[replica[:-1], replica[1:]], C)",
+        "noise_correction(beta[:-1], beta[1:], variance[rung[:-1], rung[1:]], C)",
     ),
     "parity held": ("pairing", "_parity(turn % 2", "_parity(turn * 0"),
     "coin held": ("pairing", "jax.random.bernoulli(key)", "jnp.ones((), bool)"),

@@ -8,7 +8,7 @@ import pytest
 
 import jaxpt
 from jaxpt import diagnostics
-from jaxpt.rules.tuning import balanced_acceptance, equal_rejection, settle_C, solve_C
+from jaxpt.rules.tuning import balanced_acceptance, begin, equal_rejection, observe, settle_C, solve_C, tune_ladder
 from tests.conftest import make_engine
 from tests.test_engine import values_problem
 
@@ -104,9 +104,11 @@ def test_several_ladders_have_a_C_each():
         [jaxpt.Ladder(x=[1, 2, 3], beta=[3, 2, 1]), jaxpt.Ladder(y=[1, 2, 3], beta=[3000, 2000, 1000])],
         jaxpt.Tempering("auto", "deo", adapt_ladder=True, window=4, settle=0),
         every=1,
-        burn_in=6,
+        burn_in=10,
     )
     state, trace = engine.run(engine.init(jax.random.key(0)), periods=40)
+    for ladder, given in zip(("x", "y"), ([3, 2, 1], [3000, 2000, 1000]), strict=True):
+        assert (np.asarray(state.ladders[ladder].beta) != given).any(), "it has adapted"
     C = np.asarray(trace.info.C)
     assert state.rule.C.shape == (2,)
     np.testing.assert_allclose(C[-2] / C[-1], 1000, rtol=0.01)
@@ -159,3 +161,32 @@ def test_what_is_auto_stays_auto():
 def test_settings_out_of_range(settings, said):
     with pytest.raises(ValueError, match=said):
         jaxpt.Tempering(**settings)
+
+
+def adapted(energies, window=4):
+    """The beta of a ladder of five rungs after one adaptation on these energies, period by period."""
+    ladder = jaxpt.Ladder(temperature=[1.0, 1.25, 5 / 3, 2.5, 5.0], name="temperature")
+    beta, tuning = jnp.asarray(ladder.beta), begin(1, 5, window)
+    tuning = jax.tree.map(jnp.asarray, tuning)
+    for energy in energies:
+        log_ratio = (beta[:-1] - beta[1:]) * (energy[:-1] - energy[1:])
+        tuning = observe(tuning, jnp.int32(0), log_ratio, jnp.zeros(4))
+    ladders = {"temperature": jax.tree.map(jnp.asarray, ladder)}
+    _, after = tune_ladder(tuning, jnp.int32(0), ladders, jnp.float32(1.0), jnp.bool_(False))
+    return np.asarray(beta), np.asarray(after["temperature"].beta)
+
+
+def test_a_diverged_replica_does_not_draw_the_rungs_to_it():
+    energy = jnp.array([0.0, 1.0, 3.0, 4.0, 12.0])
+    before, after = adapted([energy] * 4)
+    assert np.abs(after - before).max() > 0.01, "healthy energies of different spacing move the rungs"
+    before, after = adapted([energy.at[4].set(jnp.nan)] * 4)
+    np.testing.assert_array_equal(after, before)
+    # One bad period out of four does not count.
+    mixed = adapted([energy, energy, energy, energy.at[4].set(jnp.inf)])[1]
+    np.testing.assert_allclose(mixed, adapted([energy] * 4)[1], rtol=1e-5)
+
+
+def test_a_burn_in_too_short_to_adapt_in_is_refused():
+    with pytest.raises(ValueError, match="holds 5; take a longer burn_in or a shorter window"):
+        make_engine(values_problem(), rule=jaxpt.Tempering("auto", adapt_ladder=True), every=4, burn_in=20)
