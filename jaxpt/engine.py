@@ -44,7 +44,7 @@ class Engine:
         problem: what each replica trains on; see `nnx_problem`, `linen_problem`, `energy_problem`.
         optimizer: {name: scalar} -> optax transformation, e.g. `lambda h: optax.sgd(h["learning_rate"], 0.9)`. It is
             built inside the step, so any optimiser that takes traced values will do, schedules over the step included.
-        ladder: one ladder, or several that are exchanged in turn.
+        ladder: one ladder, or several that are exchanged in turn, by the alphabet of their names.
         rule: `Tempering(C)`, by default with C = 1, `Independent()`, `PBT()` or `CopyBest()`.
         every: steps in a period, before each exchange (dN_e of arXiv 1909.04013).
         burn_in: steps without exchanges (dN_i); the first exchange follows the first period that ends after them.
@@ -95,7 +95,7 @@ class Engine:
 
     @property
     def ladders(self) -> dict[str, Ladder]:
-        """{name: ladder}, in the order in which they are exchanged."""
+        """{name: ladder}, as given; they are exchanged in the order of their sorted names."""
         given = (self.ladder,) if isinstance(self.ladder, Ladder) else self.ladder
         return {ladder.name: ladder for ladder in given}
 

@@ -18,7 +18,10 @@ from jaxpt.rules import Replay
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lineage:
-    """The hyperparameters, period by period, under which a replica's weights came to be."""
+    """The hyperparameters, period by period, under which a replica's weights came to be.
+
+    They are the rungs' values; what an `Engine.schedule` makes of them is not in the path, and `replay` applies it anew.
+    """
 
     step: Int[np.ndarray, " P"]
     """Steps done at each period's end."""
@@ -53,7 +56,8 @@ class Lineage:
     def schedule(self, name: str) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
         """Returns one hyperparameter's path as an optax schedule: steps done -> value; the last value goes on for ever.
 
-        `optax.sgd(lineage.schedule("learning_rate"))` trains with the recorded learning rates, anywhere.
+        `optax.sgd(lineage.schedule("learning_rate"))` trains with the recorded learning rates, anywhere (unless the
+        engine had a `schedule`, which then has to be applied to them).
 
         Raises:
             ValueError: no such hyperparameter.

@@ -46,7 +46,7 @@ class Info(NamedTuple):
     """What one exchange did, for the trace. P = M - 1 adjacent pairs; pair i is rungs i and i + 1."""
 
     ladder: Int[Array, ""]
-    """Which ladder had its turn."""
+    """Which ladder had its turn: its place among the sorted names."""
     attempted: Bool[Array, " P"]
     """Pairs that were offered a swap."""
     accepted: Bool[Array, " P"]
