@@ -20,7 +20,7 @@ from jaxpt.rules import Replay
 class Lineage:
     """The hyperparameters, period by period, under which a replica's weights came to be.
 
-    They are the rungs' values; what an `Engine.schedule` makes of them is not in the path, and `replay` applies it anew.
+    They are the rungs' values; what an `Engine.schedule` makes of them is not in the path: `replay` applies it anew.
     """
 
     step: Int[np.ndarray, " P"]
