@@ -112,7 +112,7 @@ def pictures(results: dict[str, jaxpt.Result], options: BaseOptions, curve: int)
         "errors.png": plots.error_curves(
             step,
             {name: chosen_curve(result) for name, result in results.items()},
-            ylabel=f"error % on {curve:,} test images, replica best on validation",
+            ylabel=f"error % on {curve:,} test images, best on validation",
             burn_in=options.burn_in,
             window=max(1, len(step) // 20),
         )
