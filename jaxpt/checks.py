@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 
 from jaxpt import precision, replica_axis, tree
 from jaxpt.data import Batches, Data
-from jaxpt.ladder import Ladder, check_values
+from jaxpt.ladder import Ladder, check_values, require_beta
 from jaxpt.placement import Placement, check_fits
 from jaxpt.replicas import Reads, has_state, in_force, init_replica, reads
 from jaxpt.rules import Tempering
@@ -38,6 +38,12 @@ def check_engine(engine: "Engine") -> None:
         if not isinstance(value, int | np.integer) or value < low:
             raise ValueError(f"{name} must be an integer of at least {low}, but it is {value!r}")
     _check_execution(engine)
+    counts = np.shape(getattr(engine.rule, "C", 0.0))
+    if isinstance(engine.rule, Tempering) and counts not in ((), (len(engine.ladders),)):
+        raise ValueError(
+            f"C must be one number, or one for each ladder ({', '.join(sorted(engine.ladders))}), but there are "
+            f"{counts[0]}"
+        )
     turns = engine.burn_in // (engine.every * len(engine.ladders))
     if isinstance(engine.rule, Tempering) and engine.rule.adapt_ladder and turns < engine.rule.window:
         raise ValueError(
@@ -97,6 +103,9 @@ def _check_ladders(engine: "Engine") -> None:
             "each replica stands on one rung of every ladder, so all need the same number of rungs, but they have "
             + ", ".join(f"{name}: {size}" for name, size in sizes.items())
         )
+    if getattr(engine.rule, "needs_beta", True):
+        for ladder in given:
+            require_beta(ladder)
     if engine.rule.exchanges and engine.num_replicas < 2:
         raise ValueError(
             f"{type(engine.rule).__name__} needs two rungs at least to exchange, but the ladder has one; add rungs, "

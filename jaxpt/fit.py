@@ -64,7 +64,7 @@ class Result:
     compile_seconds: float
     """Wall time of the compilation."""
     replica_images: int
-    """Training examples that all replicas together were trained on, repeats counted."""
+    """Training examples that all replicas were trained on, repeats counted; batch sizes as in `trace.hyper`."""
     execution: Execution
     """How the replica axis was executed and on how many devices; `str` says it in words."""
 
@@ -188,11 +188,9 @@ def fit(
             accepted += int(traces[-1].info.accepted.sum())
             offered += int(traces[-1].info.attempted.sum())
             if batches is not None:
-                images += key.size * _replica_images(engine, partial(_counted, np.asarray(batches.counts)))
+                images += _replica_images(part, traces[-1], partial(_counted, np.asarray(batches.counts)))
             elif train is not None:
-                done = int(trace.step[-1])
-                count = partial(examples_seen, done, tree.leading(train), engine.batch_size, engine.drop_remainder)
-                images = key.size * _replica_images(engine, count)
+                images += _replica_images(part, traces[-1], partial(_drawn, part, traces[-1], tree.leading(train)))
             bar.set_postfix(_postfix(traces[-1], accepted, offered, images / seconds), refresh=False)
             bar.update(part.every * periods)
             batches = next(feed, None)
@@ -267,15 +265,29 @@ def _postfix(trace: Trace, accepted: int, offered: int, rate: float) -> dict[str
     return shown
 
 
-def _replica_images(engine: Engine, count: Callable[..., int]) -> int:
-    """Returns how many training examples count for one ladder's replicas: the sum of `count(limit=batch size)`."""
-    sizes = [v for ladder in engine.ladders.values() for k, v in ladder.values.items() if k == "batch_size"]
-    shared = engine.fixed.get("batch_size", engine.batch_size)
-    # Exchanges permute batch sizes, so their sum over the replicas is the same in every step.
-    per_replica = np.asarray(sizes[0]) if sizes else np.full(engine.num_replicas, shared)
-    return sum(count(limit=int(size)) for size in per_replica)
+def _replica_images(engine: Engine, trace: Trace, count: Callable[[int, int], int]) -> int:
+    """Returns how many training examples counted, all replicas of all seeds together.
+
+    Args:
+        engine: with which these periods ran.
+        trace: their rows.
+        count: (period, batch size) -> examples that count for one replica.
+    """
+    sizes = trace.hyper.get("batch_size", np.full_like(trace.loss, engine.batch_size))
+    return sum(
+        int(number) * count(period, int(size))
+        for period, row in enumerate(sizes)
+        for size, number in zip(*np.unique(row, return_counts=True), strict=True)
+    )
 
 
-def _counted(counts: np.ndarray, limit: int) -> int:
-    """Returns how many examples count in given minibatches [..., B], if at most the first `limit` of each do."""
-    return int(counts[..., :limit].sum())
+def _drawn(engine: Engine, trace: Trace, num_examples: int, period: int, limit: int) -> int:
+    """Returns how many examples of minibatches drawn from the split count, if at most `limit` of each do."""
+    split = num_examples, engine.batch_size, engine.drop_remainder
+    end = int(trace.step[period])
+    return examples_seen(end, *split, limit) - examples_seen(end - engine.every, *split, limit)
+
+
+def _counted(counts: np.ndarray, period: int, limit: int) -> int:
+    """Returns how many examples of given minibatches [P, T, B] count, if at most the first `limit` of each do."""
+    return int(counts[period, :, :limit].sum())

@@ -77,17 +77,18 @@ class Ladder:
         Ladder(weight_decay=[1e-4, 3e-4], beta=[2.0, 1.0])
 
     Args:
-        beta: inverse temperatures, one per rung; or the name of the hyperparameter that gives them, needed when
-            several are coupled; or a function of that hyperparameter's values, when there is only one. By default it
-            follows from the single hyperparameter's name: learning_rate and temperature 1 / v, dropout_rate
-            (1 - v) / v, batch_size v, gradient_noise, weight_noise and input_noise 1 / v**2.
+        beta: inverse temperatures, one per rung; or the name of the hyperparameter that gives them, when several are
+            coupled; or a function of that hyperparameter's values, when there is only one. By default it follows from
+            the single hyperparameter's name: learning_rate and temperature 1 / v, dropout_rate (1 - v) / v, batch_size
+            v, gradient_noise, weight_noise and input_noise 1 / v**2. Where nothing gives it, it is NaN and the rungs
+            stand as given, which does for rules that ask for no temperature (grid search, PBT, copying the best).
         name: the ladder's key in `state.replicas.rung` and `trace.rung`; by default the hyperparameters' names,
             joined by "+".
         **values: {hyperparameter: M values}.
 
     Raises:
         ValueError: no values; lengths differ; a value or beta is not finite; a value outside its domain; beta not
-            monotone along the rungs; no beta known for the name.
+            monotone along the rungs; beta names a hyperparameter for which none is known.
     """
 
     values: dict[str, Float[Array, " M"]]
@@ -115,8 +116,11 @@ class Ladder:
             )
         for key, array in arrays.items():
             check_values(key, array)
-        inverse, source = _inverse_temperature(beta, arrays)
-        difference = np.diff(inverse)
+        if beta is None and (len(arrays) > 1 or next(iter(arrays)) not in BETA):
+            inverse, source = np.full(next(iter(lengths.values())), np.nan, np.float32), None
+        else:
+            inverse, source = _inverse_temperature(beta, arrays)
+        difference = np.nan_to_num(np.diff(inverse))
         if not (np.all(difference <= 0) or np.all(difference >= 0)):
             raise ValueError(
                 f"the ladder over {', '.join(arrays)} is not monotone: beta must fall from rung to rung, but it is "
@@ -133,6 +137,22 @@ class Ladder:
     def num_rungs(self) -> int:
         """M, the number of rungs."""
         return self.beta.shape[-1]
+
+
+def require_beta(ladder: Ladder) -> None:
+    """Raises ValueError, which says what to give, if nothing gives the ladder inverse temperatures."""
+    if not np.isnan(ladder.beta).any():
+        return
+    names = ", ".join(ladder.values)
+    if len(ladder.values) > 1:
+        raise ValueError(
+            f"the ladder couples {names}: say which of them gives the inverse temperature, e.g. "
+            f"beta={next(iter(ladder.values))!r}, or give beta one number per rung"
+        )
+    raise ValueError(
+        f"no inverse temperature is known for {names!r} (known: {', '.join(BETA)}); give beta one number per rung, "
+        "largest at the coldest"
+    )
 
 
 def as_arrays(ladder: Ladder) -> Ladder:
@@ -185,13 +205,11 @@ def _inverse_temperature(
     """Resolves the `beta` argument of `Ladder` to finite numbers, one per rung, and the name that they follow from."""
     named: str | None = None
     rungs = len(next(iter(values.values())))
-    if beta is None or callable(beta):
-        if len(values) > 1:
-            raise ValueError(
-                f"the ladder couples {', '.join(values)}: say which of them gives the inverse temperature, e.g. "
-                f"beta={next(iter(values))!r}, or give beta one number per rung"
-            )
-        source = next(iter(values))
+    if callable(beta) and len(values) > 1:
+        raise ValueError(
+            f"beta is a function, but the ladder couples {', '.join(values)}: give beta one number per rung"
+        )
+    source = next(iter(values))
     if isinstance(beta, str):
         if beta not in values:
             raise ValueError(f"beta={beta!r} names no hyperparameter of the ladder; it has {', '.join(values)}")
@@ -199,8 +217,8 @@ def _inverse_temperature(
     if beta is None or isinstance(beta, str) or callable(beta):
         if not callable(beta) and source not in BETA:
             raise ValueError(
-                f"no inverse temperature is known for {source!r} (known: {', '.join(BETA)}); give beta one number "
-                "per rung, largest at the coldest"
+                f"no inverse temperature is known for {source!r} (known: {', '.join(BETA)}); give beta one number per "
+                "rung, largest at the coldest"
             )
         function = beta if callable(beta) else BETA[source]
         named = None if callable(beta) else source

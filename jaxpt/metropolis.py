@@ -50,7 +50,9 @@ def noise_correction(
     Args:
         beta_i: inverse temperature of rung i.
         beta_j: that of rung j.
-        variance: of the noise in the DIFFERENCE of the two energies.
+        variance: of the noise in the DIFFERENCE of the two energies; what is not finite (energies near the end of
+            float32) counts as none, so that a replica that diverges is not held where it is.
         C: the factor between energies and inverse temperatures.
     """
-    return (C * (beta_i - beta_j)) ** 2 * variance / 2
+    correction = (C * (beta_i - beta_j)) ** 2 * variance / 2
+    return jnp.where(jnp.isfinite(correction), correction, 0.0)

@@ -85,6 +85,7 @@ class Rule(Protocol):
 
     - `init(ladders) -> Rule`: the rule with which a run begins, for state whose shape depends on the ladders; the
       pytree's structure must stay the same.
+    - `needs_beta: bool`: false if `propose` makes no use of inverse temperatures, so that ladders may do without.
     - `noise_corrected: bool`: if true, `propose` gets a further argument `variance` [M, M], the variance of each
       difference of two replicas' energies due to the probe batch (the engine then needs `probe`).
     """

@@ -85,11 +85,19 @@ out = {"equal": {}, "accepted": {}}
 
 cases = {
     "seeds, own minibatches": (jax.random.split(KEY, 2), {"own_batches": True, "probe": 20}),
+    "tuned": (
+        KEY,
+        {
+            "rule": jaxpt.Tempering("auto", "deo", adapt_ladder=True, noise_corrected=True, window=2),
+            "burn_in": 8,
+            "probe": 20,
+        },
+    ),
     "copied weights": (KEY, {"rule": Copying(jaxpt.Tempering(5.0)), "rescale_momentum": "learning_rate"}),
 }
 for case, (key, settings) in cases.items():
     engines = [make(way, **settings) for way in WAYS]
-    one, other = (engine.run(engine.init(key), DATA, periods=3) for engine in engines)
+    one, other = (engine.run(engine.init(key), DATA, periods=4) for engine in engines)
     out["equal"][case] = differences(one, other)
     out["accepted"][case] = int(one[1].info.accepted.sum())
 

@@ -50,6 +50,16 @@ def test_images_of_batch_size_rungs_are_counted_as_they_are(data):
     assert found.replica_images == (6 * 16 + 4) + 7 * 2
 
 
+def test_images_of_batch_sizes_that_change_are_counted_as_they_were(data):
+    ladder = jaxpt.Ladder(batch_size=[16, 12, 8, 2])
+    fixed = {"learning_rate": 0.1, "dropout_rate": 0.1}
+    engine = make_engine(rungs=ladder, fixed=fixed, rule=jaxpt.PBT(), every=3, drop_remainder=True)
+    found = jaxpt.fit(engine, data.train, data.valid, steps=31, seeds=[0, 1], progress=False)
+    sizes = found.trace.hyper["batch_size"]
+    assert len(np.unique(sizes)) > 4, "PBT has found new ones"
+    assert found.replica_images == 3 * sizes[:-1].sum() + sizes[-1].sum()
+
+
 @pytest.mark.parametrize("periods", [1, 7, 40, 79, 97, 120, 997, 1000, 3989, 4000])
 def test_runs_are_dispatched_in_few_pieces_of_few_kinds(periods):
     engine = make_engine(every=3, rule=jaxpt.Independent())

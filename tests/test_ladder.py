@@ -1,10 +1,14 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxpt
 from jaxpt.ladder import BETA, Ladder, as_arrays, respaced
+from tests.conftest import nnx_problem
 
 
 def test_spacings():
@@ -72,8 +76,8 @@ def test_beta_may_be_given_as_numbers_or_as_a_function():
         ({"dropout_rate": [0.0, 0.1]}, "dropout rate above 0"),
         ({"learning_rate": [0.0, 0.1]}, "beta must be finite"),
         ({"learning_rate": [0.1, 0.3, 0.2]}, "not monotone"),
-        ({"weight_decay": [0.1, 0.2]}, "no inverse temperature is known for 'weight_decay'"),
-        ({"learning_rate": [1, 2], "dropout_rate": [0.1, 0.2]}, "say which of them"),
+        ({"weight_decay": [0.1, 0.2], "beta": "weight_decay"}, "no inverse temperature is known for 'weight_decay'"),
+        ({"learning_rate": [1, 2], "dropout_rate": [0.1, 0.2], "beta": np.negative}, "beta is a function, but"),
         ({"learning_rate": [1, 2], "beta": "rate"}, "names no hyperparameter"),
         ({"learning_rate": [1, 2], "beta": [1.0]}, "one number per rung"),
         ({"learning_rate": [1, 2], "beta": [1.0, np.inf]}, "the given beta"),
@@ -111,3 +115,24 @@ def test_respacing_interpolates_what_does_not_give_beta():
     moved = respaced(ladder, jnp.array([4.0, 3.0, 1.0]))
     np.testing.assert_allclose(moved.values["weight_decay"], [1, 2, 4])
     np.testing.assert_allclose(moved.values["learning_rate"], [0.1, 0.15, 0.4], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"weight_decay": [0.3, 0.1, 0.2]}, "no inverse temperature is known for 'weight_decay'"),
+        ({"weight_decay": [0.3, 0.1, 0.2], "learning_rate": [0.1, 0.3, 0.2]}, "say which of them gives"),
+    ],
+)
+def test_only_rules_that_go_by_temperature_need_one(values, said, data):
+    """Grid search, PBT and copying the best take any values, in any order; tempering says what is missing."""
+    ladder = jaxpt.Ladder(**values)
+    np.testing.assert_array_equal(ladder.values["weight_decay"], np.float32([0.3, 0.1, 0.2]))
+    settings = {"every": 5, "batch_size": 16, "fixed": {"dropout_rate": 0.1}}
+    make = functools.partial(jaxpt.Engine, nnx_problem(), lambda h: optax.adamw(0.01, weight_decay=sum(h.values())))
+    for rule in (jaxpt.Independent(), jaxpt.PBT(), jaxpt.CopyBest()):
+        engine = make(ladder, rule, **settings)
+        _, trace = engine.run(engine.init(jax.random.key(0)), data, periods=2)
+        assert np.isfinite(trace.valid["energy"]).all()
+    with pytest.raises(ValueError, match=said):
+        make(ladder, jaxpt.Tempering(), **settings)

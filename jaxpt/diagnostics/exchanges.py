@@ -39,7 +39,13 @@ def ladder_name(trace: Trace, ladder: str | None) -> str:
 
 
 def exchanges(trace: Trace, ladder: str | None = None) -> Trace:
-    """Returns the periods in which that ladder had its turn, from the first on in which it was offered a swap."""
+    """Returns the periods in which that ladder had its turn, from the first on in which it was offered a swap.
+
+    A last period that is shorter than the others, the steps that `fit` does without an exchange, does not count.
+    """
+    length = np.diff(trace.step)
+    if len(length) > 1 and length[-1] < length[0]:
+        trace = jax.tree.map(lambda leaf: np.asarray(leaf)[:-1], trace)
     turns = _first(trace.info.ladder) == list(trace.rung).index(ladder_name(trace, ladder))
     rows = np.flatnonzero(turns)
     begun = _any_offer(trace)[rows]

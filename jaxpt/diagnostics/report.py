@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from jaxpt.diagnostics.barrier import round_trip_rate
 from jaxpt.diagnostics.exchanges import acceptance, exchanges, ladder_name, offered, windows
-from jaxpt.diagnostics.index import energy_by_rung, flow, relaxation_time, round_trips_per_exchange, time_share
+from jaxpt.diagnostics.index import energy_by_rung, flow, relaxation_time, round_trips_per_exchange, samples, time_share
 from jaxpt.engine import Trace
 
 
@@ -76,7 +76,7 @@ def diagnosis(trace: Trace, ladder: str | None = None) -> Diagnosis:
         *_on_pairs(accepted, _error(made), stretches),
         *_on_travel(trips, expected, len(energies), count),
         *_on_size(accepted, suggested),
-        *_on_energies(made, energies),
+        *_on_energies(made, name, energies),
     )
     page = _page(name, made, accepted, stretches, energies)
     page += (
@@ -174,13 +174,13 @@ def _on_size(accepted: np.ndarray, suggested: int) -> list[str]:
     return []
 
 
-def _on_energies(made: Trace, energies: np.ndarray) -> list[str]:
+def _on_energies(made: Trace, name: str, energies: np.ndarray) -> list[str]:
     """What is wrong with the energies."""
     found = []
     broken = ~np.isfinite(made.valid["energy"])
     if broken.any():
         found.append(f"{broken.mean():.1%} of all energies are not finite: lower the hottest rung's value")
-    elif energies[0] > energies[-1]:
+    elif energies[0] - energies[-1] > 2 * _energy_error(made, name):
         found.append(
             f"the coldest rung holds the higher energy ({energies[0]:.4g}, the hottest {energies[-1]:.4g}): cold "
             "replicas train more slowly than swaps sort them; lengthen the burn-in, or raise C"
@@ -192,6 +192,17 @@ def _on_energies(made: Trace, energies: np.ndarray) -> list[str]:
                 f"noise takes {taken:.2g} off the log acceptance ratio: a larger probe would let more swaps pass"
             )
     return found
+
+
+def _energy_error(made: Trace, name: str) -> float:
+    """Returns the standard error of the mean difference between the coldest and the hottest rung's energies.
+
+    From the means of eight stretches, and of seeds: energies of neighbouring exchanges are alike.
+    """
+    on_rung = samples(made, "energy", name)
+    difference = on_rung[..., 0] - on_rung[..., -1]
+    means = [part.mean(0) for part in np.array_split(difference, min(8, len(difference)))]
+    return float(np.std(means) / np.sqrt(max(1, np.size(means) - 1)))
 
 
 def _over_seeds(values: np.ndarray) -> np.ndarray:

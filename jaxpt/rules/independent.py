@@ -18,6 +18,7 @@ class Independent:
     """Nobody ever moves: M runs with the M rungs' values, the baseline of every comparison."""
 
     exchanges: ClassVar[bool] = False
+    needs_beta: ClassVar[bool] = False
 
     def propose(
         self,

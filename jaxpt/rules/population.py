@@ -42,6 +42,7 @@ class PBT:
     high: Float[Array, ""] | float = 1.2
     resample: Float[Array, ""] | float = 0.25
     exchanges: ClassVar[bool] = True
+    needs_beta: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.quantile <= 0.5:
@@ -100,6 +101,7 @@ class CopyBest:
     """
 
     exchanges: ClassVar[bool] = True
+    needs_beta: ClassVar[bool] = False
 
     def propose(
         self,

@@ -23,6 +23,7 @@ class Replay:
 
     path: Mapping[str, Float[Array, " P"]]
     exchanges: ClassVar[bool] = False
+    needs_beta: ClassVar[bool] = False
 
     def propose(
         self,

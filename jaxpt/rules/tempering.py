@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,8 +17,6 @@ from jaxpt.metropolis import log_acceptance, noise_correction
 from jaxpt.pairing import Pairing, named, random_adjacent
 from jaxpt.rules.tuning import Tuning, begin, observe, settle_C, tune_C, tune_ladder
 from jaxpt.types import AnyArray, Info, Move
-
-_UNKNOWN = np.array(np.nan, np.float32)  # C="auto" before a run begins; `dataclasses.replace` hands it on
 
 
 @partial(jax.jit, static_argnames="pairing")
@@ -76,7 +74,8 @@ def exchange(
 
 
 @tree.register(
-    data=("C", "target", "settle", "tuning"), meta=("pairing", "adapt_ladder", "noise_corrected", "window", "auto")
+    data=("C", "target", "settle", "tuning"),
+    meta=("pairing", "adapt_ladder", "noise_corrected", "window", "swap_while_tuning", "auto"),
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tempering:
@@ -84,6 +83,7 @@ class Tempering:
 
         Tempering(C=100.0)                                    # the paper's: one random pair a period
         Tempering("auto", "deo", adapt_ladder=True)           # nothing by hand
+        Tempering(1.0, "deo", adapt_ladder=True, swap_while_tuning=True)  # sampling, its ladder found
 
     Tuning happens on the device and ends: ladders adapt during burn-in and stay as they are from the first exchange on,
     C="auto" is frozen `settle` exchanges later. `trace.info` records the C and the beta of every exchange.
@@ -91,17 +91,18 @@ class Tempering:
     Args:
         C: the factor between energies and inverse temperatures; its value is traced, a new one compiles nothing.
             1 samples exp(-beta E) exactly when replicas sample exp(-beta E) between exchanges (Langevin noise); for
-            training losses it is a free parameter (arXiv 1909.04013 takes 20 to 300,000). "auto" finds it, one for each
-            ladder, so that the mean acceptance is `target`: from the differences of energies in the last `window`
-            periods of burn-in, as `jaxpt.rules.tuning.balanced_acceptance` says, and then from the first exchanges.
+            training losses it is a free parameter (arXiv 1909.04013 takes 20 to 300,000). With several ladders, one
+            number for all or one for each, in the order of their sorted names. "auto" finds it, one for each ladder,
+            so that the mean acceptance is `target`: from the differences of energies in the last `window` periods of
+            burn-in, as `jaxpt.rules.tuning.balanced_acceptance` says, and then from the first exchanges.
         pairing: which adjacent pairs are offered a swap: `random_adjacent`, `seo`, `deo`, by name or as a function
             (static).
         target: mean acceptance probability for C="auto". One half is best under DEO (arXiv 1905.02939).
         adapt_ladder: move the rungs during burn-in until all pairs reject equally often, the ends staying where they
             are: once in `window` periods of each ladder (algorithm 4 of arXiv 1905.02939). Other hyperparameters of the
-            ladder follow, see `jaxpt.ladder.respaced`. Nothing is exchanged meanwhile, so where replicas are trapped
-            the energies mislead, and a ladder that was good already may come out worse: `diagnose` shows it. A ladder
-            with a diverged replica stays as it is. Needs `window` periods of burn-in per ladder.
+            ladder follow, see `jaxpt.ladder.respaced`. Where replicas are trapped without swaps, their energies
+            mislead, and a ladder that was good already comes out worse: take `swap_while_tuning` then. A ladder with a
+            diverged replica stays as it is. Needs `window` periods of burn-in per ladder.
         noise_corrected: allow for the noise of energies that come from a probe batch: the log acceptance ratio is
             lowered by half its variance (see `noise_correction`), as `trace.info.correction` records. The variance is
             estimated from the paired per-example energies. Needs the engine's `probe`.
@@ -109,19 +110,23 @@ class Tempering:
         settle: exchanges of each ladder during which C="auto" still follows the acceptance that it meets, in shrinking
             steps; 0 freezes it with burn-in. In training, swaps change which energies meet (a replica that cools down
             improves at once), so what burn-in shows can miss the target.
+        swap_while_tuning: offer swaps during burn-in as well, as algorithm 4 of arXiv 1905.02939 does (static). Right
+            for sampling, where a ladder is judged by replicas that travel along it; in training, burn-in is there for
+            the rungs to part before anybody moves.
 
     Raises:
-        ValueError: C is neither "auto" nor a positive finite number; no such pairing; target is not between 0 and 1;
-            window or settle is out of range.
+        ValueError: C is neither "auto" nor positive and finite; no such pairing; target is not between 0 and 1;
+            window or settle is out of range; swap_while_tuning where nothing is tuned.
     """
 
-    C: Float[AnyArray, " *L"] | float | str = 1.0
+    C: Float[AnyArray, " *L"] | Sequence[float] | float | str = 1.0
     pairing: Pairing | str = random_adjacent
     target: Float[Array, ""] | float = dataclasses.field(default=0.5, kw_only=True)
     adapt_ladder: bool = dataclasses.field(default=False, kw_only=True)
     noise_corrected: bool = dataclasses.field(default=False, kw_only=True)
     window: int = dataclasses.field(default=32, kw_only=True)
     settle: Int[Array, ""] | int = dataclasses.field(default=64, kw_only=True)
+    swap_while_tuning: bool = dataclasses.field(default=False, kw_only=True)
     auto: bool = dataclasses.field(init=False)
     """Whether C is found."""
     tuning: Tuning | None = dataclasses.field(init=False, repr=False)
@@ -129,10 +134,8 @@ class Tempering:
     exchanges: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        auto = self.C is _UNKNOWN or (isinstance(self.C, str) and self.C == "auto")
-        number = not isinstance(self.C, str) and np.ndim(self.C) == 0
-        if not auto and not (number and 0 < float(self.C) <= float(np.finfo(np.float32).max)):
-            raise ValueError(f'C must be a positive finite number, or "auto", but it is {self.C!r}')
+        auto = _is_auto(self.C)
+        C = np.array(np.nan, np.float32) if auto else _as_numbers(self.C)
         if not 0 < self.target < 1:
             raise ValueError(f"target must be an acceptance probability between 0 and 1, but it is {self.target!r}")
         for name, low in {"window": 1, "settle": 0}.items():
@@ -141,16 +144,21 @@ class Tempering:
                 raise ValueError(f"{name} must be an integer of at least {low}, but it is {value!r}")
         set_field = partial(object.__setattr__, self)
         set_field("auto", auto)
-        set_field("C", _UNKNOWN if auto else self.C)
+        set_field("C", C)
         set_field("pairing", named(self.pairing))
         set_field("tuning", begin(1, 1, self.window) if auto or self.adapt_ladder else None)
+        if self.swap_while_tuning and self.tuning is None:
+            raise ValueError(
+                'swap_while_tuning=True, but nothing is tuned: add C="auto" or adapt_ladder=True, or give the engine '
+                "burn_in=0 for swaps from the start"
+            )
 
     def init(self, ladders: Mapping[str, Ladder]) -> "Tempering":
         """Returns the rule with which a run over these ladders begins."""
         if self.tuning is None:
             return self
         count, rungs = len(ladders), next(iter(ladders.values())).num_rungs
-        C = jnp.full(count, 1.0 if self.auto else jnp.asarray(self.C))
+        C = jnp.broadcast_to(1.0 if self.auto else jnp.asarray(self.C), (count,))
         return _replace(self, C=C, tuning=jax.tree.map(jnp.asarray, begin(count, rungs, self.window)))
 
     def propose(
@@ -179,7 +187,7 @@ class Tempering:
             C=jnp.broadcast_to(jnp.asarray(rule.C), (len(names),))[ladder],
             pairing=self.pairing,
             turn=turn // len(ladders),
-            allowed=allowed,
+            allowed=allowed | self.swap_while_tuning,
             variance=variance,
         )
         rungs = before.at[ladder].set(after)
@@ -217,6 +225,29 @@ class Tempering:
             C = C.at[ladder].set(jnp.where(allowed & (done < self.settle), settled, C[ladder]))
         tuning = tuning._replace(exchanges=tuning.exchanges.at[ladder].add(allowed.astype(jnp.int32)))
         return _replace(self, C=C, tuning=tuning), ladders
+
+
+def _is_auto(C: Any) -> bool:
+    """Whether C is to be found: "auto", or the NaN that stands for it, which `dataclasses.replace` hands on."""
+    return C == "auto" if isinstance(C, str) else isinstance(C, np.ndarray) and C.shape == () and bool(np.isnan(C))
+
+
+def _as_numbers(C: Any) -> Any:
+    """Returns C as given, or as an array if it is a list.
+
+    Raises:
+        ValueError: it is not positive and finite, one number or a row of them.
+    """
+    numbers = np.asarray(C, np.float64) if _numeric(C) else np.full((), np.nan)
+    if numbers.ndim > 1 or not numbers.size or not np.all((numbers > 0) & (numbers <= np.finfo(np.float32).max)):
+        raise ValueError(
+            f'C must be positive and finite, one number or one for each ladder, or "auto", but it is {C!r}'
+        )
+    return np.asarray(C, np.float32) if isinstance(C, Sequence) else C
+
+
+def _numeric(C: Any) -> bool:
+    return not isinstance(C, str) and np.asarray(C).dtype.kind in "iuf"
 
 
 def _replace(rule: Tempering, **changes: Any) -> Tempering:

@@ -201,6 +201,28 @@ def test_replicas_that_keep_their_energies_do_not_travel():
     assert any("replicas keep their energies" in v for v in diagnostics.diagnosis(stuck).verdicts)
 
 
+def test_the_shorter_last_period_of_a_run_is_no_exchange():
+    """`fit` does the steps that fill no period without one: DEO is recognised all the same."""
+    trace = made_up([0.5] * 3, periods=401)
+    idle = trace.info._replace(attempted=trace.info.attempted & (np.arange(401) < 400)[:, None])
+    step = np.append(trace.step[:-1], trace.step[-2] + 2)
+    cut = diagnostics.diagnosis(trace._replace(step=step, info=idle))
+    assert cut.exchanges == 400
+    whole = diagnostics.diagnosis(made_up([0.5] * 3, periods=400))
+    assert (cut.expected_trips, cut.trips) == (whole.expected_trips, whole.trips)
+
+
+def test_a_cold_rung_with_the_higher_energy_is_said_unless_noise_explains_it():
+    noise = np.random.default_rng(0).normal(size=(2000, 4))
+    said = "the coldest rung holds the higher energy"
+    for offset, wrong in ((0.0, False), (0.005, False), (0.2, True)):
+        trace = made_up([0.5] * 3, periods=2000)
+        on_rung = noise + offset * np.array([1, 0, 0, 0])
+        energy = np.take_along_axis(on_rung, trace.rung["x"], -1)
+        verdicts = diagnostics.diagnosis(trace._replace(valid={"energy": energy})).verdicts
+        assert any(said in verdict for verdict in verdicts) == wrong, (offset, verdicts)
+
+
 def test_drifting_acceptance_is_said():
     trace = made_up([0.5] * 3, periods=1000)
     fading = np.linspace(0.9, 0.1, 1000)[:, None] * np.ones(3)

@@ -105,9 +105,47 @@ def test_several_ladders_take_turns():
     np.testing.assert_array_equal(hyper["other"], 1)
 
 
-@pytest.mark.parametrize("C", [0.0, -1.0, np.inf, np.nan, 1e39])
+def test_the_pairs_of_each_of_several_ladders_alternate():
+    """A ladder's parity goes by its own exchanges, not by those of all: two ladders, even and odd pairs each."""
+    ladders = [jaxpt.Ladder(x=[1, 2, 3, 4], beta=[4, 3, 2, 1]), jaxpt.Ladder(y=[1, 2, 3, 4], beta=[4, 3, 2, 1])]
+    ladders = {ladder.name: jax.tree.map(jnp.asarray, ladder) for ladder in ladders}
+    rung, hyper = dict.fromkeys(ladders, jnp.arange(4)), {name: la.values[name] for name, la in ladders.items()}
+    rule, offers = jaxpt.Tempering(1.0, "deo"), []
+    for turn in range(8):
+        arguments = jnp.asarray(turn), jnp.zeros(4), rung, hyper, ladders, jnp.asarray(True)
+        offers.append(rule.propose(jax.random.key(turn), *arguments)[2].attempted.tolist())
+    even, odd = [True, False, True], [False, True, False]
+    assert offers == [even, even, odd, odd] * 2
+
+
+def test_each_ladder_may_have_its_own_C():
+    ladders = [jaxpt.Ladder(x=[1, 2], beta=[2, 1]), jaxpt.Ladder(y=[1, 2], beta=[2, 1])]
+    make = lambda C: jaxpt.Engine(
+        jaxpt.energy_problem(jnp.square, lambda key: jax.random.normal(key)),
+        lambda h: jaxpt.langevin(0.01, h["x"] + h["y"]),
+        ladders,
+        jaxpt.Tempering(C),
+        every=1,
+    )
+    engine = make([1.0, 30.0])
+    _, trace = engine.run(engine.init(jax.random.key(0)), periods=4)
+    assert trace.info.C.tolist() == [1, 30, 1, 30]
+    with pytest.raises(ValueError, match=r"one for each ladder \(x, y\), but there are 3"):
+        make([1.0, 2.0, 3.0])
+
+
+def test_a_replica_that_diverges_leaves_the_cold_rung_even_if_the_noise_of_its_energy_overflows():
+    variance = jnp.array([[0.0, np.inf], [np.inf, 0.0]])
+    move = lambda energy: jaxpt.exchange(
+        jax.random.key(0), jnp.array([2.0, 1.0]), jnp.array(energy), jnp.arange(2), variance=variance
+    )[0].tolist()
+    assert move([1e20, 1.0]) == [1, 0]
+    assert move([1.0, 1e20]) == [0, 1]
+
+
+@pytest.mark.parametrize("C", [0.0, -1.0, np.inf, np.nan, 1e39, [1.0, -1.0], [[1.0]], []])
 def test_C_must_be_positive(C):
-    with pytest.raises(ValueError, match="C must be a positive finite number"):
+    with pytest.raises(ValueError, match="C must be positive and finite"):
         jaxpt.Tempering(C)
 
 

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import functools
 
@@ -145,17 +146,19 @@ def test_noise_correction_needs_a_probe_and_is_recorded():
 def test_what_is_auto_stays_auto():
     rule = dataclasses.replace(jaxpt.Tempering("auto"), target=0.3)
     assert rule.auto
+    assert dataclasses.replace(copy.deepcopy(rule), target=0.4).auto
     assert not dataclasses.replace(rule, C=2.0).auto
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"C": "automatic"}, "C must be a positive finite number"),
+        ({"C": "automatic"}, "C must be positive and finite"),
         ({"pairing": "even"}, "pairing must be one of random_adjacent, seo, deo"),
         ({"target": 1.0}, "target must be an acceptance probability"),
         ({"window": 0}, "window must be an integer of at least 1"),
         ({"settle": -1}, "settle must be an integer of at least 0"),
+        ({"swap_while_tuning": True}, "but nothing is tuned"),
     ],
 )
 def test_settings_out_of_range(settings, said):
@@ -190,3 +193,46 @@ def test_a_diverged_replica_does_not_draw_the_rungs_to_it():
 def test_a_burn_in_too_short_to_adapt_in_is_refused():
     with pytest.raises(ValueError, match="holds 5; take a longer burn_in or a shorter window"):
         make_engine(values_problem(), rule=jaxpt.Tempering("auto", adapt_ladder=True), every=4, burn_in=20)
+
+
+def test_the_noise_of_energies_lowers_the_automatic_C():
+    """The same energies; with noise in them the correction takes acceptance away, so C must make up for it."""
+    exact = jaxpt.energy_problem(lambda w, batch: w + 0 * batch["v"], lambda key: jax.random.normal(key))
+    noisy = jaxpt.energy_problem(lambda w, batch: w + w * batch["v"], lambda key: jax.random.normal(key))
+    v = np.random.default_rng(0).permutation(np.linspace(-10, 10, 1000)).astype(np.float32)
+    found = []
+    for problem in (exact, noisy):
+        still = problem._replace(loss=lambda w, state, batch, hyper, key: (0 * w * batch["v"], state))
+        rule = jaxpt.Tempering("auto", noise_corrected=True, window=200, settle=0)
+        settings = {"every": 1, "burn_in": 200, "batch_size": 4, "probe": 20}
+        engine = jaxpt.Engine(still, at_rest, jaxpt.Ladder(learning_rate=[0.1, 0.2]), rule, **settings)
+        start = engine.init(jax.random.split(jax.random.key(1), 8))
+        _, trace = engine.run(start, jaxpt.Data({"v": v}, {"v": v}), periods=2200)
+        late = np.asarray(trace.info.C)[-1], np.asarray(trace.info.probability)[200:]
+        found.append(late)
+    (without, _), (with_noise, probability) = found
+    assert (with_noise < 0.9 * without).all()
+    # What burn-in shows holds noise too; `settle` would take out the rest.
+    assert probability.mean() == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.slow
+def test_swaps_while_tuning_keep_a_good_ladder_good():
+    """Replicas that cannot leave their well without swaps say nothing about the ladder; with swaps they do."""
+    energy = lambda x: 8 * (x**2 - 1) ** 2 + 0.8 * x
+    problem = jaxpt.energy_problem(energy, lambda key: jnp.ones(()))
+    rungs = jaxpt.Ladder(temperature=[0.3, 0.55, 1.0, 1.8, 3.2])
+
+    def spread(swap):
+        rule = jaxpt.Tempering(1.0, "deo", adapt_ladder=True, swap_while_tuning=swap, window=200)
+        engine = jaxpt.Engine(
+            problem, lambda h: jaxpt.langevin(0.002, h["temperature"]), rungs, rule, every=20, burn_in=20 * 1000
+        )
+        _, trace = engine.run(engine.init(jax.random.split(jax.random.key(0), 16)), periods=5000)
+        offered = diagnostics.window(trace, 20 * 2500)
+        assert np.asarray(trace.info.attempted)[:1000].any() == swap
+        return diagnostics.rejection(offered).mean(0).std()
+
+    with_swaps, without = spread(True), spread(False)
+    assert with_swaps < 0.04
+    assert without > 2 * with_swaps
