@@ -65,7 +65,7 @@ def programs(jaxpr):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_values_and_gradients_stay_and_every_convolution_is_channels_last(name):
     rng = np.random.default_rng(0)
-    x, w = rng.normal(size=(3, 6, 7, 2)), rng.normal(size=(3, 2, 2, 4))
+    x, w = rng.normal(size=(4, 6, 7, 4)), rng.normal(size=(3, 2, 4, 4))
     with jax.enable_x64(True):
         step = jax.value_and_grad(lambda x, w: jnp.square(FUNCTIONS[name](x, w)).sum(), (0, 1))
         closed, shapes = jax.make_jaxpr(step, return_shape=True)(x, w)
@@ -76,12 +76,40 @@ def test_values_and_gradients_stay_and_every_convolution_is_channels_last(name):
         convolutions = [
             e for e in programs(jax.make_jaxpr(again)(x, w).jaxpr) if e.primitive.name == "conv_general_dilated"
         ]
-    assert len(convolutions) >= 3
+    assert convolutions
     for eqn in convolutions:
         last = len(eqn.invars[0].aval.shape) - 1
         images, kernel, out = eqn.params["dimension_numbers"]
         assert images == out == (0, last, *range(1, last))
         assert kernel == (last, last - 1, *range(last - 1))
+
+
+@pytest.mark.parametrize(
+    ("image", "kernel", "channels", "features", "convolutions"),
+    [
+        (14, 5, 6, 16, {(10, 10)}),  # products but for the kernel's gradient
+        (5, 5, 16, 12, set()),
+        (12, 3, 8, 8, {(3, 3), (10, 10)}),
+        (12, 3, 2, 8, {(10, 10)}),
+    ],
+)
+def test_stock_convolutions_are_lowered_like_our_own(image, kernel, channels, features, convolutions):
+    """And gradients of kernels are summed over portions of the examples."""
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(32, image, image, channels)), rng.normal(size=(kernel, kernel, channels, features))
+    stock = lambda x, w: lax.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    with jax.enable_x64(True):
+        step = jax.value_and_grad(lambda x, w: jnp.square(stock(x, w)).sum(), (0, 1))
+        closed, shapes = jax.make_jaxpr(step, return_shape=True)(x, w)
+        again = lambda x, w: jax.tree.unflatten(jax.tree.structure(shapes), canonical.evaluate(closed, x, w))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), jax.jit(again)(x, w), step(x, w))
+        equations = [
+            e for e in programs(jax.make_jaxpr(again)(x, w).jaxpr) if e.primitive.name == "conv_general_dilated"
+        ]
+    assert {eqn.invars[1].aval.shape[:2] for eqn in equations} == convolutions
+    for eqn in equations:
+        if eqn.invars[1].aval.shape[:2] == (10, 10):
+            assert eqn.invars[0].aval.shape[-1] == 16, "half of the 32 examples at a time"
 
 
 def test_a_program_without_convolutions_is_known_as_such():

@@ -14,7 +14,24 @@ def test_dropout_with_a_traced_rate_keeps_the_mean(rate):
     zero = (out == 0).mean()
     assert abs(zero - rate) < 4 * np.sqrt(rate * (1 - rate) / x.size) + 1e-9
     if rate < 1:
-        np.testing.assert_allclose(out[out != 0], 1 / (1 - rate), rtol=1e-6)
+        np.testing.assert_allclose(out[out != 0], 1 / (1 - rate), rtol=2**-16 / (1 - rate))
+
+
+@pytest.mark.parametrize("rate", [0.05, 1 / 3, 0.9999])
+def test_the_scale_is_that_of_the_rate_which_is_used(rate):
+    """The rate is a multiple of 2**-16, and the mean is kept with that one to the last bit."""
+    out = np.asarray(noise.dropout(jax.random.key(0), jnp.ones(100_000), rate))
+    kept = 2**16 / out[out != 0].astype(np.float64)
+    np.testing.assert_allclose(kept, round(2**16 * (1 - rate)), rtol=1e-6)
+    assert abs((out != 0).mean() - kept[0] / 2**16) < 4 * np.sqrt(rate * (1 - rate) / out.size)
+
+
+def test_elements_are_dropped_independently_in_arrays_of_any_shape():
+    for shape in ((), (1,), (3, 5, 7)):
+        assert noise.dropout(jax.random.key(0), jnp.ones(shape), 0.5).shape == shape
+    out = np.asarray(noise.dropout(jax.random.key(0), jnp.ones((2000, 7)), 0.5)) - 1
+    correlation = np.corrcoef(out.T) - np.eye(7)
+    assert np.abs(correlation).max() < 5 / np.sqrt(2000), "neighbours share a random word, not its bits"
 
 
 def test_dropout_of_everything_has_a_finite_gradient():

@@ -1,15 +1,17 @@
 """Which lowering computes a convolution of stacked replicas, or one of its gradients: a pure function of shapes."""
 
+import math
 from typing import NamedTuple
 
 from jaxpt.convolution.geometry import Geometry
 
-LOWERINGS = ("direct", "grouped", "blocks", "im2col", "toeplitz")
+LOWERINGS = ("direct", "grouped", "blocks", "rows", "im2col", "toeplitz")
 """How a convolution is computed:
 
 - "direct": lax's convolution, replica after replica, gradients in the layout that XLA's CPU kernel takes;
 - "grouped": one convolution of lax with a group per replica, what vmap makes of it;
-- "blocks", "im2col", "toeplitz": products with blocks of several columns, of one, of all (`products`).
+- "blocks", "im2col", "toeplitz": a product with blocks of several columns, of one, of all (`products`);
+- "rows": blocks of several columns, a product for each row of the kernel.
 """
 
 
@@ -53,23 +55,24 @@ def choose(work: Work, backend: str) -> str:
     if backend != "cpu":
         small = work.shape.image[0] * work.shape.image[1] * work.channels < 4096
         return "blocks" if small and work.replicas > 1 else "grouped"
-    if work.part == "forward":
-        return "direct" if work.channels >= 4 else "blocks"
     if work.part == "kernel_gradient":
         narrow = work.channels < 4 and (work.channels == 1 or work.features > 32)
         return "blocks" if narrow or work.batch < 4 else "direct"
+    if work.channels < 4:
+        return "blocks"
     down, along = work.shape.strides
+    if work.part == "forward":
+        return "rows" if 25 <= math.prod(work.shape.kernel) < 64 and work.features <= 32 else "direct"
     padded = work.shape.image[0] * work.shape.image[1] > 1.5 * rows * down * columns * along
-    return "blocks" if padded or work.channels < 4 else "direct"
+    return "rows" if padded else "direct"
 
 
 def block(lowering: str, work: Work) -> int:
     """Returns how many columns of the output one product takes, for a lowering by products.
 
-    "blocks" takes as many as make the product's result about 64 wide, at least four, all of one size but the last.
+    "blocks" and "rows" take as many as make the product about 32 wide, at least two, all of one size but the last.
     """
     columns = work.shape.output[1]
-    if lowering != "blocks":
+    if lowering not in ("blocks", "rows"):
         return columns if lowering == "toeplitz" else 1
-    wide = work.channels if work.part == "input_gradient" else work.features
-    return -(-columns // -(-columns // max(4, 64 // wide)))
+    return -(-columns // -(-columns // max(2, 32 // work.features)))

@@ -5,8 +5,11 @@ one layout that its fast kernel takes (NHWC, HWIO) only outside of loops; inside
 slower. With `canonical` the arrays are transposed here instead. The numbers are the same.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -52,10 +55,32 @@ def kernel_gradient(
     layout = ("CHWN", "IHWO", "HWNC")
     if canonical:
         images, cotangent, layout = images.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3), LAYOUT
-    out = lax.conv_general_dilated(
-        images, cotangent, (1, 1), padding, rhs_dilation=shape.strides, dimension_numbers=layout, **options
-    )
-    return out.transpose(1, 2, 0, 3) if canonical else out
+
+    def convolve(lhs: Array, rhs: Array) -> Array:
+        how = {"rhs_dilation": shape.strides, "dimension_numbers": layout, **options}
+        return lax.conv_general_dilated(lhs, rhs, (1, 1), padding, **how)
+
+    return in_portions(convolve, images, cotangent).transpose(1, 2, 0, 3) if canonical else convolve(images, cotangent)
+
+
+def in_portions(convolve: Callable[[Array, Array], Array], lhs: Float[Array, "..."], rhs: Array) -> Array:
+    """Returns convolve(lhs, rhs), channels last, summed over portions of the channels if the kernel is a large one.
+
+    The gradient of a kernel is a convolution whose kernel is as large as the output and whose channels are the
+    examples. XLA:CPU copies all that one output pixel reads, several times what fits into a cache: in portions it takes
+    half the time (one core, batch 128: 32 channels at a time best for 32x32 pixels, 16 for fewer).
+    """
+    pixels, channels = math.prod(rhs.shape[:-2]), rhs.shape[-2]
+    most = 32 if pixels >= 1024 else 16
+    portion = next((p for p in range(most, most // 2, -1) if channels % p == 0), channels)
+    if pixels < 64 or portion == channels:
+        return convolve(lhs, rhs)
+
+    def portions(x: Array, axis: int) -> Array:
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, portion, *x.shape[axis + 1 :]), axis, 0)
+
+    given = portions(lhs, lhs.ndim - 1), portions(rhs, rhs.ndim - 2)
+    return lax.map(lambda pair: convolve(*pair), given).sum(0)
 
 
 def _dilated(size: int, stride: int) -> int:

@@ -54,8 +54,8 @@ def conv_general_dilated(
         batch_group_count: as in lax.
         precision: as in lax, for gradients too.
         preferred_element_type: dtype of the result, as in lax.
-        lowering: "direct", "grouped", "blocks", "im2col" or "toeplitz" for the convolution and its gradients; None:
-            chosen for each (`jaxpt.convolution.choice`).
+        lowering: "direct", "grouped", "blocks", "rows", "im2col" or "toeplitz" for the convolution and its gradients;
+            None: chosen for each (`jaxpt.convolution.choice`).
         **options: as in lax.
 
     Returns:

@@ -121,7 +121,8 @@ def compute(part: str, static: Static, a: Float[Array, "M ..."], b: Float[Array,
     if lowering in ("direct", "grouped"):
         one = partial(getattr(direct, part), shape=static.shape, **canonical, **options)
     else:
-        one = partial(getattr(products, part), shape=static.shape, block=choice.block(lowering, work), **options)
+        blocks = {"block": choice.block(lowering, work), "by_rows": lowering == "rows"}
+        one = partial(getattr(products, part), shape=static.shape, **blocks, **options)
     out = _over_replicas(one, lowering)(a.astype(dtype), b.astype(dtype))
     return out if static.dtype is None else out.astype(static.dtype)
 
