@@ -44,6 +44,12 @@ class Layer(NamedTuple):
 MODELS = {
     "lenet": [Layer(32, 5, 1, 0, 1, 6), Layer(14, 5, 1, 0, 6, 16), Layer(5, 5, 1, 0, 16, 120)],
     "lenet-cifar": [Layer(32, 5, 1, 0, 3, 16), Layer(14, 5, 1, 0, 16, 120)],
+    "digits": [
+        Layer(28, 3, 1, 1, 1, 32),
+        Layer(14, 3, 1, 1, 32, 64),
+        Layer(14, 5, 1, 2, 32, 64),
+        Layer(8, 3, 1, 0, 8, 16),
+    ],
     "resnet20": [
         Layer(32, 3, 1, 1, 3, 16),
         Layer(32, 3, 1, 1, 16, 16),

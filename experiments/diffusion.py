@@ -43,6 +43,8 @@ class Options(DataOptions):
     """Learning rate, where it is not the one that varies."""
     dropout_rate: float = 0.05
     """Dropout rate, where it is not the one that varies."""
+    own_burn_in: bool = False
+    """Do the burn-in at each value, instead of at the coldest for all: W(t0) is then near each value's equilibrium."""
     directory: Path = Path("runs/diffusion")
 
     def check(self) -> None:
@@ -116,6 +118,7 @@ def main(options: Options) -> None:
             steps=options.steps,
             every=options.every,
             burn_in=options.burn_in,
+            own_burn_in=options.own_burn_in,
             seeds=range(options.seeds),
             batch_size=options.batch_size,
             fixed={} if name == "dropout_rate" else {"dropout_rate": options.dropout_rate},

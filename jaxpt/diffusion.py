@@ -117,6 +117,7 @@ def diffusion(
     steps: int,
     every: int,
     burn_in: int = 0,
+    own_burn_in: bool = False,
     seeds: Sequence[int] = range(5),
     beta: Callable[[np.ndarray], np.ndarray] | None = None,
     batch_size: int = 128,
@@ -143,6 +144,9 @@ def diffusion(
         steps: steps of each replica after t0, a multiple of `every`.
         every: steps between records.
         burn_in: t0: so many steps at the first of the values, as given, lead to the common weights.
+        own_burn_in: let each replica do the burn-in at its own value, so that only the weights before it are common.
+            From common weights a value that has another equilibrium first drifts there, which is no diffusion: a
+            strong weight decay, say, looks hot until it has arrived.
         seeds: one set of M replicas each, all in one program.
         beta: inverse temperature of the values: only its order counts. By default the entry in `jaxpt.ladder.BETA`,
             and for a name that is not there, the larger the hotter.
@@ -182,10 +186,13 @@ def diffusion(
     data = jax.device_put(data)
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
     state = common = engine.init(keys)
-    if burn_in:
+    if burn_in and not own_burn_in:
         first = make(Ladder(**{name: [values[0]]}, beta=[1.0], name=name), every=burn_in)
         common, _ = first.run(first.init(keys), data, periods=1)
     state = _same_weights(state._replace(step=common.step), common)
+    if burn_in and own_burn_in:
+        state, _ = dataclasses.replace(engine, every=burn_in).run(state, data, periods=1)
+        state = _start_here(state)
 
     records = []
     hidden = None if progress is None else not progress  # None: tqdm shows the bar on a terminal only
@@ -229,6 +236,13 @@ def _from_start(problem: Problem) -> Problem:
         return {"energy": jnp.full(examples, sum(jax.tree.leaves(squares)))}
 
     return problem._replace(init=init, loss=loss, evaluate=evaluate, model=None)
+
+
+def _start_here(state: RunState) -> RunState:
+    """Returns the state with W(t0) the weights that each replica has now."""
+    replicas = state.replicas
+    rest, _ = replicas.model_state
+    return state._replace(replicas=replicas._replace(model_state=(rest, jax.tree.map(jnp.copy, replicas.params))))
 
 
 def _same_weights(state: RunState, common: RunState) -> RunState:

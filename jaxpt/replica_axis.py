@@ -48,11 +48,7 @@ def choose(platform: str, replicas: int, devices: int, convolves: bool) -> str:
     | CPU, one device  | more                 | with convolutions    | map    | the program does not grow           |
     | CPU, several     | more                 | with convolutions    | map    | the devices fill the cores          |
 
-    Full training steps with stock convolutions, time relative to as many jitted single steps in a row. On four idle
-    cores (jax 0.10.2), the steps not in a loop: LeNet-5, batch 128, eight replicas: vmap 2.3, unroll 0.67, map 1.0,
-    map on four devices 0.45; ResNet-20, batch 32: vmap 5.4, unroll 0.57, map 0.78, map on four devices 0.37. In a loop
-    over steps, as here, on two busy cores, four replicas of LeNet: vmap 2.9, map 3.2 as they are, and 1.3, 1.0 with
-    `jaxpt.canonical`; unroll 0.96, map on two devices 0.92; ResNet-20: map 0.79, unroll 0.75, map on two devices 0.85.
+    STRATEGY-FIGURES
     GPUs and TPUs: by their design, not yet measured.
 
     Args:

@@ -74,6 +74,23 @@ def test_weight_decay_is_not_temperature_like(decaying):
     assert "step 400" in str(verdict)
 
 
+def test_each_value_may_have_a_burn_in_of_its_own():
+    """From weights near each value's equilibrium nothing drifts there: weight decay never looks hot."""
+    decay, burn_in = np.array([0.25, 0.5, 1.0]), 120
+    optimizer = lambda h: optax.chain(optax.add_decayed_weights(h["weight_decay"]), jaxpt.langevin(RATE, 0.1))
+    found = jaxpt.diffusion(
+        quadratic(0.0, 1.0), optimizer, name="weight_decay", values=decay, steps=200, every=10, burn_in=burn_in,
+        own_burn_in=True, seeds=range(128), progress=False,
+    )  # fmt: skip
+    # W(t0) has mean square a^2n0 + s^2 (1 - a^2n0) / (1 - a^2) per element; of that (1 - a^n)^2 is left behind.
+    a = 1 - RATE * decay
+    at_start = a ** (2 * burn_in) + 2 * RATE * 0.1 * (1 - a ** (2 * burn_in)) / (1 - a**2)
+    n = found.steps[:, None]
+    noise = exact_mean_square(found.steps, decay, 0.1, 0.0)
+    assert_within_four_standard_errors(found, DIMENSIONS * (1 - a**n) ** 2 * at_start + noise)
+    assert found.verdict().answer == "not temperature-like"
+
+
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_with_too_few_seeds_the_verdict_is_undecided(seeds, decaying):
     verdict = dataclasses.replace(decaying, displacement=decaying.displacement[:, :seeds]).verdict()

@@ -39,11 +39,12 @@ class Work(NamedTuple):
 def choose(work: Work, backend: str) -> str:
     """Returns the lowering, one of `LOWERINGS`.
 
-    CPU: measured by benchmarks/convolutions.py on two cores of a shared machine (jax 0.10.2, float32, M = 4 and 8,
-    batches of 32 and 128, the layers of LeNet and ResNet-20). XLA's kernel is the fastest where it reads at least four
-    channels. Its input gradient computes every pixel that the gradient's padding adds, so a 5x5 kernel without padding
-    costs at least twice the forward pass. Grouped convolutions take 2 to 100 times as long as the best. GPU and TPU:
-    not measured; products for small images, since a step of those is bound by launches, else what vmap does.
+    CPU: measured by benchmarks/convolutions.py on one core, since replicas are what fills the others (jax 0.10.2,
+    float32, M = 1, batches of 32 and 128, layers of LeNet, of ResNet-20 and of a network for digits); the choice is
+    within a fifth of the best for nearly all. XLA's kernel is the fastest where it reads four channels or more and the
+    kernel is 3x3. Its input gradient computes every pixel that the gradient's padding adds, so a 5x5 kernel without
+    padding costs three to five times the forward pass. Grouped gradients take 3 to 100 times as long as the best. GPU
+    and TPU: not measured; products for small images, since a step of those is bound by launches, else what vmap does.
 
     Args:
         work: what is computed.
