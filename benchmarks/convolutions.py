@@ -139,6 +139,7 @@ def main() -> None:
     if given.out is not None:
         about = {"device": device.device_kind, "cores": cores, "jax": jax.__version__}
         about |= {"replicas": given.replicas, "batch": given.batch, "rounds": given.rounds}
+        given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(json.dumps({**about, "rows": table}, indent=1) + "\n")
 
 

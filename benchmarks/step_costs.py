@@ -7,17 +7,24 @@ processor seconds of the compiler, so that a busy machine does little harm to th
 """
 
 import argparse
+import datetime
+import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
+
 import jaxpt
+from experiments import report
 from experiments.models import LeNetEMNIST
 
 KINDS = ("threefry2x32", "rbg", "unsafe_rbg")
@@ -58,7 +65,8 @@ def compile_seconds(replicas: int, batch: int, data: jaxpt.Data) -> float:
 
 def drawn(batch: int, key: jax.Array) -> list[jax.Array]:
     """Returns sums of as many bits as the dropout of one step of one replica takes."""
-    return [jax.random.bits(jax.random.fold_in(key, i), (batch, n)).sum() for i, n in enumerate(DROPPED)]
+    # 16 bits a number, as `jaxpt.noise.dropout` takes them.
+    return [jax.random.bits(jax.random.fold_in(key, i), (-(-batch * n // 2),)).sum() for i, n in enumerate(DROPPED)]
 
 
 def interleaved(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -74,12 +82,13 @@ def interleaved(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[st
 
 
 def main() -> None:
-    """Measures and prints two tables."""
+    """Measures, prints two tables, writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--replicas", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     data = images(4 * options.batch)
 
@@ -100,10 +109,21 @@ def main() -> None:
     found = interleaved({**runs, **{f"{kind} bits": draw for kind, draw in draws.items()}}, options.rounds)
     print(f"\n{engine.execution(data)}, {replicas} replicas, batch {options.batch}; ms a step of all\n")
     print("| generator | step | smallest | largest | its bits alone |\n|---|---|---|---|---|")
+    rows: list[dict[str, Any]] = [
+        {"replicas": m, "compile_seconds": value, "to_the_first": value / seconds[0]}
+        for m, value in zip(options.replicas, seconds, strict=True)
+    ]
     for kind in KINDS:
         step, bits = ([1e3 * t / options.steps for t in found[name]] for name in (kind, f"{kind} bits"))
         cells = (statistics.median(step), min(step), max(step), statistics.median(bits))
         print(f"| {kind} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |")
+        names = ("milliseconds", "smallest", "largest", "its_bits_alone")
+        rows.append({"generator": kind, **dict(zip(names, cells, strict=True))})
+    if options.out:
+        command = " ".join(["benchmarks/step_costs.py", *sys.argv[1:]])
+        content = {"command": command, "date": datetime.date.today().isoformat(), **report.environment(), "rows": rows}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

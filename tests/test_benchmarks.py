@@ -1,0 +1,36 @@
+"""The benchmarks run and write what they say; what they measure is looked at elsewhere."""
+
+import importlib
+import json
+import sys
+
+import pytest
+
+SCRIPTS = ("throughput", "exchange_overhead", "scaling", "step_costs", "precisions", "convolutions")
+
+
+def run(name, arguments, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments.split()])
+    importlib.import_module(f"benchmarks.{name}").main()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_each_says_what_it_takes(name, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(name, "--help", monkeypatch)
+    assert stopped.value.code == 0
+    assert "--out" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:JAX has started already")
+def test_throughput_counts_and_compares(tmp_path, monkeypatch):
+    out = tmp_path / "deep" / "out.json"
+    small = "--replicas 2 --batch 4 --steps 1 --rounds 1 --variants sequential own"
+    run("throughput", f"{small} --out {out}", monkeypatch)
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["variant"] for row in rows] == ["sequential", "own"]
+    assert rows[0]["time_ratio"] == 1
+    assert {"model", "replicas", "batch", "variant", "time_ratio", "seconds", "spread"} <= set(rows[0])
+    by_hand, by_xla = rows[0]["flops_per_image_by_hand"], rows[0]["flops_per_image_by_xla"]
+    assert 0.8 < by_xla / by_hand < 1.5, "layers counted by hand against XLA's own count"
