@@ -42,7 +42,7 @@ class Options(PaperOptions):
 def preset(preset: Preset = "quick") -> Options:
     """Returns the options of a preset."""
     paper = Options(preset="paper")
-    return paper if preset == "paper" else shorten(paper, 300, probe=256, curve=128)
+    return paper if preset == "paper" else shorten(paper, 600, probe=128, curve=64)
 
 
 def main(options: Options) -> None:

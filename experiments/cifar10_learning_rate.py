@@ -46,7 +46,7 @@ class Options(PaperOptions):
 def preset(preset: Preset = "quick") -> Options:
     """Returns the options of a preset."""
     paper = Options(preset="paper")
-    return paper if preset == "paper" else shorten(paper, 400, probe=256, curve=128)
+    return paper if preset == "paper" else shorten(paper, 800, probe=128, curve=64)
 
 
 def main(options: Options) -> None:
