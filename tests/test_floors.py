@@ -10,7 +10,7 @@ import jaxpt
 ROOT = Path(jaxpt.__file__).parent
 FLOORS = [
     ["types", "tree"],
-    ["ladder", "metropolis", "pairing", "noise", "losses", "data", "stream", "canonical"],
+    ["ladder", "metropolis", "pairing", "noise", "losses", "data", "stream"],
     [
         "convolution.geometry",
         "convolution.choice",
@@ -20,6 +20,7 @@ FLOORS = [
         "convolution.general",
         "convolution.layers",
         "convolution",
+        "canonical",
     ],
     ["nn", "linen"],
     [*(f"rules.{name}" for name in ("independent", "population", "replay", "tuning", "tempering")), "rules"],

@@ -34,7 +34,7 @@ def test_shards_equal_one_device(case, found):
 def test_a_rule_that_tunes_itself_does_so_alike_on_every_device(found):
     """C and ladder come from a program of another shape, so they may differ by rounding."""
     assert (found["equal"]["tuned"]["rung"], found["equal"]["tuned"]["accepted"]) == (0, 0)
-    assert found["equal"]["tuned"]["rest"] < 2e-6
+    assert found["equal"]["tuned"]["rest"] < 1e-5, "absolute, C is of order ten"
     assert found["accepted"]["tuned"] > 0
 
 

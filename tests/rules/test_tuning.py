@@ -207,7 +207,7 @@ def test_the_noise_of_energies_lowers_the_automatic_C():
         settings = {"every": 1, "burn_in": 200, "batch_size": 4, "probe": 20}
         engine = jaxpt.Engine(still, at_rest, jaxpt.Ladder(learning_rate=[0.1, 0.2]), rule, **settings)
         start = engine.init(jax.random.split(jax.random.key(1), 8))
-        _, trace = engine.run(start, jaxpt.Data({"v": v}, {"v": v}), periods=2200)
+        _, trace = engine.run(start, jaxpt.Data({"v": v}, {"v": v}), periods=700)
         late = np.asarray(trace.info.C)[-1], np.asarray(trace.info.probability)[200:]
         found.append(late)
     (without, _), (with_noise, probability) = found
