@@ -64,12 +64,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.steps < options.every:
+        parser.error(f"--steps {options.steps} must hold one period of --every {options.every} at least")
     keys = jax.vmap(jax.random.key)(jnp.arange(options.seeds))
     runs = engines(options)
     data = {name: engine.placed.put(datasets.digits()) for name, engine in runs.items()}
     states = {name: engine.init(keys) for name, engine in runs.items()}
     for name, engine in runs.items():
-        engine.lower(states[name], data[name], periods=1).compile()
+        jax.block_until_ready(engine.run(states[name], data[name], periods=1)[0])  # compiles, and warms up
     losses: dict[str, list[float]] = {name: [] for name in runs}
     errors: dict[str, list[float]] = {name: [] for name in runs}
     seconds: dict[str, list[float]] = {name: [] for name in runs}

@@ -1,6 +1,7 @@
-"""Convolutions in the layout that XLA:CPU is fast at, wherever a traced program has them."""
+"""Convolutions in the layout and lowering that XLA:CPU is fast at, wherever a traced program has them."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -27,7 +28,9 @@ def evaluate(closed: ClosedJaxpr, *args: Array) -> list[Array]:
 
     XLA:CPU has a fast convolution for images [B, H, W, C] and kernels [h, w, C, O] only. It brings others into that
     form, but in the entry computation, not inside a loop; and gradients of convolutions have other forms. Here all are
-    written with the transpositions spelled out, which changes nothing but the order of sums.
+    written with the transpositions spelled out, or as the matrix products that `jaxpt.convolution` takes for such
+    shapes. That changes nothing but the order of sums, as long as all numbers are finite: products multiply zeros with
+    pixels nearby, so one that is not finite spreads further.
 
     Args:
         closed: the program; what is in loops, branches and calls of it is treated alike.
@@ -73,29 +76,41 @@ def _rewritten(value: Any) -> Any:
     return value
 
 
-def _ungrouped(convolve: Callable[[Array, Array], Array], lhs: Array, rhs: Array, params: dict[str, Any]) -> Array:
+def _ungrouped(lhs: Array, rhs: Array, params: dict[str, Any]) -> Array:
     """Returns a channels-last convolution by the lowering that its shapes ask for (`jaxpt.convolution.choice`)."""
-    dilated = {1} != {*params["lhs_dilation"], *params["rhs_dilation"]}
-    sizes = *lhs.shape, *rhs.shape
-    if lhs.ndim == 4 and not dilated and min(sizes) > 0 and jnp.issubdtype(lhs.dtype, jnp.floating):
+    preferred, plain = params["preferred_element_type"], {1} == {*params["lhs_dilation"], *params["rhs_dilation"]}
+    if lhs.ndim == 4 and plain and min(*lhs.shape, *rhs.shape) > 0 and jnp.issubdtype(lhs.dtype, jnp.floating):
         shape = geometry(lhs.shape[1:3], rhs.shape[:2], params["window_strides"], params["padding"])
-        part, kernel = "forward", rhs
-        if shape.strides == (1, 1) and _padded(shape):  # the gradient of a convolution with less padding
-            (h, w), ((top, bottom), (left, right)) = shape.kernel, shape.padding
-            less = (h - 1 - top, h - 1 - bottom), (w - 1 - left, w - 1 - right)
-            shape = shape._replace(image=shape.output, padding=less)
-            part, kernel = "input_gradient", jnp.transpose(rhs[::-1, ::-1], (0, 1, 3, 2))
-        work = describe(part, shape, (1, *lhs.shape), (1, *kernel.shape))
-        if min(shape.output) > 0 and choose(work, "cpu") != "direct":
-            static = Static(shape, None, params["precision"], params["preferred_element_type"], None)
-            return compute(part, static, lhs[None], kernel[None])[0]
-    return in_portions(convolve, lhs, rhs)
+        if min(shape.output) > 0:
+            part, shape, a, b = _described(shape, lhs, rhs)
+            lowering = choose(describe(part, shape, (1, *a.shape), (1, *b.shape)), "cpu")
+            if lowering != "direct":
+                out = compute(part, Static(shape, lowering, params["precision"], preferred, None), a[None], b[None])[0]
+                return out.transpose(2, 0, 1, 3) if part == "kernel_gradient" else out
+
+    def convolve(lhs: Array, rhs: Array, preferred: Any) -> Array:
+        return conv_general_dilated_p.bind(lhs, rhs, **{**params, "preferred_element_type": preferred})
+
+    return in_portions(convolve, lhs, rhs, preferred)
 
 
-def _padded(shape: Geometry) -> bool:
-    """Whether much of what a convolution reads is padding."""
-    (height, width), ((top, bottom), (left, right)) = shape.image, shape.padding
-    return (height + top + bottom) * (width + left + right) > 1.5 * height * width
+def _described(shape: Geometry, lhs: Array, rhs: Array) -> tuple[str, Geometry, Array, Array]:
+    """Returns what a convolution is, itself or a gradient of another one, with the arguments of `rules.compute`."""
+    (height, width), ((top, bottom), (left, right)), (h, w) = shape.image, shape.padding, shape.kernel
+    if shape.strides == (1, 1) and h * w > math.prod(shape.output) > 1:
+        # The gradient of a kernel: the cotangent slides over the images, summed over the examples.
+        return (
+            "kernel_gradient",
+            shape._replace(kernel=shape.output),
+            lhs.transpose(3, 1, 2, 0),
+            rhs.transpose(2, 0, 1, 3),
+        )
+    if shape.strides == (1, 1) and (height + top + bottom) * (width + left + right) > 1.5 * height * width:
+        # Much of what is read is padding: the gradient of a convolution with less of it.
+        less = (h - 1 - top, h - 1 - bottom), (w - 1 - left, w - 1 - right)
+        of = shape._replace(image=shape.output, padding=less)
+        return "input_gradient", of, lhs, rhs[::-1, ::-1].transpose(0, 1, 3, 2)
+    return "forward", shape, lhs, rhs
 
 
 def _channels_last(lhs: Array, rhs: Array, *, dimension_numbers: lax.ConvDimensionNumbers, **params: Any) -> Array:
@@ -106,7 +121,7 @@ def _channels_last(lhs: Array, rhs: Array, *, dimension_numbers: lax.ConvDimensi
     channels_last = lax.ConvDimensionNumbers((0, last, *space), (last, last - 1, *range(last - 1)), (0, last, *space))
     lhs = jnp.transpose(lhs, (images[0], *images[2:], images[1]))
     rhs = jnp.transpose(rhs, (*kernel[2:], kernel[1], kernel[0]))
-    convolve = partial(conv_general_dilated_p.bind, dimension_numbers=channels_last, **params)
+    params["dimension_numbers"] = channels_last
     grouped = params["feature_group_count"] > 1 or params["batch_group_count"] > 1
-    result = convolve(lhs, rhs) if grouped else _ungrouped(convolve, lhs, rhs, params)
+    result = conv_general_dilated_p.bind(lhs, rhs, **params) if grouped else _ungrouped(lhs, rhs, params)
     return jnp.transpose(result, [(out[0], *out[2:], out[1]).index(axis) for axis in range(last + 1)])

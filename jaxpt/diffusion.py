@@ -48,7 +48,7 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Diffusion:
-    """Distances from the common weights W(t0), for every value and seed."""
+    """Distances from the weights W(t0), for every value and seed."""
 
     name: str
     """The hyperparameter."""
@@ -143,7 +143,7 @@ def diffusion(
         values: its values, monotone in beta. Results list them coldest first.
         steps: steps of each replica after t0, a multiple of `every`.
         every: steps between records.
-        burn_in: t0: so many steps at the first of the values, as given, lead to the common weights.
+        burn_in: t0: so many steps at the first of the values, as given, lead to the common weights W(t0).
         own_burn_in: let each replica do the burn-in at its own value, so that only the weights before it are common.
             From common weights a value that has another equilibrium first drifts there, which is no diffusion: a
             strong weight decay, say, looks hot until it has arrived.
@@ -158,13 +158,15 @@ def diffusion(
         progress: show a progress bar on stderr; by default if that is a terminal.
 
     Raises:
-        ValueError: steps is not a positive multiple of every; burn_in is negative; no seeds, or one twice; values not
-            monotone in beta; what `Engine` refuses.
+        ValueError: steps is not a positive multiple of every; burn_in is negative, or 0 with own_burn_in; no seeds, or
+            one twice; values not monotone in beta; what `Engine` refuses.
     """
     if steps < 1 or every < 1 or steps % every:
         raise ValueError(f"steps must be a positive multiple of every, but steps={steps} and every={every}")
     if burn_in < 0:
         raise ValueError(f"burn_in must be at least 0, but it is {burn_in}")
+    if own_burn_in and not burn_in:
+        raise ValueError("own_burn_in=True asks for a burn-in; give burn_in, its steps")
     if not len(seeds) or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be one or more different integers, e.g. range(5), but they are {seeds!r}")
     make = partial(

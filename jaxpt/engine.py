@@ -47,7 +47,8 @@ class Engine:
         ladder: one ladder, or several that are exchanged in turn, by the alphabet of their names.
         rule: `Tempering(C)`, by default with C = 1, `Independent()`, `PBT()` or `CopyBest()`.
         every: steps in a period, before each exchange (dN_e of arXiv 1909.04013).
-        burn_in: steps without exchanges (dN_i); the first exchange follows the first period that ends after them.
+        burn_in: steps without exchanges (dN_i), unless the rule has `swap_while_tuning`; the first exchange follows the
+            first period that ends after them.
         batch_size: examples in a minibatch. With a hyperparameter of that name: the largest one; a replica's loss then
             counts only so many of the examples drawn, while batch normalisation sees them all.
         fixed: hyperparameters that all replicas share, {name: value}.

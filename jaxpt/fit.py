@@ -164,7 +164,8 @@ def fit(
     data = engine.placed.put(Data(train, valid, test))  # once, to every device
     execution = engine.execution(data if batches is None else data._replace(train=tree.take(batches.examples, (0, 0))))
     state = engine.init(key)
-    if engine.rule.exchanges and engine.every * (steps // engine.every) <= engine.burn_in:
+    early = getattr(engine.rule, "swap_while_tuning", False)
+    if engine.rule.exchanges and not early and engine.every * (steps // engine.every) <= engine.burn_in:
         warnings.warn(
             f"no exchange will happen: {steps} steps hold no whole period of {engine.every} steps that ends after the "
             f"burn-in of {engine.burn_in}",
@@ -273,7 +274,7 @@ def _replica_images(engine: Engine, trace: Trace, count: Callable[[int, int], in
         trace: their rows.
         count: (period, batch size) -> examples that count for one replica.
     """
-    sizes = trace.hyper.get("batch_size", np.full_like(trace.loss, engine.batch_size))
+    sizes = trace.hyper.get("batch_size", np.full(trace.loss.shape, engine.batch_size))
     return sum(
         int(number) * count(period, int(size))
         for period, row in enumerate(sizes)

@@ -65,7 +65,7 @@ def geometric(start: float, stop: float, num_rungs: int) -> np.ndarray:
     return np.geomspace(start, stop, num_rungs)
 
 
-@tree.register(data=("values", "beta"), meta=("name", "source"))
+@tree.register(data=("values", "beta"), meta=("name", "source", "missing"))
 @dataclasses.dataclass(frozen=True, init=False, eq=False)
 class Ladder:
     """One value of each named hyperparameter per rung, with the rung's inverse temperature.
@@ -80,15 +80,16 @@ class Ladder:
         beta: inverse temperatures, one per rung; or the name of the hyperparameter that gives them, when several are
             coupled; or a function of that hyperparameter's values, when there is only one. By default it follows from
             the single hyperparameter's name: learning_rate and temperature 1 / v, dropout_rate (1 - v) / v, batch_size
-            v, gradient_noise, weight_noise and input_noise 1 / v**2. Where nothing gives it, it is NaN and the rungs
-            stand as given, which does for rules that ask for no temperature (grid search, PBT, copying the best).
+            v, gradient_noise, weight_noise and input_noise 1 / v**2. Where that gives no falling row of finite numbers,
+            the rungs stand as given, and only rules that ask for no temperature take the ladder (grid search, PBT,
+            copying the best).
         name: the ladder's key in `state.replicas.rung` and `trace.rung`; by default the hyperparameters' names,
             joined by "+".
         **values: {hyperparameter: M values}.
 
     Raises:
-        ValueError: no values; lengths differ; a value or beta is not finite; a value outside its domain; beta not
-            monotone along the rungs; beta names a hyperparameter for which none is known.
+        ValueError: no values; lengths differ; a value is not finite, or outside its domain; a beta that is given, or
+            that a name is given for, is unknown, not finite, or not monotone along the rungs.
     """
 
     values: dict[str, Float[Array, " M"]]
@@ -96,6 +97,8 @@ class Ladder:
     name: str
     source: str | None
     """The hyperparameter whose name gives beta; None if beta was given."""
+    missing: str | None
+    """Why there are no inverse temperatures (`beta` then only numbers the rungs); None if there are."""
 
     def __init__(
         self,
@@ -116,22 +119,21 @@ class Ladder:
             )
         for key, array in arrays.items():
             check_values(key, array)
-        if beta is None and (len(arrays) > 1 or next(iter(arrays)) not in BETA):
-            inverse, source = np.full(next(iter(lengths.values())), np.nan, np.float32), None
-        else:
+        missing = None
+        try:
             inverse, source = _inverse_temperature(beta, arrays)
-        difference = np.nan_to_num(np.diff(inverse))
-        if not (np.all(difference <= 0) or np.all(difference >= 0)):
-            raise ValueError(
-                f"the ladder over {', '.join(arrays)} is not monotone: beta must fall from rung to rung, but it is "
-                f"{inverse.tolist()}; sort the values"
-            )
+        except ValueError as error:
+            if beta is not None:
+                raise
+            rungs = next(iter(arrays.values())).size
+            inverse, source, missing = np.arange(rungs, 0, -1).astype(np.float32), None, str(error)
         order = slice(None, None, -1) if len(inverse) > 1 and inverse[0] < inverse[-1] else slice(None)
         set_field = partial(object.__setattr__, self)
         set_field("values", {key: array[order] for key, array in arrays.items()})
         set_field("beta", inverse[order])
         set_field("name", name if name is not None else "+".join(arrays))
         set_field("source", source)
+        set_field("missing", missing)
 
     @property
     def num_rungs(self) -> int:
@@ -141,18 +143,8 @@ class Ladder:
 
 def require_beta(ladder: Ladder) -> None:
     """Raises ValueError, which says what to give, if nothing gives the ladder inverse temperatures."""
-    if not np.isnan(ladder.beta).any():
-        return
-    names = ", ".join(ladder.values)
-    if len(ladder.values) > 1:
-        raise ValueError(
-            f"the ladder couples {names}: say which of them gives the inverse temperature, e.g. "
-            f"beta={next(iter(ladder.values))!r}, or give beta one number per rung"
-        )
-    raise ValueError(
-        f"no inverse temperature is known for {names!r} (known: {', '.join(BETA)}); give beta one number per rung, "
-        "largest at the coldest"
-    )
+    if ladder.missing is not None:
+        raise ValueError(ladder.missing)
 
 
 def as_arrays(ladder: Ladder) -> Ladder:
@@ -205,11 +197,12 @@ def _inverse_temperature(
     """Resolves the `beta` argument of `Ladder` to finite numbers, one per rung, and the name that they follow from."""
     named: str | None = None
     rungs = len(next(iter(values.values())))
-    if callable(beta) and len(values) > 1:
-        raise ValueError(
-            f"beta is a function, but the ladder couples {', '.join(values)}: give beta one number per rung"
-        )
     source = next(iter(values))
+    if (beta is None or callable(beta)) and len(values) > 1:
+        raise ValueError(
+            f"the ladder couples {', '.join(values)}: say which of them gives the inverse temperature, e.g. "
+            f"beta={source!r}, or give beta one number per rung"
+        )
     if isinstance(beta, str):
         if beta not in values:
             raise ValueError(f"beta={beta!r} names no hyperparameter of the ladder; it has {', '.join(values)}")
@@ -233,5 +226,11 @@ def _inverse_temperature(
         raise ValueError(
             f"beta must be finite, but {origin} is {inverse.tolist()}; move the value away from its limit "
             "(a dropout rate above 0, say) or give beta yourself"
+        )
+    difference = np.diff(inverse)
+    if not (np.all(difference <= 0) or np.all(difference >= 0)):
+        raise ValueError(
+            f"the ladder over {', '.join(values)} is not monotone: beta must fall from rung to rung, but it is "
+            f"{inverse.tolist()}; sort the values"
         )
     return inverse, named

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxpt import tree
 from jaxpt.engine import Engine, RunState
+from jaxpt.ladder import require_beta
 from jaxpt.placement import Placement
 from jaxpt.precision import tracing_with
 from jaxpt.replica_axis import over_replicas
@@ -69,6 +70,8 @@ def mixture(
         raise ValueError(f"ladder={ladder!r} is none of the engine's; there are {', '.join(ladders)}")
     if ladder is None and coldest is not None and len(ladders) > 1:
         raise ValueError(f"coldest on which ladder? give ladder=..., one of {', '.join(ladders)}")
+    if coldest is not None:
+        require_beta(engine.ladders[ladder or ladders[0]])
     # Not the engine: whatever its rule, the program is the same.
     how = _How(
         engine.problem,

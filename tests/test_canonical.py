@@ -91,6 +91,7 @@ def test_values_and_gradients_stay_and_every_convolution_is_channels_last(name):
         (5, 5, 16, 12, set()),
         (12, 3, 8, 8, {(3, 3), (10, 10)}),
         (12, 3, 2, 8, {(10, 10)}),
+        (8, 3, 8, 16, {(3, 3), (6, 6)}),  # too small for portions
     ],
 )
 def test_stock_convolutions_are_lowered_like_our_own(image, kernel, channels, features, convolutions):
@@ -110,6 +111,54 @@ def test_stock_convolutions_are_lowered_like_our_own(image, kernel, channels, fe
     for eqn in equations:
         if eqn.invars[1].aval.shape[:2] == (10, 10):
             assert eqn.invars[0].aval.shape[-1] == 16, "half of the 32 examples at a time"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_geometry_keeps_its_value_and_gradients(seed):
+    """Asymmetric, negative, oversized padding, strides, kernels larger than the image; integers, so equal exactly."""
+    rng = np.random.default_rng(seed)
+    image, kernel, strides = rng.integers(1, 10, 2), rng.integers(1, 9, 2), tuple(rng.integers(1, 3, 2).tolist())
+    padding = [tuple(rng.integers(-1 if n > 1 else 0, k + 1, 2).tolist()) for n, k in zip(image, kernel, strict=True)]
+    batch, channels, features = rng.choice([1, 3, 16, 32]), rng.choice([1, 2, 4, 6]), rng.choice([1, 6, 33])
+    x = jnp.asarray(rng.integers(-3, 4, (batch, *image, channels)), jnp.float32)
+    w = jnp.asarray(rng.integers(-3, 4, (*kernel, channels, features)), jnp.float32)
+    stock = lambda x, w: lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    step = jax.value_and_grad(lambda x, w: stock(x, w).sum(), (0, 1))
+    closed, shapes = jax.make_jaxpr(step, return_shape=True)(x, w)
+    found = jax.tree.unflatten(jax.tree.structure(shapes), canonical.evaluate(closed, x, w))
+    jax.tree.map(np.testing.assert_array_equal, found, step(x, w))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("preferred", [None, jnp.float32])
+def test_narrow_floats_are_rounded_once(dtype, preferred):
+    """Sums over portions and rows are float32 until the end: the error is that of rounding the exact result."""
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.normal(size=s), dtype) for s in ((32, 14, 14, 6), (5, 5, 6, 16)))
+
+    def step(x, w):
+        conv = lambda x, w: lax.conv_general_dilated(
+            x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), preferred_element_type=preferred
+        )
+        out, pull = jax.vjp(conv, x, w)
+        return out, pull(jnp.ones_like(out))
+
+    closed, shapes = jax.make_jaxpr(step, return_shape=True)(x, w)
+    found = jax.tree.unflatten(jax.tree.structure(shapes), canonical.evaluate(closed, x, w))
+    exact = step(x.astype(jnp.float32), w.astype(jnp.float32))
+    for mine, wide, shape in zip(*map(jax.tree.leaves, (found, exact, shapes)), strict=True):
+        assert mine.dtype == shape.dtype
+        once = np.asarray(wide.astype(mine.dtype), np.float32)
+        assert np.mean(np.asarray(mine, np.float32) != once) < (0.01 if mine.dtype == dtype else 1)
+        np.testing.assert_allclose(np.asarray(mine, np.float32), once, rtol=1e-2, atol=1e-3)
+
+
+def test_small_integers_stay_what_they_are():
+    x, w = jnp.ones((1, 12, 12, 32), jnp.int8), jnp.ones((9, 9, 32, 4), jnp.int8)
+    conv = lambda x, w: lax.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    (found,) = canonical.evaluate(jax.make_jaxpr(conv)(x, w), x, w)
+    assert found.dtype == jnp.int8
+    np.testing.assert_array_equal(found, conv(x, w))
 
 
 def test_a_program_without_convolutions_is_known_as_such():

@@ -182,6 +182,7 @@ def test_a_value_with_infinite_beta_is_the_coldest():
         ({"burn_in": -1}, "burn_in must be at least 0"),
         ({"values": [0.1, 0.1]}, "different numbers"),
         ({"values": [0.1, 0.3, 0.2]}, "not monotone"),
+        ({"own_burn_in": True}, "asks for a burn-in"),
         ({"values": [0.1, -0.1]}, "must lie between"),
     ],
 )

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -70,14 +71,14 @@ def test_beta_may_be_given_as_numbers_or_as_a_function():
         ({"learning_rate": [0.1, np.nan]}, "learning_rate must be finite"),
         ({"learning_rate": [0.1, np.inf]}, "learning_rate must be finite"),
         ({"learning_rate": [0.1, 1e39]}, "learning_rate must be finite"),
-        ({"weight_noise": [1e-20, 1e-3]}, "beta must be finite"),
+        ({"weight_noise": [1e-20, 1e-3], "beta": "weight_noise"}, "beta must be finite"),
         ({"learning_rate": [0.1, -0.2]}, "must lie between 0 and inf"),
         ({"dropout_rate": [0.1, 1.2]}, "must lie between 0 and 1"),
-        ({"dropout_rate": [0.0, 0.1]}, "dropout rate above 0"),
-        ({"learning_rate": [0.0, 0.1]}, "beta must be finite"),
-        ({"learning_rate": [0.1, 0.3, 0.2]}, "not monotone"),
+        ({"dropout_rate": [0.0, 0.1], "beta": "dropout_rate"}, "dropout rate above 0"),
+        ({"learning_rate": [0.0, 0.1], "beta": "learning_rate"}, "beta must be finite"),
+        ({"learning_rate": [0.1, 0.3, 0.2], "beta": "learning_rate"}, "not monotone"),
         ({"weight_decay": [0.1, 0.2], "beta": "weight_decay"}, "no inverse temperature is known for 'weight_decay'"),
-        ({"learning_rate": [1, 2], "dropout_rate": [0.1, 0.2], "beta": np.negative}, "beta is a function, but"),
+        ({"learning_rate": [1, 2], "dropout_rate": [0.1, 0.2], "beta": np.negative}, "say which of them"),
         ({"learning_rate": [1, 2], "beta": "rate"}, "names no hyperparameter"),
         ({"learning_rate": [1, 2], "beta": [1.0]}, "one number per rung"),
         ({"learning_rate": [1, 2], "beta": [1.0, np.inf]}, "the given beta"),
@@ -122,17 +123,24 @@ def test_respacing_interpolates_what_does_not_give_beta():
     [
         ({"weight_decay": [0.3, 0.1, 0.2]}, "no inverse temperature is known for 'weight_decay'"),
         ({"weight_decay": [0.3, 0.1, 0.2], "learning_rate": [0.1, 0.3, 0.2]}, "say which of them gives"),
+        ({"learning_rate": [0.1, 0.3, 0.2]}, "not monotone"),
+        ({"label_smoothing": [0.0, 0.3, 0.2]}, "no inverse temperature is known"),
+        ({"temperature": [0.0, 0.1, 0.2]}, "beta must be finite"),
     ],
 )
 def test_only_rules_that_go_by_temperature_need_one(values, said, data):
     """Grid search, PBT and copying the best take any values, in any order; tempering says what is missing."""
     ladder = jaxpt.Ladder(**values)
-    np.testing.assert_array_equal(ladder.values["weight_decay"], np.float32([0.3, 0.1, 0.2]))
+    for name, given in values.items():
+        np.testing.assert_array_equal(ladder.values[name], np.float32(given))
     settings = {"every": 5, "batch_size": 16, "fixed": {"dropout_rate": 0.1}}
     make = functools.partial(jaxpt.Engine, nnx_problem(), lambda h: optax.adamw(0.01, weight_decay=sum(h.values())))
     for rule in (jaxpt.Independent(), jaxpt.PBT(), jaxpt.CopyBest()):
         engine = make(ladder, rule, **settings)
-        _, trace = engine.run(engine.init(jax.random.key(0)), data, periods=2)
-        assert np.isfinite(trace.valid["energy"]).all()
+    with jax.debug_nans(True):
+        # The ladder's numbers may be traced, too.
+        state = jax.jit(lambda ladder: dataclasses.replace(engine, ladder=ladder).init(jax.random.key(0)))(ladder)
+        _, trace = engine.run(state, data, periods=2)
+    assert np.isfinite(trace.valid["energy"]).all()
     with pytest.raises(ValueError, match=said):
         make(ladder, jaxpt.Tempering(), **settings)

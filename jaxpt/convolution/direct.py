@@ -56,15 +56,19 @@ def kernel_gradient(
     if canonical:
         images, cotangent, layout = images.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3), LAYOUT
 
-    def convolve(lhs: Array, rhs: Array) -> Array:
-        how = {"rhs_dilation": shape.strides, "dimension_numbers": layout, **options}
-        return lax.conv_general_dilated(lhs, rhs, (1, 1), padding, **how)
+    preferred = options.pop("preferred_element_type", None)
 
-    return in_portions(convolve, images, cotangent).transpose(1, 2, 0, 3) if canonical else convolve(images, cotangent)
+    def convolve(lhs: Array, rhs: Array, preferred: Any) -> Array:
+        how = {"rhs_dilation": shape.strides, "dimension_numbers": layout, "preferred_element_type": preferred}
+        return lax.conv_general_dilated(lhs, rhs, (1, 1), padding, **how, **options)
+
+    if not canonical:
+        return convolve(images, cotangent, preferred)
+    return in_portions(convolve, images, cotangent, preferred).transpose(1, 2, 0, 3)
 
 
-def in_portions(convolve: Callable[[Array, Array], Array], lhs: Float[Array, "..."], rhs: Array) -> Array:
-    """Returns convolve(lhs, rhs), channels last, summed over portions of the channels if the kernel is a large one.
+def in_portions(convolve: Callable[[Array, Array, Any], Array], lhs: Array, rhs: Array, preferred: Any) -> Array:
+    """Returns convolve(lhs, rhs, preferred), channels last, summed over portions of channels if the kernel is large.
 
     The gradient of a kernel is a convolution whose kernel is as large as the output and whose channels are the
     examples. XLA:CPU copies all that one output pixel reads, several times what fits into a cache: in portions it takes
@@ -74,13 +78,17 @@ def in_portions(convolve: Callable[[Array, Array], Array], lhs: Float[Array, "..
     most = 32 if pixels >= 1024 else 16
     portion = next((p for p in range(most, most // 2, -1) if channels % p == 0), channels)
     if pixels < 64 or portion == channels:
-        return convolve(lhs, rhs)
+        return convolve(lhs, rhs, preferred)
 
     def portions(x: Array, axis: int) -> Array:
         return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, portion, *x.shape[axis + 1 :]), axis, 0)
 
     given = portions(lhs, lhs.ndim - 1), portions(rhs, rhs.ndim - 2)
-    return lax.map(lambda pair: convolve(*pair), given).sum(0)
+    dtype = jnp.result_type(lhs, rhs) if preferred is None else preferred
+    if jnp.issubdtype(dtype, jnp.floating):  # so that narrow ones are rounded once
+        preferred = jnp.promote_types(dtype, jnp.float32)
+    parts = lax.map(lambda pair: convolve(pair[0], pair[1], preferred), given)
+    return parts.sum(0, dtype=parts.dtype).astype(dtype)
 
 
 def _dilated(size: int, stride: int) -> int:

@@ -55,7 +55,7 @@ def conv_general_dilated(
         precision: as in lax, for gradients too.
         preferred_element_type: dtype of the result, as in lax.
         lowering: "direct", "grouped", "blocks", "rows", "im2col" or "toeplitz" for the convolution and its gradients;
-            None: chosen for each (`jaxpt.convolution.choice`).
+            None: chosen for each (`jaxpt.convolution.choice`). On CPUs, engines choose anew for lax's convolutions.
         **options: as in lax.
 
     Returns:

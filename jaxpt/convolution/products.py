@@ -37,13 +37,14 @@ def forward(
         **options: `precision` and `preferred_element_type` of the product.
     """
     block = min(block, shape.output[1])
+    dtype, options = _wide(images.dtype, options)
     seen = columns(images, shape, block)
     out = sum(
         jnp.dot(rows_of(seen, shape, rows), banded(kernel[rows], shape, block), **options)
         for rows in _groups(shape, by_rows)
     )
     out = jnp.reshape(out, (images.shape[0], shape.output[0], -1, kernel.shape[-1]))
-    return out[:, :, : shape.output[1]]
+    return out[:, :, : shape.output[1]].astype(dtype)
 
 
 def input_gradient(
@@ -56,6 +57,7 @@ def input_gradient(
 ) -> Float[Array, "B H W C"]:
     """Returns the gradient with respect to the images, for a cotangent of the output; arguments as in `forward`."""
     block = min(block, shape.output[1])
+    dtype, options = _wide(cotangent.dtype, options)
     given = in_blocks(cotangent, block)
     images = (cotangent.shape[0], *shape.image, kernel.shape[2])
     seen = jax.eval_shape(lambda x: columns(x, shape, block), jax.ShapeDtypeStruct(images, kernel.dtype)).shape
@@ -67,7 +69,7 @@ def input_gradient(
         )
         for rows in _groups(shape, by_rows)
     )
-    return _transposed(lambda x: columns(x, shape, block), images, jnp.asarray(pieces))
+    return _transposed(lambda x: columns(x, shape, block), images, jnp.asarray(pieces)).astype(dtype)
 
 
 def kernel_gradient(
@@ -80,6 +82,7 @@ def kernel_gradient(
 ) -> Float[Array, "h w C O"]:
     """Returns the gradient with respect to the kernel, for a cotangent of the output; arguments as in `forward`."""
     block = min(block, shape.output[1])
+    dtype, options = _wide(images.dtype, options)
     seen, given = columns(images, shape, block), in_blocks(cotangent, block)
     parts = []
     for rows in _groups(shape, by_rows):
@@ -87,7 +90,13 @@ def kernel_gradient(
         matrix = jnp.einsum("nk,np->kp", rows_of(seen, shape, rows), given, **options)
         part = (rows.stop - rows.start, shape.kernel[1], images.shape[3], cotangent.shape[3])
         parts.append(_transposed(lambda w: banded(w, shape, block), part, matrix))
-    return jnp.concatenate(parts)
+    return jnp.concatenate(parts).astype(dtype)
+
+
+def _wide(dtype: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Returns the dtype of a result, and options with which its summands are float32 at least: it is rounded once."""
+    dtype = jnp.dtype(options.get("preferred_element_type") or dtype)
+    return dtype, {**options, "preferred_element_type": jnp.promote_types(dtype, jnp.float32)}
 
 
 def _groups(shape: Geometry, by_rows: bool) -> Iterator[slice]:

@@ -41,15 +41,19 @@ def ladder_name(trace: Trace, ladder: str | None) -> str:
 def exchanges(trace: Trace, ladder: str | None = None) -> Trace:
     """Returns the periods in which that ladder had its turn, from the first on in which it was offered a swap.
 
-    A last period that is shorter than the others, the steps that `fit` does without an exchange, does not count.
+    As long as the ladder still adapts (`Tempering(swap_while_tuning=True)`), its exchanges do not count. Nor does a
+    last period without an offer that is shorter than the others: the steps that `fit` does without an exchange.
     """
     length = np.diff(trace.step)
-    if len(length) > 1 and length[-1] < length[0]:
+    if len(length) > 1 and length[-1] < length[0] and not _any_offer(trace)[-1]:
         trace = jax.tree.map(lambda leaf: np.asarray(leaf)[:-1], trace)
     turns = _first(trace.info.ladder) == list(trace.rung).index(ladder_name(trace, ladder))
     rows = np.flatnonzero(turns)
     begun = _any_offer(trace)[rows]
     rows = rows[np.argmax(begun) :] if begun.any() else rows[:0]
+    if trace.info.beta is not None and len(rows):
+        beta = np.asarray(trace.info.beta)[rows].reshape(len(rows), -1)
+        rows = rows[len(rows) - np.argmax([*(beta != beta[-1]).any(-1)[::-1], True]) :]
     return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], trace)
 
 

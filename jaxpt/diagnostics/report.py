@@ -180,7 +180,7 @@ def _on_energies(made: Trace, name: str, energies: np.ndarray) -> list[str]:
     broken = ~np.isfinite(made.valid["energy"])
     if broken.any():
         found.append(f"{broken.mean():.1%} of all energies are not finite: lower the hottest rung's value")
-    elif energies[0] - energies[-1] > 2 * _energy_error(made, name):
+    elif len(made.step) > 3 and energies[0] - energies[-1] > 2 * _energy_error(made, name):
         found.append(
             f"the coldest rung holds the higher energy ({energies[0]:.4g}, the hottest {energies[-1]:.4g}): cold "
             "replicas train more slowly than swaps sort them; lengthen the burn-in, or raise C"

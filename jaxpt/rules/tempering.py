@@ -85,8 +85,8 @@ class Tempering:
         Tempering("auto", "deo", adapt_ladder=True)           # nothing by hand
         Tempering(1.0, "deo", adapt_ladder=True, swap_while_tuning=True)  # sampling, its ladder found
 
-    Tuning happens on the device and ends: ladders adapt during burn-in and stay as they are from the first exchange on,
-    C="auto" is frozen `settle` exchanges later. `trace.info` records the C and the beta of every exchange.
+    Tuning happens on the device and ends: ladders adapt during burn-in and stay as they are from its end on, C="auto"
+    is frozen `settle` exchanges later. `trace.info` records the C and the beta of every exchange.
 
     Args:
         C: the factor between energies and inverse temperatures; its value is traced, a new one compiles nothing.
@@ -187,7 +187,7 @@ class Tempering:
             C=jnp.broadcast_to(jnp.asarray(rule.C), (len(names),))[ladder],
             pairing=self.pairing,
             turn=turn // len(ladders),
-            allowed=allowed | self.swap_while_tuning,
+            allowed=allowed | rule._early(ladder),
             variance=variance,
         )
         rungs = before.at[ladder].set(after)
@@ -198,6 +198,10 @@ class Tempering:
         permuted = {key: v[rung[name]] for name in names for key, v in ladders[name].values.items()}
         move = Move(rung, {**hyper, **permuted}, ladders=dict(ladders) if self.adapt_ladder else None)
         return move, rule, info._replace(ladder=ladder)
+
+    def _early(self, ladder: Array) -> Bool[Array, ""] | bool:
+        """Whether swaps are offered although burn-in has not ended."""
+        return self.tuning is not None and self.swap_while_tuning and self.tuning.exchanges[ladder] == 0
 
     def _observe(self, ladder: Array, beta: Array, energy: Array, rung: Array, variance: Array | None) -> "Tempering":
         """Returns the rule after it has looked at this period's energies, its C tuned to them."""
@@ -238,16 +242,15 @@ def _as_numbers(C: Any) -> Any:
     Raises:
         ValueError: it is not positive and finite, one number or a row of them.
     """
-    numbers = np.asarray(C, np.float64) if _numeric(C) else np.full((), np.nan)
+    try:
+        numbers = np.full((), np.nan) if isinstance(C, str) else np.asarray(C).astype(np.float64)
+    except (TypeError, ValueError):  # lists of lists of different lengths, say
+        numbers = np.full((), np.nan)
     if numbers.ndim > 1 or not numbers.size or not np.all((numbers > 0) & (numbers <= np.finfo(np.float32).max)):
         raise ValueError(
             f'C must be positive and finite, one number or one for each ladder, or "auto", but it is {C!r}'
         )
     return np.asarray(C, np.float32) if isinstance(C, Sequence) else C
-
-
-def _numeric(C: Any) -> bool:
-    return not isinstance(C, str) and np.asarray(C).dtype.kind in "iuf"
 
 
 def _replace(rule: Tempering, **changes: Any) -> Tempering:

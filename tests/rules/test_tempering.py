@@ -119,7 +119,7 @@ def test_the_pairs_of_each_of_several_ladders_alternate():
 
 
 def test_each_ladder_may_have_its_own_C():
-    ladders = [jaxpt.Ladder(x=[1, 2], beta=[2, 1]), jaxpt.Ladder(y=[1, 2], beta=[2, 1])]
+    ladders = [jaxpt.Ladder(y=[1, 2], beta=[2, 1]), jaxpt.Ladder(x=[1, 2], beta=[2, 1])]  # exchanged by name: x, y
     make = lambda C: jaxpt.Engine(
         jaxpt.energy_problem(jnp.square, lambda key: jax.random.normal(key)),
         lambda h: jaxpt.langevin(0.01, h["x"] + h["y"]),
@@ -130,6 +130,7 @@ def test_each_ladder_may_have_its_own_C():
     engine = make([1.0, 30.0])
     _, trace = engine.run(engine.init(jax.random.key(0)), periods=4)
     assert trace.info.C.tolist() == [1, 30, 1, 30]
+    assert trace.info.ladder.tolist() == [0, 1, 0, 1]
     with pytest.raises(ValueError, match=r"one for each ladder \(x, y\), but there are 3"):
         make([1.0, 2.0, 3.0])
 

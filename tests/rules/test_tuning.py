@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -229,10 +230,25 @@ def test_swaps_while_tuning_keep_a_good_ladder_good():
             problem, lambda h: jaxpt.langevin(0.002, h["temperature"]), rungs, rule, every=20, burn_in=20 * 1000
         )
         _, trace = engine.run(engine.init(jax.random.split(jax.random.key(0), 16)), periods=5000)
-        offered = diagnostics.window(trace, 20 * 2500)
         assert np.asarray(trace.info.attempted)[:1000].any() == swap
-        return diagnostics.rejection(offered).mean(0).std()
+        made = diagnostics.exchanges(trace)
+        assert made.step[0] > 20 * 800, "exchanges on the way there do not count"
+        return diagnostics.rejection(diagnostics.window(trace, 20 * 2500)).mean(0).std()
 
     with_swaps, without = spread(True), spread(False)
     assert with_swaps < 0.04
     assert without > 2 * with_swaps
+
+
+def test_the_steps_that_fill_no_period_swap_nothing_after_the_burn_in():
+    """And a run with swaps from its first period on is not said to have none."""
+    problem = jaxpt.energy_problem(jnp.square, lambda key: jax.random.normal(key))
+    rule = jaxpt.Tempering("auto", "deo", swap_while_tuning=True, window=4)
+    rungs = jaxpt.Ladder(temperature=[1.0, 1.1, 1.2, 1.3])
+    engine = jaxpt.Engine(problem, lambda h: jaxpt.langevin(0.1, h["temperature"]), rungs, rule, every=10, burn_in=80)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        info = jaxpt.fit(engine, steps=127, progress=False).trace.info
+        assert info.attempted[:12].any(-1).all()
+        assert not info.attempted[12].any()
+        jaxpt.fit(engine, steps=50, progress=False)
