@@ -19,7 +19,7 @@ from jaxpt.convolution.rules import Static, compute, describe
 
 
 def has_convolutions(jaxpr: Jaxpr) -> bool:
-    """Whether a traced program holds a convolution, at any depth."""
+    """Whether a traced program holds a convolution of lax or of jaxpt, at any depth."""
     return any(map(_convolves, jaxpr.eqns))
 
 
@@ -53,7 +53,7 @@ def _apply(eqn: JaxprEqn, inputs: Sequence[Any], debug: Any) -> Sequence[Any]:
     """Returns the outputs of one equation."""
     if eqn.primitive is conv_general_dilated_p:
         return [_channels_last(*inputs, **eqn.params)]
-    if _convolves(eqn):
+    if _convolves(eqn) and not _is_own(eqn):
         eqn = eqn.replace(params={name: _rewritten(value) for name, value in eqn.params.items()})
     # A program of one equation: JAX's own interpreter knows how each primitive wants to be applied.
     given = {atom: value for atom, value in zip(eqn.invars, inputs, strict=True) if not isinstance(atom, Literal)}
@@ -62,7 +62,14 @@ def _apply(eqn: JaxprEqn, inputs: Sequence[Any], debug: Any) -> Sequence[Any]:
 
 
 def _convolves(eqn: JaxprEqn) -> bool:
-    return eqn.primitive is conv_general_dilated_p or any(map(has_convolutions, jaxprs_in_params(eqn.params)))
+    stock = eqn.primitive is conv_general_dilated_p
+    return stock or _is_own(eqn) or any(map(has_convolutions, jaxprs_in_params(eqn.params)))
+
+
+def _is_own(eqn: JaxprEqn) -> bool:
+    """Whether it is a call of `jaxpt.convolution`, which has been lowered as its shapes ask for."""
+    call = eqn.params.get("call") if eqn.primitive.name == "custom_vmap_call" else None
+    return call is not None and call.jaxpr.debug_info.func_name.endswith("jaxpt_convolution")
 
 
 def _rewritten(value: Any) -> Any:

