@@ -56,7 +56,9 @@ def preset(preset: Preset = "quick", depth: int = 20) -> Options:
     paper = Options(preset="paper", depth=depth, C=30.0 if deep else 20.0, directory=Path(f"runs/resnet{depth}"))
     if preset == "paper":
         return paper
-    return shorten(paper, 600 if deep else 300, batch_size=8 if deep else 16, probe=32, curve=32, sample=500)
+    scored = 16 if deep else 32
+    less = {"batch_size": 8 if deep else 16, "probe": scored, "curve": scored, "sample": 500}
+    return shorten(paper, 600 if deep else 300, **less)
 
 
 def main(options: Options) -> None:
