@@ -150,6 +150,12 @@ def test_diffusion_on_small_data(sets, tmp_path, capsys):
             assert entry["found"] in answers
             assert trace[f"{name}/displacement"].shape == (4, 2, 3)
             np.testing.assert_allclose(entry["final_displacement"], trace[f"{name}/displacement"][-1].mean(0))
+            common = trace[f"{name}/displacement"]
+    paper_command(diffusion.main, diffusion.preset, [*map(str, given), "--own-burn-in"])
+    with np.load(tmp_path / "trace.npz", allow_pickle=False) as trace:
+        own = trace["weight_decay/displacement"]
+    np.testing.assert_allclose(own[..., 0], common[..., 0], rtol=1e-4)  # the coldest value's burn-in was the common one
+    assert (own[..., 2] != common[..., 2]).all()
     assert image.imread(tmp_path / "diffusion.png")[..., :3].std() > 0.02
     assert "| weight_decay" in capsys.readouterr().out
 
