@@ -1,27 +1,26 @@
 """The engine: step -> period -> run, all on the device, for any problem, optimiser, ladder and rule."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxpt import checks, placement, tree
-from jaxpt.data import Batches, Data, minibatches, probe_batch
+from jaxpt.data import Batches, Data
 from jaxpt.ladder import Ladder, as_arrays
+from jaxpt.period import INIT, over_seeds, per_seed, periods, scores
 from jaxpt.placement import Placement
 from jaxpt.precision import Precision, tracing_with
-from jaxpt.replica_axis import Execution, ReplicaAxis, choose, convolves, over_replicas
-from jaxpt.replicas import Replicas, in_force, init_replicas, mean_scores, paired_variance, rescale_momentum, train_step
+from jaxpt.replica_axis import Execution, ReplicaAxis, choose, convolves
+from jaxpt.replicas import init_replicas
 from jaxpt.rules import Tempering
 from jaxpt.state import RunState, Trace, state_axes, trace_axes
-from jaxpt.types import Move, Optimizer, Problem, Rule, Schedule
-
-T = TypeVar("T")
-_INIT, _DATA, _EXCHANGE, _PROBE = range(4)  # what the run's key is folded with for each purpose
+from jaxpt.types import Optimizer, Problem, Rule, Schedule
 
 
 @tree.register(
@@ -126,7 +125,7 @@ class Engine:
         if len(lead) > 1 or lead == (0,):
             raise ValueError(f"key must be one key, or an array of S >= 1 of them, but its shape is {lead}")
         ladders = {name: as_arrays(ladder) for name, ladder in self.ladders.items()}
-        start = _per_seed(key, lambda key: jax.random.fold_in(key, _INIT))(key)
+        start = per_seed(key, lambda key: jax.random.fold_in(key, INIT))(key)
         replicas = init_replicas(self.problem, self.optimizer, self.schedule, dict(self.fixed), ladders, start)
         rule = self.rule.init(ladders) if hasattr(self.rule, "init") else self.rule
         ladders, rule = jax.tree.map(
@@ -143,25 +142,31 @@ class Engine:
         state: RunState,
         data: Data | None = None,
         *,
-        periods: int,
+        periods: int | Int[Array, ""],
         batches: Batches | None = None,
         donate: bool = False,
+        room: int | None = None,
     ) -> tuple[RunState, Trace]:
         """Returns the state after so many periods, and what they recorded; one dispatch, nothing on the host.
 
         Args:
             state: where to go on from.
             data: the splits; None for a problem without data.
-            periods: how many times `every` steps and an exchange (static).
+            periods: how many times `every` steps and an exchange; static, but for `room`.
             batches: the periods' minibatches, given instead of drawn from `data.train`; see `jaxpt.stream.prefetch`.
             donate: let the run write over the state that it is given, so that memory holds one and not two; that
                 state cannot be used again.
+            room: rows of the trace (static); by default `periods`. If given, `periods` is traced: one compiled program
+                runs any number of periods up to it, and rows of the trace beyond are zeros. However a run is cut into
+                dispatches, its bits are the same.
 
         Raises:
             ValueError: the data or the batches do not fit (see `check`, which also looks at labels), or the state comes
                 from an engine with another rule or other ladders.
         """
-        return (_run_donated if donate else _run)(self, state, _as_data(data), batches, periods=periods)
+        room = operator.index(periods) if room is None else room
+        count = jnp.asarray(periods, jnp.int32)
+        return (_run_donated if donate else _run)(self, state, _as_data(data), batches, count, room=room)
 
     def lower(
         self,
@@ -172,8 +177,12 @@ class Engine:
         batches: Batches | None = None,
         donate: bool = False,
     ) -> jax.stages.Lowered:
-        """Returns the program of `run` before its compilation; what `.compile()` makes is what `run` will use."""
-        return (_run_donated if donate else _run).lower(self, state, _as_data(data), batches, periods=periods)
+        """Returns the program of `run` before its compilation; what `.compile()` makes is what `run` will use.
+
+        Its arguments may be abstract; `periods` is the trace's `room`.
+        """
+        count = jax.ShapeDtypeStruct((), jnp.int32)
+        return (_run_donated if donate else _run).lower(self, state, _as_data(data), batches, count, room=periods)
 
     def evaluate(self, state: RunState, examples: PyTree) -> dict[str, Float[Array, "..."]]:
         """Returns {"energy": [M], metric: [M]}: means over all the examples, in evaluation mode."""
@@ -204,147 +213,25 @@ def _as_data(data: Data | tuple[PyTree, ...] | None) -> Data:
 
 
 def _periods(
-    engine: Engine, state: RunState, data: Data, batches: Batches | None, periods: int
+    engine: Engine, state: RunState, data: Data, batches: Batches | None, count: Array, *, room: int
 ) -> tuple[RunState, Trace]:
     checks.check_state(engine, state)
-    checks.check_sizes(engine, checks.with_batches(engine, data, batches, periods))
-
-    def run(engine: Engine, state: RunState, data: Data, batches: Batches | None) -> tuple[RunState, Trace]:
-        return jax.lax.scan(lambda s, given: _period(engine, s, data, given), state, batches, length=periods)
-
+    checks.check_sizes(engine, checks.with_batches(engine, data, batches, room))
     axes, rows = state_axes(state.key.ndim), trace_axes(state.key.ndim)
     with tracing_with(engine.precision):
-        return engine.placed.over_shards(run, (-1, axes, -1, -1), (axes, rows))(engine, state, data, batches)
+        run = engine.placed.over_shards(partial(periods, room=room), (-1, axes, -1, -1, -1), (axes, rows))
+        return run(engine, state, data, batches, count)
 
 
-_run = jax.jit(_periods, static_argnames="periods")
-_run_donated = jax.jit(_periods, static_argnames="periods", donate_argnames="state")
+_run = jax.jit(_periods, static_argnames="room")
+_run_donated = jax.jit(_periods, static_argnames="room", donate_argnames="state")
 
 
 @jax.jit
 def _evaluate(engine: Engine, state: RunState, examples: PyTree) -> dict[str, Array]:
-    def scores(engine: Engine, state: RunState, examples: PyTree) -> dict[str, Array]:
-        return _over_seeds(engine, state.key, partial(_scores, engine, examples=examples))(state.replicas)
+    def shard(engine: Engine, state: RunState, examples: PyTree) -> dict[str, Array]:
+        return over_seeds(engine, state.key, partial(scores, engine, examples=examples))(state.replicas)
 
     axes = state_axes(state.key.ndim)
     with tracing_with(engine.precision):
-        return engine.placed.over_shards(scores, (-1, axes, -1), axes.replicas)(engine, state, examples)
-
-
-def _period(engine: Engine, state: RunState, data: Data, batches: Batches | None) -> tuple[RunState, Trace]:
-    """`every` training steps, the energies, the exchange; for the replicas of one device."""
-    per_seed = partial(_per_seed, state.key)
-    replicas, losses = _train(engine, state, data.train, batches)
-    step, turn = state.step + engine.every, state.period
-
-    def probe(key: Key[Array, ""]) -> PyTree:
-        return probe_batch(jax.random.fold_in(jax.random.fold_in(key, _PROBE), turn), data.valid, engine.probe)
-
-    def energies(replicas: Replicas, key: Key[Array, ""]) -> dict[str, Array]:
-        return _scores(engine, replicas, probe(key))
-
-    over_seeds = partial(_over_seeds, engine, state.key)
-    valid = over_seeds(energies, (0, 0))(replicas, state.key)
-    test = {} if data.test is None else over_seeds(partial(_scores, engine, examples=data.test))(replicas)
-
-    def propose(key: Key[Array, ""], energy: Array, replicas: Replicas, ladders: dict[str, Ladder], rule: Any) -> Any:
-        noise = {}
-        if getattr(rule, "noise_corrected", False):
-            how = engine.problem, partial(_over_replicas, engine), engine.placed.whole
-            sizes = engine.evaluation_batch, tree.leading(data.valid)
-            noise["variance"] = paired_variance(*how, replicas, probe(key), *sizes)
-        key = jax.random.fold_in(jax.random.fold_in(key, _EXCHANGE), turn)
-        # What is small is shown to all devices, and each computes the same exchange.
-        seen = engine.placed.whole((energy, replicas.rung, replicas.hyper))
-        move, rule, info = rule.propose(key, turn, *seen, ladders, step > engine.burn_in, **noise)
-        return _apply(engine, replicas, move, step), move.ladders or ladders, rule, info
-
-    moved, ladders, rule, info = per_seed(propose)(state.key, valid["energy"], replicas, state.ladders, state.rule)
-    trace = Trace(step, losses, valid, test, replicas.rung, replicas.hyper, info)
-    return state._replace(replicas=moved, step=step, period=turn + 1, ladders=ladders, rule=rule), trace
-
-
-def _train(
-    engine: Engine, state: RunState, train: PyTree, batches: Batches | None
-) -> tuple[Replicas, Float[Array, "... M"]]:
-    """Returns the replicas after `every` steps, and the mean of each one's losses over them."""
-    given, weight = (None, None) if batches is None else batches
-    if train is not None:
-        draw = partial(_minibatches, engine, step=state.step, num_examples=tree.leading(train))
-        given, weight = _per_seed(state.key, draw, out_axes=(0, None))(state.key)
-    numbers = state.step + jnp.arange(engine.every)
-
-    def step(replica: Replicas, xs: tuple[Any, Any, Any]) -> tuple[Replicas, Array]:
-        given, weight, number = xs
-        batch = given if train is None else tree.take(train, given)
-        return train_step(engine.problem, engine.optimizer, engine.schedule, replica, batch, weight, number)
-
-    def steps(replica: Replicas, given: PyTree) -> tuple[Replicas, Float[Array, ""]]:
-        replica, losses = jax.lax.scan(step, replica, (given, weight, numbers))
-        return replica, losses.mean()
-
-    one_seed = _over_replicas(engine, steps, (0, 0 if engine.own_batches else None))
-    return _over_seeds(engine, state.key, one_seed, (0, None if train is None else 0))(state.replicas, given)
-
-
-def _minibatches(
-    engine: Engine, key: Key[Array, ""], *, step: Int[Array, ""], num_examples: int
-) -> tuple[Int[Array, "*M T B"], Bool[Array, "T B"]]:
-    """Returns one period's minibatches for one seed: shared by the replicas, or one for each of the device's."""
-    draw = partial(
-        minibatches,
-        step=step,
-        num_steps=engine.every,
-        num_examples=num_examples,
-        batch_size=engine.batch_size,
-        drop_remainder=engine.drop_remainder,
-    )
-    key = jax.random.fold_in(key, _DATA)
-    if not engine.own_batches:
-        return draw(key)
-    own = jax.vmap(jax.random.fold_in, (None, 0))(key, engine.placed.own(jnp.arange(engine.num_replicas)))
-    return jax.vmap(draw, out_axes=(0, None))(own)
-
-
-def _scores(engine: Engine, replicas: Replicas, examples: PyTree) -> dict[str, Float[Array, " M"]]:
-    """Returns the energy and the metrics of each replica of one seed, means over the examples."""
-    over = partial(_over_replicas, engine)
-    return mean_scores(engine.problem, over, replicas, examples, engine.evaluation_batch)
-
-
-def _apply(engine: Engine, replicas: Replicas, move: Move, step: Int[Array, ""]) -> Replicas:
-    """Returns the replicas of one seed after a move: new hyperparameters, and weights for rules that copy them."""
-    if move.parents is not None:
-        mine = (*replicas[:3], replicas.hyper)
-        params, model_state, opt_state, hyper = tree.take(engine.placed.whole(mine), engine.placed.own(move.parents))
-        replicas = replicas._replace(params=params, model_state=model_state, opt_state=opt_state, hyper=hyper)
-    rung, hyper = engine.placed.own((move.rung, move.hyper))
-    moved = replicas._replace(rung=rung, hyper=hyper)
-    if engine.rescale_momentum is None:
-        return moved
-    before, after = (
-        jax.vmap(partial(in_force, engine.schedule), (0, None))(r.hyper, step)[engine.rescale_momentum]
-        for r in (replicas, moved)
-    )
-    return moved._replace(opt_state=rescale_momentum(moved.opt_state, before / after))
-
-
-def _per_seed(
-    key: Key[Array, "..."], function: Callable[..., T], in_axes: Any = 0, out_axes: Any = 0
-) -> Callable[..., T]:
-    """Lifts a function of one seed's ladder to all seeds; the function itself when the run has one seed."""
-    return jax.vmap(function, in_axes, out_axes) if key.ndim else function
-
-
-def _over_seeds(
-    engine: Engine, key: Key[Array, "..."], function: Callable[..., T], in_axes: tuple[int | None, ...] = (0,)
-) -> Callable[..., T]:
-    """The same for what is heavy, executed like the replicas."""
-    return _over_replicas(engine, function, in_axes, seeds=True) if key.ndim else function
-
-
-def _over_replicas(
-    engine: Engine, function: Callable[..., T], in_axes: tuple[int | None, ...], seeds: bool = False
-) -> Callable[..., T]:
-    placed = engine.placed
-    return over_replicas(engine.replica_axis, placed.platform, placed.num_shards, function, in_axes, seeds)
+        return engine.placed.over_shards(shard, (-1, axes, -1), axes.replicas)(engine, state, examples)

@@ -8,8 +8,7 @@ import optax
 import pytest
 
 import jaxpt
-from jaxpt import engine as engine_module
-from jaxpt import tree
+from jaxpt import period, tree
 from tests import conftest
 from tests.conftest import make_engine
 
@@ -222,7 +221,7 @@ def test_a_batch_size_of_its_own_counts_that_many_examples():
         fixed={"learning_rate": 0.1},
     )
     state = engine.init(jax.random.key(0))
-    indices, counts = engine_module._minibatches(engine, state.key, step=state.step, num_examples=20)
+    indices, counts = period._minibatches(engine, state.key, step=state.step, num_examples=20)
     assert counts[:2].all()
     assert counts[2].sum() == 4
     _, trace = engine.run(state, jaxpt.Data(v, v), periods=1)
@@ -315,6 +314,24 @@ def test_new_numbers_trace_nothing_anew(data):
     np.testing.assert_allclose(trace.hyper["learning_rate"][0], [0.03, 0.3], rtol=1e-6)
     np.testing.assert_allclose(trace.hyper["dropout_rate"][0], 0.2, rtol=1e-6)
     assert trace.info.attempted[:, 0].tolist() == [False, True]
+
+
+def test_a_period_has_the_same_bits_in_any_dispatch(data):
+    """One program runs any number of periods, and no compiler can tell a single one from many."""
+    engine = make_engine(rule=jaxpt.Tempering("auto", "deo", adapt_ladder=True, window=2), burn_in=20)
+    whole, rows = engine.run(engine.init(jax.random.key(0)), data, periods=9)
+    state, parts = engine.init(jax.random.key(0)), []
+    for periods in (1, 3, 2, 1, 2):
+        state, trace = engine.run(state, data, periods=periods, room=3)
+        assert {leaf.shape[0] for leaf in jax.tree.leaves(trace)} == {3}
+        parts.append(tree.take(trace, slice(periods)))
+    assert_same(state, whole)
+    assert_same(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts), rows)
+    before = jaxpt.engine._run._cache_size()
+    engine.run(state, data, periods=2, room=3)
+    assert jaxpt.engine._run._cache_size() == before
+    one, _ = engine.run(engine.init(jax.random.key(0)), data, periods=1)
+    assert_same(one, engine.run(engine.init(jax.random.key(0)), data, periods=1, room=3)[0])
 
 
 def test_users_may_jit_it_themselves():

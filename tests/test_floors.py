@@ -26,7 +26,7 @@ FLOORS = [
     [*(f"rules.{name}" for name in ("independent", "population", "replay", "tuning", "tempering")), "rules"],
     ["problems", "replicas"],
     ["state", "placement", "precision", "replica_axis"],
-    ["checks", "engine"],
+    ["period", "checks", "engine"],
     [*(f"diagnostics.{name}" for name in ("counts", "exchanges", "barrier", "index", "report")), "diagnostics"],
     ["fit", "lineage", "mixture", "diffusion", "plots", "sampling"],
     [""],

@@ -8,7 +8,7 @@ import pytest
 
 import jaxpt
 from jaxpt.data import Batches, minibatches
-from jaxpt.engine import _DATA
+from jaxpt.period import DATA
 from jaxpt.stream import is_stream, prefetch
 from tests import conftest
 from tests.conftest import make_engine
@@ -33,7 +33,7 @@ PLAIN = softmax_regression()
 def in_order(engine, train, seed=0):
     """A stream of NumPy minibatches, short ones short, in the order that the engine draws for this seed."""
     drawn = minibatches(
-        jax.random.fold_in(jax.random.key(seed), _DATA), 0, num_steps=60, num_examples=len(train["y"]),
+        jax.random.fold_in(jax.random.key(seed), DATA), 0, num_steps=60, num_examples=len(train["y"]),
         batch_size=engine.batch_size, drop_remainder=engine.drop_remainder,
     )  # fmt: skip
     for indices, counts in zip(*map(np.asarray, drawn), strict=True):
