@@ -16,7 +16,7 @@ import jaxpt
 from experiments.options import BaseOptions
 from jaxpt import plots
 from jaxpt.diagnostics import acceptance_rate, interval, pair_acceptance, round_trips
-from jaxpt.fit import Best
+from jaxpt.result import Best
 
 BASELINE = "independent"
 Mixtures = dict[str, dict[str, np.ndarray]]

@@ -6,7 +6,8 @@ from jaxpt.data import Batches, Data
 from jaxpt.diagnostics import diagnose, suggest_replicas
 from jaxpt.diffusion import Diffusion, diffusion
 from jaxpt.engine import Engine, RunState, Trace
-from jaxpt.fit import Result, fit
+from jaxpt.failures import CheckpointError, Diverged, Interrupted
+from jaxpt.fit import fit
 from jaxpt.ladder import Ladder, geometric, linear
 from jaxpt.lineage import Lineage, lineage, replay
 from jaxpt.losses import cross_entropy, errors, negative_log_likelihood
@@ -17,6 +18,7 @@ from jaxpt.pairing import deo, random_adjacent, seo
 from jaxpt.placement import use_all_cores
 from jaxpt.precision import with_compute_dtype
 from jaxpt.problems import energy_problem, linen_problem, nnx_problem, with_weight_noise
+from jaxpt.result import Result
 from jaxpt.rules import PBT, CopyBest, Independent, Tempering, exchange
 from jaxpt.sampling import mala, sampler
 from jaxpt.stream import prefetch
@@ -27,15 +29,18 @@ __version__ = "0.1.0"
 __all__ = [
     "PBT",
     "Batches",
+    "CheckpointError",
     "CopyBest",
     "Data",
     "Diffusion",
+    "Diverged",
     "Dropout",
     "Engine",
     "GaussianNoise",
     "Hyperparameter",
     "Independent",
     "Info",
+    "Interrupted",
     "Ladder",
     "Lineage",
     "Move",

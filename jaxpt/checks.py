@@ -31,7 +31,14 @@ def check_engine(engine: "Engine") -> None:
     _check_types(engine)
     _check_ladders(engine)
     ladders = engine.ladders.values()
-    for name, low in {"every": 1, "burn_in": 0, "batch_size": 1, "evaluation_batch": 1, "probe": 1}.items():
+    for name, low in {
+        "every": 1,
+        "burn_in": 0,
+        "batch_size": 1,
+        "evaluation_batch": 1,
+        "probe": 1,
+        "at_once": 1,
+    }.items():
         value = getattr(engine, name)
         if value is None and name == "probe":
             continue
@@ -115,7 +122,8 @@ def _check_ladders(engine: "Engine") -> None:
 
 def _check_execution(engine: "Engine") -> None:
     """Catches ways of running that do not exist, and replicas that do not split evenly over the devices."""
-    for name, known in {"replica_axis": replica_axis.NAMES, "precision": precision.NAMES}.items():
+    names = {"replica_axis": replica_axis.NAMES, "precision": precision.NAMES, "diverged": ("keep", "stop", "respawn")}
+    for name, known in names.items():
         if getattr(engine, name) not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, but it is {getattr(engine, name)!r}")
     if isinstance(engine.placement, Placement):

@@ -28,7 +28,7 @@ from jaxpt.types import Optimizer, Problem, Rule, Schedule
     meta=(
         *("problem", "optimizer", "every", "batch_size", "schedule", "own_batches"),
         *("drop_remainder", "probe", "evaluation_batch", "rescale_momentum"),
-        *("replica_axis", "placement", "precision"),
+        *("replica_axis", "at_once", "placement", "precision", "diverged"),
     ),
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,10 +62,15 @@ class Engine:
             keeps the velocity. By default the momentum stays as it is.
         replica_axis: how a device's replicas are executed: "vmap", "unroll", "map", or "auto", whichever of them
             `jaxpt.replica_axis.choose` says.
+        at_once: replicas that "map" takes at a time, which bounds the memory at work; 1 by default.
         placement: which devices the replicas are spread over; "auto": one, but on CPUs as many host devices as divide
             M (see `use_all_cores`). See `jaxpt.placement`.
         precision: of float32 products: "highest", float32 everywhere; "high", TF32 on GPUs; "default", whatever JAX is
             set to, which is TF32 on GPUs by itself. See `jaxpt.precision`.
+        diverged: what becomes of a replica whose energy is not finite. "keep": it goes on, never gets a colder rung
+            from a healthy one, and counts nowhere; "stop": `fit` ends the run; "respawn": after each period it goes on
+            with weights and optimiser state of the nearest healthy replica on the ladder, under its own
+            hyperparameters, as `trace.info.parents` records.
 
     Raises:
         ValueError: an argument is out of range; ladders differ in length or share a name; fewer than two rungs for a
@@ -87,8 +92,10 @@ class Engine:
     evaluation_batch: int = dataclasses.field(default=1024, kw_only=True)
     rescale_momentum: str | None = dataclasses.field(default=None, kw_only=True)
     replica_axis: ReplicaAxis = dataclasses.field(default="auto", kw_only=True)
+    at_once: int = dataclasses.field(default=1, kw_only=True)
     placement: Placement | Literal["auto"] = dataclasses.field(default="auto", kw_only=True)
     precision: Precision = dataclasses.field(default="highest", kw_only=True)
+    diverged: Literal["keep", "stop", "respawn"] = dataclasses.field(default="keep", kw_only=True)
 
     def __post_init__(self) -> None:
         checks.check_engine(self)
@@ -119,6 +126,13 @@ class Engine:
         Raises:
             ValueError: not a typed key, or an array of them with more than one axis.
         """
+        return self.placed.put(self._start(key), state_axes(key.ndim))
+
+    def abstract(self, key: Key[Array, ""] | Key[Array, " S"]) -> RunState:
+        """Returns what `init` would return, as shapes with their places; nothing is computed."""
+        return self.placed.abstract(jax.eval_shape(self._start, key), state_axes(key.ndim))
+
+    def _start(self, key: Key[Array, ""] | Key[Array, " S"]) -> RunState:
         if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
             raise ValueError(f"key must be a typed key, e.g. jax.random.key(0), but it is {key!r}")
         lead = key.shape
@@ -134,8 +148,7 @@ class Engine:
         )
         # Every leaf is a buffer of its own, so that `donate` can take them all.
         step, period = jnp.zeros(2, jnp.int32)
-        state = RunState(replicas, step, period, jnp.copy(key), ladders, rule)
-        return self.placed.put(state, state_axes(key.ndim))
+        return RunState(replicas, step, period, jnp.copy(key), ladders, rule)
 
     def run(
         self,

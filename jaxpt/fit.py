@@ -1,107 +1,41 @@
-"""The host's loop around `Engine.run`: chunks of periods, a progress bar, and the result."""
+"""The host's loop around `Engine.run`: dispatches of about a second, a progress bar, checkpoints, and the result."""
 
+import contextlib
 import dataclasses
 import itertools
+import os
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
-from jaxpt import tree
-from jaxpt.data import Batches, Data, examples_seen
+from jaxpt import memory, settings, tree
+from jaxpt.data import Batches, Data
+from jaxpt.divergence import Watch
 from jaxpt.engine import Engine, RunState, Trace
+from jaxpt.failures import Interrupted
+from jaxpt.interruption import Request, requests
+from jaxpt.progress import counted, drawn, postfix, replica_images
 from jaxpt.replica_axis import Execution
+from jaxpt.result import Result
 from jaxpt.stream import is_stream, prefetch
+
+if TYPE_CHECKING:
+    from jaxpt.checkpoint import Checkpoints
 
 _NEVER = np.iinfo(np.int32).max
 _GENERATORS = ("threefry2x32", "rbg", "unsafe_rbg")
-
-
-@dataclasses.dataclass(frozen=True)
-class Best:
-    """The replica that did best on validation."""
-
-    replica: int
-    """Its slot, 0 .. M - 1."""
-    seed: int | None
-    """Which seed's ladder it belongs to (an index into `seeds`); None for a run with one seed."""
-    valid: dict[str, float]
-    """Its energy and metrics on the whole validation split, at the end."""
-    test: dict[str, float]
-    """The same on the test split; empty without one."""
-    model: Any = dataclasses.field(repr=False)
-    """The user's model with its weights, in evaluation mode."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What came of a run.
-
-    result.best("error").model(x)                # the replica that is best on validation, ready to call
-    result.trace.valid["energy"]                 # [periods, replicas], or [periods, seeds, replicas]
-    result.trace.rung["learning_rate"]           # where each replica stood, period by period
-    """
-
-    engine: Engine = dataclasses.field(repr=False)
-    """The engine that ran."""
-    state: RunState = dataclasses.field(repr=False)
-    """The state after the last step."""
-    trace: Trace = dataclasses.field(repr=False)
-    """One row per period, as NumPy arrays."""
-    valid: dict[str, np.ndarray]
-    """{"energy": [M], metric: [M]} on the whole validation split, at the end; [S, M] with seeds."""
-    test: dict[str, np.ndarray]
-    """The same on the test split; empty without one."""
-    seconds: float
-    """Wall time of the training, compilation left out."""
-    compile_seconds: float
-    """Wall time of the compilation."""
-    replica_images: int
-    """Training examples that all replicas were trained on, repeats counted; batch sizes as in `trace.hyper`."""
-    execution: Execution
-    """How the replica axis was executed and on how many devices; `str` says it in words."""
-
-    def best(self, on: str = "energy", seed: int | None = None) -> Best:
-        """Returns the replica with the lowest score on the validation split (ties: the lower energy).
-
-        Args:
-            on: "energy" or one of the problem's metrics.
-            seed: which seed's ladder to look at (an index into `seeds`); needed if the run has several.
-
-        Raises:
-            ValueError: no such score, or no such seed.
-        """
-        if on not in self.valid:
-            raise ValueError(f"on={on!r} is not a score of this run; there are {', '.join(self.valid)}")
-        ladders = self.state.key.ndim and self.state.key.shape[0]
-        if ladders and (seed is None or not 0 <= seed < ladders):
-            raise ValueError(f"the run has {ladders} seeds; give seed=0 .. {ladders - 1}, not {seed}")
-        if seed is not None and not ladders:
-            raise ValueError(f"the run has one seed only, so seed={seed} names none; leave it out")
-        lead: tuple[int, ...] = () if seed is None else (seed,)
-        # A diverged replica comes last, whatever its other scores say.
-        healthy = np.isfinite(self.valid["energy"])
-        ranked = [np.where(healthy, self.valid[name], np.inf)[lead] for name in ("energy", on)]
-        index = (*lead, int(np.lexsort(ranked)[0]))
-        if not np.isfinite(ranked[0]).any():
-            warnings.warn(f"all {len(ranked[0])} replicas have diverged; none is the best", stacklevel=2)
-        weights = tree.take((self.state.replicas.params, self.state.replicas.model_state), index)
-        weights = self.engine.placed.gathered(weights)
-        build = self.engine.problem.model
-        return Best(
-            index[-1],
-            seed,
-            {name: float(v[index]) for name, v in self.valid.items()},
-            {name: float(v[index]) for name, v in self.test.items()},
-            build(*weights) if build else weights,
-        )
+_ROOM = 64  # periods that a dispatch may hold at least
+_SECONDS = 1.0  # that a dispatch should take: signals wait for its end, and each costs about a millisecond
 
 
 def fit(
@@ -114,18 +48,26 @@ def fit(
     seeds: Sequence[int] | None = None,
     test: PyTree = None,
     prng: str | None = None,
+    directory: str | os.PathLike[str] | None = None,
+    save_every: int | None = None,
+    save_minutes: float = 10.0,
     progress: bool | None = None,
     description: str = "training",
 ) -> Result:
     """Trains all replicas for so many steps and shows how far it is.
 
-    Data goes to the device once. Whole chunks of periods are dispatched at a time; steps that do not fill a last
-    period are done without an exchange.
+    Data goes to the device once. Dispatches hold as many periods as take about a second; steps that do not fill a last
+    period are done without an exchange. However a run is cut, its bits are the same.
 
     A training split that does not fit on the device is given as a stream, an iterator of minibatches on the host (a
     Grain loader, say): a thread reads, stacks and copies the next period's while the device trains (`jaxpt.stream`).
     All replicas, and with `seeds` all ladders, share its minibatches. The order of examples being the same, the bits
     are those of a split on the device.
+
+    With a `directory` the run is saved there in the background, and the same call goes on from the latest checkpoint,
+    on whatever devices there are then, to the same result; with more `steps` it trains on. SIGTERM and SIGINT then end
+    the run after the period at work: it saves itself and raises `Interrupted`, which ends the process with code 75; a
+    second signal ends it at once. A stream begins anew in a resumed run, and what was used of it is passed over.
 
     Args:
         engine: what to run.
@@ -140,6 +82,9 @@ def fit(
         prng: the generator behind all that is random, "threefry2x32", "rbg" or "unsafe_rbg"; by default JAX's own
             (`jax_default_prng_impl`, threefry). The two others are faster at dropout, and what they draw depends on
             `Engine.replica_axis` and on the number of devices.
+        directory: where checkpoints go and come from; the latest two and the best are kept.
+        save_every: periods between checkpoints, if they are not to go by time alone.
+        save_minutes: minutes between them at most; there is always one at the end.
         progress: show a progress bar on stderr; by default if that is a terminal.
         description: what the bar is called.
 
@@ -149,72 +94,220 @@ def fit(
     Raises:
         ValueError: steps is not a positive integer, seeds are not distinct integers, prng is unknown, or the data does
             not fit the engine, see `Engine.check`; a stream ends early or changes its shapes, see
-            `jaxpt.stream.prefetch`.
+            `jaxpt.stream.prefetch`; the directory holds a longer run, or one with other settings.
+        MemoryError: the run does not fit on its devices; the message says how many replicas do.
+        CheckpointError: a checkpoint cannot be written or read.
+        Diverged: a replica's energy is not finite, and the engine says `diverged="stop"`.
+        Interrupted: a signal ended a run that has a directory.
     """
     if not isinstance(steps, int | np.integer) or steps < 1:
         raise ValueError(f"steps must be an integer of at least 1, but it is {steps!r}")
+    if save_every is not None and (not isinstance(save_every, int | np.integer) or save_every < 1):
+        raise ValueError(f"save_every must be a number of periods, at least 1, but it is {save_every!r}")
+    if not save_minutes > 0:
+        raise ValueError(f"save_minutes must be positive, but it is {save_minutes!r}")
     key = _keys(seed, seeds, prng)
-    streaming = is_stream(train)
-    plan = _plan(engine, steps, streaming)
-    feed: Iterator[Batches | None] = itertools.repeat(None)
-    if streaming:
-        feed, train = prefetch(train, [part.every for part, _ in plan], engine.batch_size), None
-    batches = next(feed)
-    engine.check(Data(train if batches is None else tree.take(batches.examples, (0, 0)), valid, test))
-    data = engine.placed.put(Data(train, valid, test))  # once, to every device
-    execution = engine.execution(data if batches is None else data._replace(train=tree.take(batches.examples, (0, 0))))
-    state = engine.init(key)
+    whole, rest = divmod(int(steps), engine.every)
     early = getattr(engine.rule, "swap_while_tuning", False)
-    if engine.rule.exchanges and not early and engine.every * (steps // engine.every) <= engine.burn_in:
+    if engine.rule.exchanges and not early and engine.every * whole <= engine.burn_in:
         warnings.warn(
             f"no exchange will happen: {steps} steps hold no whole period of {engine.every} steps that ends after the "
             f"burn-in of {engine.burn_in}",
             stacklevel=2,
         )
-
-    started = time.perf_counter()
-    for part, periods in dict.fromkeys(plan):
-        part.lower(state, data, periods=periods, batches=_shapes(batches, part.every), donate=True).compile()
-    compile_seconds = time.perf_counter() - started
-
-    traces: list[Trace] = []
-    accepted = offered = images = 0
-    started = time.perf_counter()
-    hidden = None if progress is None else not progress  # None: tqdm shows the bar on a terminal only
-    with tqdm(total=steps, desc=description, unit="step", disable=hidden, dynamic_ncols=True) as bar:
-        for part, periods in plan:
-            state, trace = part.run(state, data, periods=periods, batches=batches, donate=True)
+    with contextlib.ExitStack() as stack:
+        store = None if directory is None else _opened(stack, directory)
+        done = _periods_done(store, engine, whole)
+        job = _prepare(engine, train, Data(None, valid, test), whole, rest, done, key, store)
+        state, traces, earlier, images = job.begin(store)
+        request = stack.enter_context(requests(store is not None))
+        hidden = None if progress is None else not progress  # None: tqdm shows the bar on a terminal only
+        start = engine.every * done
+        bar = stack.enter_context(
+            tqdm(total=steps, initial=start, desc=description, unit="step", disable=hidden, dynamic_ncols=True)
+        )
+        watch = Watch(engine)
+        batches, count, ended = job.batches, 1, False
+        swaps = sum(map(_swaps, traces), np.zeros(2, int))
+        started = saved = time.perf_counter()
+        while done < whole and not ended:
+            before = time.perf_counter()
+            state, trace = engine.run(state, job.data, periods=count, room=job.room, batches=batches, donate=True)
+            traces.append(jax.tree.map(lambda leaf, n=count: np.asarray(leaf)[:n], trace))
+            done += count
+            now = time.perf_counter()
+            images += job.images(engine, traces[-1], batches)
+            watch.look(traces[-1], "" if store is None else f"; {directory} keeps its last checkpoint")
+            swaps += _swaps(traces[-1])
+            rate = images / (earlier + now - started)
+            bar.set_postfix(postfix(traces[-1], swaps[0], swaps[1], rate), refresh=False)
+            bar.update(engine.every * count)
+            batches = next(job.feed, None)
+            due = done == whole or now - saved > 60 * save_minutes or (save_every and done % save_every == 0)
+            count, due, ended = _agreed(_SECONDS * count / (now - before), bool(due), request.name is not None)
+            until = save_every - done % save_every if save_every else whole
+            count = min(max(1, count), job.room, until, max(1, whole - done))
+            if store is not None and (due or ended):
+                traces = [_joined(traces)]
+                store.save(state, traces[0], earlier + now - started, images)
+                saved = now
+        if ended and store is not None:
+            store.wait()
+            raise _interrupted(request, description, engine.every * done, steps, directory)
+        if rest:
+            state, trace = job.short.run(state, job.data, periods=1, batches=batches, donate=True)
             traces.append(jax.tree.map(np.asarray, trace))
-            seconds = time.perf_counter() - started
-            accepted += int(traces[-1].info.accepted.sum())
-            offered += int(traces[-1].info.attempted.sum())
-            if batches is not None:
-                images += _replica_images(part, traces[-1], partial(_counted, np.asarray(batches.counts)))
-            elif train is not None:
-                images += _replica_images(part, traces[-1], partial(_drawn, part, traces[-1], tree.leading(train)))
-            bar.set_postfix(_postfix(traces[-1], accepted, offered, images / seconds), refresh=False)
-            bar.update(part.every * periods)
-            batches = next(feed, None)
-    seconds = time.perf_counter() - started
-    trace = jax.tree.map(lambda *rows: np.concatenate(rows), *traces)
-    last_valid, last_test = tree.take((trace.valid, trace.test), -1)
-    if (parents := trace.info.parents) is not None:  # the last copies carry their scores with them
+            images += job.images(job.short, traces[-1], batches)
+            watch.look(traces[-1])
+            bar.update(rest)
+        seconds = earlier + time.perf_counter() - started
+        if store is not None:
+            store.wait()
+    whole_trace: Any = _joined(traces)
+    last_valid, last_test = tree.take((whole_trace.valid, whole_trace.test), -1)
+    if (parents := whole_trace.info.parents) is not None:  # the last copies carry their scores with them
         last_valid, last_test = jax.tree.map(
             lambda score: np.take_along_axis(score, parents[-1], -1), (last_valid, last_test)
         )
     if engine.probe is not None:
-        last_valid = jax.tree.map(np.asarray, engine.evaluate(state, data.valid))
+        last_valid = jax.tree.map(np.asarray, engine.evaluate(state, job.data.valid))
     return Result(
         engine,
         state,
-        trace,
+        whole_trace,
         valid=last_valid,
         test=last_test,
         seconds=seconds,
-        compile_seconds=compile_seconds,
+        compile_seconds=job.compile_seconds,
         replica_images=images,
-        execution=execution,
+        execution=job.execution,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """A run that is ready to go: data on its devices, programs compiled."""
+
+    engine: Engine
+    short: Engine
+    """For the last period, if it is short."""
+    key: jax.Array
+    data: Data
+    batches: Batches | None
+    """Of the first period, if they come from a stream, and then of the further ones."""
+    feed: Iterator[Batches | None]
+    room: int
+    """Periods that a dispatch may hold."""
+    form: RunState
+    """The state as shapes with their places."""
+    row: Trace
+    """A trace as shapes, of any number of rows."""
+    execution: Execution
+    compile_seconds: float
+
+    def begin(self, store: "Checkpoints | None") -> tuple[RunState, list[Trace], float, int]:
+        """Returns the state to go on from, the rows so far, seconds and images: from a checkpoint, if there is one."""
+        if store is None or not store.steps:
+            return self.engine.init(self.key), [], 0.0, 0
+        state, trace, progress = store.load(self.form, self.row, jax.random.key_impl(self.key))
+        return state, [trace], progress.seconds, progress.images
+
+    def images(self, engine: Engine, trace: Trace, batches: Batches | None) -> int:
+        """Returns how many training examples these rows stand for."""
+        if batches is not None:
+            return replica_images(engine, trace, partial(counted, np.asarray(batches.counts)))
+        if self.data.train is None:
+            return 0
+        return replica_images(engine, trace, partial(drawn, engine, trace, tree.leading(self.data.train)))
+
+
+def _prepare(
+    engine: Engine,
+    train: Any,
+    scored: Data,
+    whole: int,
+    rest: int,
+    done: int,
+    key: jax.Array,
+    store: "Checkpoints | None",
+) -> _Job:
+    """Checks the data and brings it to the devices, compiles what is left to run, and sees that it fits."""
+    feed: Iterator[Batches | None] = itertools.repeat(None)
+    if streaming := is_stream(train):
+        lengths = [engine.every] * (whole - done) + [rest] * (rest > 0)
+        feed, train = prefetch(train, lengths, engine.batch_size, engine.every * done), None
+    batches = next(feed, None)
+    host = scored._replace(train=train)
+    seen = host if batches is None else host._replace(train=tree.take(batches.examples, (0, 0)))
+    engine.check(seen)
+    data = engine.placed.put(host)  # once, to every device
+    execution = engine.execution(seen)
+    form = engine.abstract(key)
+    if store is not None:
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), seen.train)
+        store.match(settings.describe(engine, form, key, seen._replace(train=shapes) if streaming else host))
+    short = dataclasses.replace(engine, every=rest or 1, burn_in=_NEVER)
+    room = 1 if streaming else max(1, min(whole, max(_ROOM, -(-whole // 40))))
+    started = time.perf_counter()
+    row: Any = None
+    for part, periods, left in ((engine, room, done < whole), (short, 1, rest > 0)):
+        if left or (part is engine and whole):
+            given = _shapes(batches, part.every)
+            lowered = part.lower(form, data, periods=periods, batches=given, donate=True)
+            row = lowered.out_info[1] if row is None else row
+            if left:
+                most = memory.limit(engine.placed)
+                memory.check(lowered.compile(), form.replicas, (data, given), execution, most)
+    seconds = time.perf_counter() - started
+    return _Job(engine, short, key, data, batches, feed, room, form, row, execution, seconds)
+
+
+def _opened(stack: contextlib.ExitStack, directory: str | os.PathLike[str]) -> "Checkpoints":
+    from jaxpt.checkpoint import Checkpoints  # Orbax takes a second to import, so only who saves imports it
+
+    store = Checkpoints(directory)
+    stack.callback(store.close)
+    return store
+
+
+def _periods_done(store: "Checkpoints | None", engine: Engine, whole: int) -> int:
+    begun = store.steps[-1] if store is not None and store.steps else 0
+    if store is not None and begun > engine.every * whole:
+        raise ValueError(
+            f"{store.directory} holds a run of {begun} steps already, which are more than {engine.every * whole}; ask "
+            "for more steps, or give another directory"
+        )
+    return begun // engine.every
+
+
+def _agreed(count: float, due: bool, ended: bool) -> tuple[int, bool, bool]:
+    """Returns the first process's numbers, and whether any process was asked to end: all must do the same."""
+    found = np.array([min(count, _NEVER), due, ended], np.int64)
+    if jax.process_count() > 1:
+        each = multihost_utils.process_allgather(found)
+        found = np.array([*each[0, :2], each[:, 2].max()])
+    return int(found[0]), bool(found[1]), bool(found[2])
+
+
+def _interrupted(
+    request: Request, description: str, step: int, steps: int, directory: str | os.PathLike[str] | None
+) -> Interrupted:
+    message = (
+        f"{description} was interrupted by {request.name or 'a signal to another process'} after step {step} of "
+        f"{steps}; it is saved in {directory}, and the same call goes on from there"
+    )
+    if jax.process_index() == 0:
+        print(message, file=sys.stderr)
+    return Interrupted(message)
+
+
+def _swaps(trace: Trace) -> Any:
+    """Returns how many swaps were accepted and how many offered, [2]."""
+    return np.array([trace.info.accepted.sum(), trace.info.attempted.sum()], int)
+
+
+def _joined(traces: Sequence[Trace]) -> Trace:
+    return jax.tree.map(lambda *rows: np.concatenate(rows), *traces)
 
 
 def _keys(seed: int, seeds: Sequence[int] | None, prng: str | None) -> jax.Array:
@@ -233,62 +326,6 @@ def _keys(seed: int, seeds: Sequence[int] | None, prng: str | None) -> jax.Array
     return make(seed) if seeds is None else jax.vmap(make)(jnp.asarray(wanted))
 
 
-def _plan(engine: Engine, steps: int, streaming: bool = False) -> list[tuple[Engine, int]]:
-    """Returns what to dispatch: (engine, periods), about 40 times, with as few different programs as possible.
-
-    A stream's minibatches are put on the device period by period, so its periods are dispatched one at a time.
-    """
-    whole, rest = divmod(steps, engine.every)
-    # A divisor near whole / 40 needs one program; else the remainder needs a second one.
-    divisors = [d for d in range(-(-whole // 80), -(-whole // 20) + 1) if d and whole % d == 0]
-    chunk = 1 if streaming else divisors[-1] if divisors else max(1, whole // 40)
-    plan = [(engine, chunk)] * (whole // chunk)
-    if whole % chunk:
-        plan.append((engine, whole % chunk))
-    if rest:
-        plan.append((dataclasses.replace(engine, every=rest, burn_in=_NEVER), 1))
-    return plan
-
-
 def _shapes(batches: Batches | None, every: int) -> PyTree:
     """Returns one period's minibatches as shapes, for a period of so many steps."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, every, *leaf.shape[2:]), leaf.dtype), batches)
-
-
-def _postfix(trace: Trace, accepted: int, offered: int, rate: float) -> dict[str, str]:
-    """What the progress bar says behind the steps."""
-    energy = trace.valid["energy"][-1]
-    shown = {"best": f"{np.min(energy, where=np.isfinite(energy), initial=np.inf):.4g}"}
-    if offered:
-        shown["accepted"] = f"{accepted / offered:.0%}"
-    if rate:
-        shown["replica-images/s"] = f"{rate:,.0f}"
-    return shown
-
-
-def _replica_images(engine: Engine, trace: Trace, count: Callable[[int, int], int]) -> int:
-    """Returns how many training examples counted, all replicas of all seeds together.
-
-    Args:
-        engine: with which these periods ran.
-        trace: their rows.
-        count: (period, batch size) -> examples that count for one replica.
-    """
-    sizes = trace.hyper.get("batch_size", np.full(trace.loss.shape, engine.batch_size))
-    return sum(
-        int(number) * count(period, int(size))
-        for period, row in enumerate(sizes)
-        for size, number in zip(*np.unique(row, return_counts=True), strict=True)
-    )
-
-
-def _drawn(engine: Engine, trace: Trace, num_examples: int, period: int, limit: int) -> int:
-    """Returns how many examples of minibatches drawn from the split count, if at most `limit` of each do."""
-    split = num_examples, engine.batch_size, engine.drop_remainder
-    end = int(trace.step[period])
-    return examples_seen(end, *split, limit) - examples_seen(end - engine.every, *split, limit)
-
-
-def _counted(counts: np.ndarray, period: int, limit: int) -> int:
-    """Returns how many examples of given minibatches [P, T, B] count, if at most the first `limit` of each do."""
-    return int(counts[period, :, :limit].sum())

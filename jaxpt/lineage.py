@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxpt.engine import Engine, Trace
-from jaxpt.fit import Result, fit
+from jaxpt.fit import fit
 from jaxpt.ladder import Ladder
 from jaxpt.placement import single
+from jaxpt.result import Result
 from jaxpt.rules import Replay
 
 

@@ -79,6 +79,7 @@ def mixture(
         engine.evaluation_batch,
         engine.placed,
         engine.replica_axis,
+        engine.at_once,
         engine.precision,
         bool(state.key.ndim),
     )
@@ -95,13 +96,14 @@ class _How(NamedTuple):
     chunk: int
     placed: Placement
     replica_axis: str
+    at_once: int
     precision: str
     seeds: bool
 
     def over(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Lifts a function of two stacked arguments as the engine does."""
         axis, placed = self.replica_axis, self.placed
-        return over_replicas(axis, placed.platform, placed.num_shards, function, (0, 0))
+        return over_replicas(axis, placed.platform, placed.num_shards, function, (0, 0), at_once=self.at_once)
 
 
 @partial(jax.jit, static_argnums=0)

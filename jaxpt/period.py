@@ -15,7 +15,7 @@ from jaxpt.ladder import Ladder
 from jaxpt.replica_axis import over_replicas
 from jaxpt.replicas import Replicas, in_force, mean_scores, paired_variance, rescale_momentum, train_step
 from jaxpt.state import RunState, Trace
-from jaxpt.types import Move
+from jaxpt.types import Info, Move
 
 if TYPE_CHECKING:
     from jaxpt.engine import Engine
@@ -81,6 +81,8 @@ def period(engine: "Engine", state: RunState, data: Data, batches: Batches | Non
         # What is small is shown to all devices, and each computes the same exchange.
         seen = engine.placed.whole((energy, replicas.rung, replicas.hyper))
         move, rule, info = rule.propose(key, turn, *seen, ladders, step > engine.burn_in, **noise)
+        if engine.diverged == "respawn":
+            move, info = _respawned(*seen[:2], move, info)
         return _apply(engine, replicas, move, step), move.ladders or ladders, rule, info
 
     moved, ladders, rule, info = each_seed(propose)(state.key, valid["energy"], replicas, state.ladders, state.rule)
@@ -136,6 +138,23 @@ def scores(engine: "Engine", replicas: Replicas, examples: PyTree) -> dict[str, 
     return mean_scores(engine.problem, over, replicas, examples, engine.evaluation_batch)
 
 
+def _respawned(
+    energy: Float[Array, " M"], rung: dict[str, Int[Array, " M"]], move: Move, info: Info
+) -> tuple[Move, Info]:
+    """Returns the move by which diverged replicas also go on with the weights of the nearest healthy one.
+
+    The nearest on the first ladder, of two the colder. Rungs and hyperparameters are those of the move.
+    """
+    healthy, own = jnp.isfinite(energy), jnp.arange(energy.shape[0])
+    place = next(iter(rung.values())).astype(jnp.float32)
+    away = jnp.abs(place[:, None] - place) + 0.5 * (place > place[:, None])
+    nearest = jnp.argmin(jnp.where(healthy, away, jnp.inf), -1)
+    parents = own if move.parents is None else move.parents
+    # A rule may have replaced it already.
+    parents = jnp.where(~healthy & healthy.any() & (parents == own), nearest, parents)
+    return move._replace(parents=parents), info._replace(parents=parents)
+
+
 def _apply(engine: "Engine", replicas: Replicas, move: Move, step: Int[Array, ""]) -> Replicas:
     """Returns the replicas of one seed after a move: new hyperparameters, and weights for rules that copy them."""
     if move.parents is not None:
@@ -171,4 +190,6 @@ def _over_replicas(
     engine: "Engine", function: Callable[..., T], in_axes: tuple[int | None, ...], seeds: bool = False
 ) -> Callable[..., T]:
     placed = engine.placed
-    return over_replicas(engine.replica_axis, placed.platform, placed.num_shards, function, in_axes, seeds)
+    return over_replicas(
+        engine.replica_axis, placed.platform, placed.num_shards, function, in_axes, seeds, engine.at_once
+    )

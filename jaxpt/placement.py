@@ -83,6 +83,18 @@ class Placement:
         mesh = self.mesh
         return jax.device_put(arrays, jax.tree.map(lambda axis: NamedSharding(mesh, _spec(axis)), axes))
 
+    def abstract(self, shapes: T, axes: PyTree) -> T:
+        """Returns arrays' shapes with the places at which `put` would lay them; arguments as there."""
+        mesh = self.mesh
+        if mesh is None:
+            return shapes
+
+        def at(axis: int, part: PyTree) -> PyTree:
+            place = NamedSharding(mesh, _spec(axis))
+            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), part)
+
+        return jax.tree.map(at, axes, shapes)
+
     def gathered(self, arrays: T) -> T:
         """Returns arrays on one device only, the first."""
         return arrays if self.mesh is None else jax.device_put(arrays, self.mesh.devices.flat[0])

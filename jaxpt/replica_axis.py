@@ -97,6 +97,7 @@ def over_replicas(
     function: Callable[..., Any],
     in_axes: Sequence[int | None],
     seeds: bool = False,
+    at_once: int = 1,
 ) -> Callable[..., Any]:
     """Lifts a function of one replica to stacked ones, as `jax.vmap` does; the strategies agree up to rounding.
 
@@ -106,15 +107,18 @@ def over_replicas(
 
     Args:
         strategy: "vmap": one batched computation; "unroll": the replicas one by one in one program; "map": in a loop,
-            one replica at a time; "auto": see `choose`.
+            one replica at a time, or `at_once`; "auto": see `choose`.
         platform: "cpu", "gpu" or "tpu".
         devices: that the replicas are spread over, for "auto".
         function: of one replica.
         in_axes: for each argument, 0: its leaves lead with the replicas; None: it is the same for all.
         seeds: the axis counts seeds, whole ladders of replicas, which "auto" does not unroll.
+        at_once: replicas that one turn of "map" vmaps.
     """
     if platform != "cpu":
-        return _lifted(choose(platform, 0, devices, False) if strategy == "auto" else strategy, function, in_axes)
+        return _lifted(
+            choose(platform, 0, devices, False) if strategy == "auto" else strategy, function, in_axes, at_once
+        )
 
     def lifted(*args: Any) -> Any:
         one = [arg if axis is None else _first(arg) for arg, axis in zip(args, in_axes, strict=True)]
@@ -129,12 +133,14 @@ def over_replicas(
         def traced(*args: Any) -> Any:
             return jax.tree.unflatten(structure, canonical.evaluate(program, *jax.tree.leaves(args)))
 
-        return _lifted(how, traced, in_axes)(*args)
+        return _lifted(how, traced, in_axes, at_once)(*args)
 
     return lifted
 
 
-def _lifted(strategy: str, function: Callable[..., Any], in_axes: Sequence[int | None]) -> Callable[..., Any]:
+def _lifted(
+    strategy: str, function: Callable[..., Any], in_axes: Sequence[int | None], at_once: int
+) -> Callable[..., Any]:
     if strategy == "vmap":
         return jax.vmap(function, tuple(in_axes))
 
@@ -146,7 +152,7 @@ def _lifted(strategy: str, function: Callable[..., Any], in_axes: Sequence[int |
             return function(*(arg if axis is None else next(rest) for arg, axis in zip(args, in_axes, strict=True)))
 
         if strategy == "map":
-            return lax.map(at, stacked)
+            return lax.map(at, stacked, batch_size=at_once if at_once > 1 else None)
         rows = [at(tree.take(stacked, i)) for i in range(tree.leading(stacked))]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
 

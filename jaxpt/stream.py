@@ -18,7 +18,7 @@ def is_stream(train: Any) -> bool:
     return isinstance(train, Iterable) and jax.tree_util.all_leaves([train]) and not hasattr(train, "shape")
 
 
-def prefetch(stream: Iterable[PyTree], lengths: Sequence[int], batch_size: int) -> Iterator[Batches]:
+def prefetch(stream: Iterable[PyTree], lengths: Sequence[int], batch_size: int, start: int = 0) -> Iterator[Batches]:
     """Yields the minibatches of one period after the other, on the device; a thread prepares the next one meanwhile.
 
     The thread begins with a period as soon as the one before is handed out, so reading, stacking and copying overlap
@@ -31,6 +31,7 @@ def prefetch(stream: Iterable[PyTree], lengths: Sequence[int], batch_size: int) 
         stream: pytrees of arrays [B, ...], B = batch_size or, for short ones, 1 .. batch_size.
         lengths: steps in each period.
         batch_size: B.
+        start: steps done already, whose minibatches are passed over.
 
     Yields:
         `Batches` of one period, leaves [1, T, B, ...].
@@ -39,7 +40,7 @@ def prefetch(stream: Iterable[PyTree], lengths: Sequence[int], batch_size: int) 
         ValueError: the stream ends early; arrays that differ in length, or in structure, shape or type from those of
             the first minibatch; an empty or too large minibatch. All say at which step; the first step is 0.
     """
-    ready = _periods(iter(stream), lengths, batch_size)
+    ready = _periods(iter(stream), lengths, batch_size, start)
     with ThreadPoolExecutor(1, "jaxpt-stream") as pool:
         ahead = pool.submit(next, ready)
         for left in reversed(range(len(lengths))):
@@ -49,13 +50,16 @@ def prefetch(stream: Iterable[PyTree], lengths: Sequence[int], batch_size: int) 
             yield batches
 
 
-def _periods(stream: Iterator[PyTree], lengths: Sequence[int], batch_size: int) -> Iterator[Batches]:
+def _periods(stream: Iterator[PyTree], lengths: Sequence[int], batch_size: int, start: int) -> Iterator[Batches]:
     """Yields what `prefetch` does, when asked."""
-    first, counter = None, itertools.count()
+    steps = start + sum(lengths)
+    for step in range(start):
+        _next(stream, step, steps)
+    first, counter = None, itertools.count(start)
     for length in lengths:
         taken = []
         for step in itertools.islice(counter, length):
-            batch = jax.tree.map(np.asarray, _next(stream, step, sum(lengths)))
+            batch = jax.tree.map(np.asarray, _next(stream, step, steps))
             first = _like(batch) if first is None else first
             taken.append(_filled(batch, batch_size, step, first))
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves)[None], *taken)

@@ -59,3 +59,13 @@ def register(data: Sequence[str], meta: Sequence[str] = ()) -> Any:
         return cls
 
     return decorate
+
+
+def name(path: Any) -> str:
+    """Returns a leaf's place in its tree in words, "replicas/params/conv/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def plain(leaf: Any) -> Any:
+    """Returns an array of typed keys as the numbers in it, and any other array as it is."""
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf

@@ -28,7 +28,10 @@ FLOORS = [
     ["state", "placement", "precision", "replica_axis"],
     ["period", "checks", "engine"],
     [*(f"diagnostics.{name}" for name in ("counts", "exchanges", "barrier", "index", "report")), "diagnostics"],
-    ["fit", "lineage", "mixture", "diffusion", "plots", "sampling"],
+    [
+        *("failures", "settings", "checkpoint", "memory", "interruption", "divergence", "result", "progress", "fit"),
+        *("lineage", "mixture", "diffusion", "plots", "sampling"),
+    ],
     [""],
 ]
 ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}

@@ -1,0 +1,282 @@
+"""Checkpoints of a whole run by Orbax: written in the background, atomic, checked before they are trusted."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import SingleDeviceSharding
+from jaxtyping import PyTree
+from orbax.checkpoint import v1 as ocp
+
+from jaxpt import settings, tree
+from jaxpt.failures import CheckpointError
+from jaxpt.state import RunState, Trace
+
+T = TypeVar("T")
+
+
+class Progress(NamedTuple):
+    """What a run has come to besides its state and trace."""
+
+    periods: int
+    """Whole periods done, rows of the trace."""
+    seconds: float
+    """Wall time of the training so far."""
+    images: int
+    """Training examples so far, all replicas together."""
+
+
+class Checkpoints:
+    """The checkpoints of one run in DIRECTORY/checkpoints/STEP; the latest two and the best are kept.
+
+    A checkpoint counts once DIRECTORY/checksums/STEP.json says the SHA-256 of its files, which is written last. What a
+    killed process leaves behind before that is cleared away by the next one.
+
+    Args:
+        directory: of the run; made if need be.
+
+    Raises:
+        CheckpointError: the directory cannot be written.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        self.directory = Path(directory).absolute()
+        self._steps, self._sums = self.directory / "checkpoints", self.directory / "checksums"
+        self._leads = jax.process_index() == 0
+        self._saving: Future[None] | None = None
+        self._pool = ThreadPoolExecutor(1, "jaxpt-checkpoint")
+        if self._leads:
+            with _in_words(f"{self.directory} cannot hold checkpoints; give another directory"):
+                self._sums.mkdir(parents=True, exist_ok=True)
+                self._steps.mkdir(exist_ok=True)
+                self._clear()
+        _wait_for_all("jaxpt: checkpoints cleared")
+        policy = ocp.training.preservation_policies
+        best = policy.BestN(get_metric_fn=lambda metrics: metrics["energy"], reverse=True, n=1)
+        with _quietly():
+            self._orbax = ocp.training.Checkpointer(
+                self._steps,
+                preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(2), best]),
+                cleanup_tmp_directories=True,
+            )
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of the whole checkpoints, ascending."""
+        return sorted(int(path.stem) for path in self._sums.glob("*.json") if path.stem.isdecimal())
+
+    def match(self, described: Mapping[str, Any]) -> None:
+        """Sees that the directory's run has the same settings; writes them down if there is none.
+
+        Args:
+            described: what `jaxpt.settings.describe` says of the run.
+
+        Raises:
+            ValueError: it has other settings; the message lists what differs.
+            CheckpointError: what it says of its settings is damaged, or in the form of another release.
+        """
+        file = self.directory / "settings.json"
+        if not self.steps:
+            if self._leads:
+                write(file, json.dumps(described, indent=1))
+            return
+        try:
+            then = json.loads(file.read_text())
+            release = then["format"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{file} is missing or damaged ({error}); give another directory") from error
+        if release != settings.FORMAT:
+            raise CheckpointError(
+                f"{self.directory} holds a run in format {release}, but this release reads and writes format "
+                f"{settings.FORMAT}; resume it with the release that wrote it, or give another directory"
+            )
+        if changed := settings.differences(then, described):
+            raise ValueError(
+                f"{self.directory} holds a run with other settings (then -> now): {'; '.join(changed)}. Restore them "
+                "to resume it, or give another directory"
+            )
+        if then["versions"] != described["versions"]:
+            warnings.warn(
+                f"the run in {self.directory} began with {then['versions']} and goes on with {described['versions']}: "
+                "numbers may differ in their last bits",
+                stacklevel=4,
+            )
+
+    def save(self, state: RunState, trace: Trace, seconds: float, images: int) -> None:
+        """Begins to write a checkpoint and returns once the arrays may be written over.
+
+        Args:
+            state: after a whole period.
+            trace: its rows so far, as NumPy arrays.
+            seconds: of training so far.
+            images: training examples so far, all replicas together.
+
+        Raises:
+            CheckpointError: this one or the one before cannot be written.
+        """
+        self.wait()
+        step, energy = int(trace.step[-1]), trace.valid["energy"][-1]
+        lowest = np.min(energy, axis=-1, where=np.isfinite(energy), initial=np.finfo(np.float32).max).mean()
+        with self._failing_at(step), _quietly():
+            response = self._orbax.save_checkpointables_async(
+                step,
+                {"state": _flat(state), "trace": _flat(trace)},
+                metrics={"energy": float(lowest)},
+                custom_metadata=Progress(len(trace.step), seconds, images)._asdict(),
+                force=True,
+                overwrite=True,
+            )
+            self._saving = self._pool.submit(self._seal, step, response)
+
+    def wait(self) -> None:
+        """Waits until the checkpoint that is being written is whole; raises CheckpointError if that fails."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def close(self) -> None:
+        """Ends what goes on in the background."""
+        self._pool.shutdown()
+        with _quietly():
+            self._orbax.close()
+
+    def load(self, state: RunState, trace: Trace, prng: Any) -> tuple[RunState, Trace, Progress]:
+        """Returns what the latest whole checkpoint holds.
+
+        Args:
+            state: the state as shapes, with the sharding to load it into; devices may be others than at the saving.
+            trace: a trace as shapes, of any number of rows.
+            prng: the kind of its keys.
+
+        Raises:
+            CheckpointError: a file is missing or has changed since it was written.
+        """
+        step = self.steps[-1]
+        self._check_files(step)
+        with _in_words(f"the checkpoint of step {step} in {self.directory} cannot be read"), _quietly():
+            about = self._orbax.metadata(step)
+            progress = Progress(**about.custom_metadata)
+            rows = jax.tree.map(lambda leaf: np.zeros((progress.periods, *leaf.shape[1:]), leaf.dtype), trace)
+            loaded = self._orbax.load_checkpointables(step, {"state": _flat(state), "trace": _flat(rows)})
+        return _like(state, loaded["state"], prng), _like(rows, loaded["trace"], prng), progress
+
+    def _seal(self, step: int, response: Any) -> None:
+        with self._failing_at(step):
+            response.result()
+            if self._leads:
+                sums = {str(path.relative_to(self._steps)): _digest(path) for path in self._files(step)}
+                write(self._sums / f"{step}.json", json.dumps(sums, indent=1))
+                for old in set(self.steps) - {step}:
+                    if not (self._steps / str(old)).exists():
+                        (self._sums / f"{old}.json").unlink()
+
+    def _files(self, step: int) -> list[Path]:
+        return sorted(path for path in (self._steps / str(step)).rglob("*") if path.is_file())
+
+    def _clear(self) -> None:
+        """Removes what was never finished."""
+        whole = set(map(str, self.steps))
+        for path in self._steps.iterdir():
+            if path.name.isdecimal() and path.name not in whole:
+                shutil.rmtree(path)
+
+    def _check_files(self, step: int) -> None:
+        written = json.loads((self._sums / f"{step}.json").read_text())
+        found = {str(path.relative_to(self._steps)): path for path in self._files(step)}
+        wrong = [
+            name for name in sorted(written | found) if name not in found or written.get(name) != _digest(found[name])
+        ]
+        if wrong:
+            earlier = self.steps[:-1]
+            advice = (
+                f"remove {self._steps / str(step)} and {self._sums / f'{step}.json'} to go on from step {earlier[-1]}"
+                if earlier
+                else "there is no earlier one: give another directory to start anew"
+            )
+            raise CheckpointError(
+                f"the checkpoint of step {step} in {self.directory} is damaged: {', '.join(wrong[:3])} "
+                f"{'is missing' if wrong[0] not in found else 'is not as it was written'}; {advice}"
+            )
+
+    def _failing_at(self, step: int) -> contextlib.AbstractContextManager[None]:
+        kept = f"; the one of step {self.steps[-1]} is whole" if self.steps else ""
+        return _in_words(f"the checkpoint of step {step} cannot be written to {self.directory}{kept}")
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def _flat(arrays: PyTree) -> dict[str, Any]:
+    """Returns {name: array} of a tree, keys as plain numbers: names outlive the classes that hold them."""
+    leaves = {tree.name(path): _plain(leaf) for path, leaf in jax.tree.leaves_with_path(arrays)}
+    assert len(leaves) == len(jax.tree.leaves(arrays)), "two leaves have the same name"
+    return leaves
+
+
+def _plain(leaf: Any) -> Any:
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+        return tree.plain(leaf)
+    numbers = jax.eval_shape(tree.plain, leaf)
+    sharding = leaf.sharding or SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(numbers.shape, numbers.dtype, sharding=sharding)
+
+
+def _like(form: T, flat: Mapping[str, Any], prng: Any) -> T:
+    """Returns named arrays as a tree of this form."""
+
+    def leaf(path: Any, wanted: Any) -> Any:
+        found = flat[tree.name(path)]
+        typed = jnp.issubdtype(wanted.dtype, jax.dtypes.prng_key)
+        return jax.random.wrap_key_data(found, impl=prng) if typed else found
+
+    return jax.tree_util.tree_map_with_path(leaf, form)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _wait_for_all(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+@contextlib.contextmanager
+def _in_words(what: str) -> Iterator[None]:
+    """Says what failed, where a library says how."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{what}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the warnings that a library gives its developers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,60 @@
+"""Replicas whose energy is no number any more: said at once, with replica, rung and step."""
+
+import warnings
+
+import numpy as np
+
+from jaxpt.engine import Engine
+from jaxpt.failures import Diverged
+from jaxpt.state import Trace
+
+_NAMED = 4  # of those that diverge at a time; the others are counted
+
+
+class Watch:
+    """Looks through a run's rows for energies that are not finite, in the order in which they come.
+
+    Args:
+        engine: whose `diverged` says what is to happen.
+    """
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self._lost: np.ndarray | None = None
+
+    def look(self, trace: Trace, otherwise: str = "") -> None:
+        """Warns of replicas that were healthy one period earlier and are not any more.
+
+        Args:
+            trace: further rows of the run, NumPy arrays.
+            otherwise: what the error says behind its message.
+
+        Raises:
+            Diverged: there are some, and the engine's policy is "stop".
+        """
+        lost = ~np.isfinite(trace.valid["energy"])
+        if not len(lost):
+            return
+        before = np.zeros_like(lost[0]) if self._lost is None else self._lost
+        new = lost & ~np.concatenate([before[None], lost[:-1]])
+        self._lost = lost[-1]
+        if not new.any():
+            return
+        places = np.argwhere(new)
+        said = [self._words(trace, place) for place in places[:_NAMED]]
+        more = [f"and {len(places) - _NAMED} more"] if len(places) > _NAMED else []
+        message = "energy is not finite: " + "; ".join(said + more)
+        if self._engine.diverged == "stop":
+            raise Diverged(f'{message}; the run stops, since diverged="stop"{otherwise}')
+        then = {
+            "keep": 'it goes on, and counts nowhere; diverged="respawn" would start it again from its neighbour',
+            "respawn": "it goes on with the weights of the nearest healthy replica",
+        }
+        warnings.warn(f"{message} ({then[self._engine.diverged]})", stacklevel=3)
+
+    def _words(self, trace: Trace, place: np.ndarray) -> str:
+        """Returns which replica, where and when."""
+        period, *index = (int(i) for i in place)
+        seed = f" of seed {index[0]}" if len(index) == 2 else ""
+        rungs = ", ".join(f"rung {int(rung[tuple(place)])} of {name}" for name, rung in trace.rung.items())
+        return f"replica {index[-1]}{seed} on {rungs} by step {int(trace.step[period])}"

@@ -1,0 +1,42 @@
+"""Signals that end a run: remembered until the run has saved itself."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Request:
+    """Whether a signal has asked for the end."""
+
+    name: str | None = None
+    """The signal's name, once there was one."""
+
+
+@contextlib.contextmanager
+def requests(wanted: bool = True) -> Iterator[Request]:
+    """Yields a `Request` that the first SIGTERM or SIGINT fills in; a second one ends the process at once.
+
+    Args:
+        wanted: if false, or outside the main thread, signals do what they always do.
+    """
+    request = Request()
+
+    def ask(number: int, _: object) -> None:
+        if request.name is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        request.name = signal.Signals(number).name
+
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, ask) for number in _SIGNALS}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,81 @@
+"""Whether a run fits into its devices' memory, told from the compiled program before anything is allocated."""
+
+import math
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+from jaxpt import tree
+from jaxpt.placement import Placement
+from jaxpt.replica_axis import Execution
+
+_CGROUP = Path("/sys/fs/cgroup/memory.max")
+
+
+def limit(placed: Placement) -> int | None:
+    """Returns the bytes that a program may use on each of a run's devices; None if nobody knows.
+
+    On CPUs that is the machine's memory, or the part of it that this process may have, in equal shares.
+    """
+    device = jax.local_devices()[0] if placed.mesh is None else placed.mesh.local_devices[0]
+    if device.platform == "cpu":
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+        allowed = _CGROUP.read_text().strip() if _CGROUP.exists() else "max"
+        most = total if total is None or allowed == "max" else min(total, int(allowed))
+        return most and most // placed.num_shards
+    stats: dict[str, Any] = device.memory_stats() or {}
+    return stats.get("bytes_limit")
+
+
+def check(
+    compiled: jax.stages.Compiled, replicas: PyTree, shared: PyTree, execution: Execution, at_most: int | None
+) -> None:
+    """Raises MemoryError if a compiled run does not fit, and says how many replicas do.
+
+    Args:
+        compiled: the run, as it lies on each device.
+        replicas: all replicas, of all seeds, as arrays or shapes.
+        shared: what every device holds whole: the data.
+        execution: how the run goes through the replicas.
+        at_most: the bytes that one device may use; None: unknown, nothing is checked.
+    """
+    needs = compiled.memory_analysis()
+    if at_most is None or needs is None:
+        return
+    devices, each = execution.devices, execution.replicas
+    kept = needs.argument_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes
+    total = kept + needs.temp_size_in_bytes
+    if total <= at_most:
+        return
+    fixed = _bytes(shared)
+    stored = math.ceil(_bytes(replicas) / (devices * each))
+    working = max(total - fixed - stored * each, 0) / each
+    room = at_most - fixed
+    fitting = max(0, int(room // (stored + working)))
+    advice = [f"{fitting * devices} replicas would fit" if fitting else "not even one replica a device would fit"]
+    at_once = min(each - 1, int((room - stored * each) // working)) if working else 0
+    if execution.replica_axis == "vmap" and at_once >= 1:
+        advice.append(f'all of them fit {at_once} at a time: replica_axis="map", at_once={at_once}')
+    elif execution.replica_axis == "unroll" and each > 1:
+        advice.append('one at a time may need less: replica_axis="map"')
+    advice.append("a smaller batch_size or evaluation_batch needs less, too")
+    raise MemoryError(
+        f"the run does not fit: {execution} needs {_shown(total)} on each device ({_shown(fixed)} for the data, "
+        f"{_shown(stored)} stored and {_shown(working)} at work for each replica), which has {_shown(at_most)}; "
+        + "; ".join(advice)
+    )
+
+
+def _bytes(arrays: PyTree) -> int:
+    plain = jax.eval_shape(partial(jax.tree.map, tree.plain), arrays)
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(plain))
+
+
+def _shown(count: float) -> str:
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = min(int(math.log(max(count, 1), 1024)), len(units) - 1)
+    return f"{count / 1024**power:.3g} {units[power]}"

@@ -1,0 +1,135 @@
+"""What a run's mathematics depends on, in words: written beside its checkpoints, compared when it is resumed."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import re
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from jaxpt import tree
+from jaxpt.data import Data
+from jaxpt.engine import Engine
+from jaxpt.replicas import Replicas, train_step
+from jaxpt.state import RunState
+
+FORMAT = 1
+"""Of run directories; another number cannot be read."""
+_NUMBERS = ("every", "burn_in", "batch_size", "own_batches", "drop_remainder", "probe", "rescale_momentum", "precision")
+_PACKAGES = ("jax", "flax", "optax", "numpy")
+
+
+def describe(engine: Engine, state: RunState, key: Array, data: Data) -> dict[str, Any]:
+    """Returns what must stay as it is when a run is resumed, ready for JSON.
+
+    How many steps are wanted is not in it, nor on which devices and in which order of execution they are computed.
+
+    Args:
+        engine: what runs.
+        state: its first state, or that as shapes.
+        key: the seed or seeds.
+        data: the splits on the host; a stream's is its first period's minibatches as shapes.
+    """
+    first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[key.ndim + 1 :], leaf.dtype), state.replicas)
+    return {
+        "format": FORMAT,
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "seeds": {"prng": str(jax.random.key_impl(key)), "keys": np.asarray(jax.random.key_data(key)).tolist()},
+        "engine": {name: _words(getattr(engine, name)) for name in _NUMBERS}
+        | {"diverged": "respawn" if engine.diverged == "respawn" else "keep or stop"},
+        "fixed": {name: _words(value) for name, value in engine.fixed.items()},
+        "ladders": {
+            name: {"beta": _words(ladder.beta), **{key: _words(values) for key, values in ladder.values.items()}}
+            for name, ladder in engine.ladders.items()
+        },
+        "rule": _rule(engine.rule),
+        "replicas": {tree.name(path): _shape(leaf) for path, leaf in jax.tree.leaves_with_path(state.replicas)},
+        "data": {
+            tree.name(path): _shape(leaf) + _checksum(leaf) for path, leaf in jax.tree.leaves_with_path(data._asdict())
+        },
+        "programs": _programs(engine, first, data),
+    }
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> list[str]:
+    """Returns, for everything that two descriptions say otherwise, a line "what: then -> now".
+
+    Programs are compared only if they were traced by the same versions of the packages.
+    """
+    if not where and then.get("versions") != now.get("versions"):
+        then, now = ({k: v for k, v in side.items() if k not in ("versions", "programs")} for side in (then, now))
+    found = []
+    for name in dict.fromkeys((*then, *now)):
+        a, b, place = then.get(name), now.get(name), f"{where}{name}"
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{place} / ")
+        elif a != b:
+            found.append(f"{place}: {_brief(a)} -> {_brief(b)}")
+    return found
+
+
+def _brief(value: Any) -> str:
+    if value is None:
+        return "none"
+    text = str(value)
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+def _words(value: Any) -> str:
+    """A number, an array or a name, exact to the bit."""
+    if isinstance(value, np.ndarray | jax.Array | np.generic):
+        return str(np.asarray(value).tolist())
+    return getattr(value, "__name__", None) or str(value)
+
+
+def _rule(rule: Any) -> dict[str, str]:
+    kind = {"kind": type(rule).__name__}
+    if dataclasses.is_dataclass(rule):
+        return kind | {
+            field.name: _words(getattr(rule, field.name)) for field in dataclasses.fields(rule) if field.init
+        }
+    return kind | {tree.name(path): _words(leaf) for path, leaf in jax.tree.leaves_with_path(rule)}
+
+
+def _programs(engine: Engine, replica: Replicas, data: Data) -> dict[str, str]:
+    """Returns a hash of one replica's training step, and of its evaluation, as JAX traces them."""
+    train = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((engine.batch_size, *leaf.shape[1:]), leaf.dtype), data.train
+    )
+    weight = None if data.train is None else jax.ShapeDtypeStruct((engine.batch_size,), jnp.bool)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    step = jax.make_jaxpr(lambda *args: train_step(engine.problem, engine.optimizer, engine.schedule, *args))
+    score = jax.make_jaxpr(engine.problem.evaluate)
+    programs = {
+        "a training step of problem, optimizer and schedule": step(replica, train, weight, number),
+        "evaluation": score(replica.params, replica.model_state, _abstract(data.valid)),
+    }
+    return {name: _hash(program) for name, program in programs.items()}
+
+
+def _hash(program: Any) -> str:
+    """Returns a digest of a traced program: its text without addresses, and the arrays that it closes over."""
+    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(program)).encode())
+    for leaf in jax.tree.leaves(program.consts):
+        digest.update((_shape(leaf) + _checksum(leaf)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _abstract(examples: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), examples)
+
+
+def _shape(leaf: Any) -> str:
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def _checksum(leaf: Any) -> str:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return ""
+    return f" {zlib.crc32(np.ascontiguousarray(tree.plain(leaf)).tobytes()):08x}"
