@@ -19,7 +19,7 @@ from experiments.augment import Standardise
 from experiments.classification import channels_of, classes_of, classifier
 from experiments.models import LeNetEMNIST
 from experiments.options import DataOptions, Preset, paper_command, shorten
-from jaxpt import plots
+from jaxpt import files, plots
 
 Name = Literal["learning_rate", "dropout_rate", "batch_size", "temperature", "weight_decay"]
 
@@ -133,7 +133,7 @@ def main(options: Options) -> None:
         "settings": report.chosen_options(options),
         "hyperparameters": {name: _entry(found[name], study) for name, study in chosen.items()},
     }
-    runner.write(directory / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    files.write(directory / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     traces = {f"{name}/{what}": getattr(d, what) for name, d in found.items() for what in ("steps", "displacement")}
     np.savez_compressed(directory / "trace.npz", **traces)
     plots.diffusion_panels(list(found.values())).savefig(directory / "diffusion.png")

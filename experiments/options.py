@@ -43,7 +43,7 @@ class TrainingOptions:
             given = f"--{name.replace('_', '-')} {value}"
             if isinstance(value, float) and not np.isfinite(value):
                 raise ValueError(f"{given} is not a finite number")
-            if name in ("learning_rate", "later_learning_rate") and value <= 0:
+            if name in ("learning_rate", "later_learning_rate", "save_minutes") and value <= 0:
                 raise ValueError(f"{given} must be positive")
             least = {"burn_in": 0, "switch": 0}.get(name, 1)
             if isinstance(value, int) and not isinstance(value, bool) and value < least:
@@ -68,6 +68,10 @@ class BaseOptions(TrainingOptions):
     """Test examples behind the curves; all if not given. The table says the error on all of them."""
     sample: int | None = None
     """At most so many validation and test examples for everything; all if not given. The summary says so."""
+    resume: bool = False
+    """Go on with the run in --directory, if there is one; more --steps train on. Every arm keeps checkpoints there."""
+    save_minutes: float = 5.0
+    """Minutes between checkpoints. SIGTERM and Ctrl-C save as well, and end the run with code 75."""
     coldest_k: int = 3
     """Beside the mixture of all replicas, that of so many on the coldest rungs."""
 
@@ -130,7 +134,8 @@ def command(main: Callable[[T], Any], options: type[T], arguments: Sequence[str]
     """Runs an experiment from the command line (or from `arguments`).
 
     On CPUs it lets JAX see every core as a device, so it must come before anything is computed. A mistake in its
-    options ends in one line and exit code 2, data that cannot be had in one line and exit code 1.
+    options ends in one line and exit code 2; data that cannot be had, a checkpoint that cannot be written or read and a
+    run that does not fit into memory in one line and exit code 1.
     """
     _start(main, tyro.cli(options, args=arguments))
 
@@ -161,6 +166,6 @@ def _start(main: Callable[[T], Any], chosen: T) -> None:
         chosen.check()
         jaxpt.use_all_cores(chosen.devices)
         main(chosen)
-    except (ValueError, DataError) as error:
+    except (ValueError, DataError, jaxpt.CheckpointError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1 if isinstance(error, DataError) else 2) from error
+        raise SystemExit(2 if isinstance(error, ValueError) and not isinstance(error, DataError) else 1) from error

@@ -56,7 +56,7 @@ def environment() -> dict[str, Any]:
 
 def chosen_options(options: Any) -> dict[str, Any]:
     """Returns the options that matter for the numbers, ready for JSON."""
-    leave_out = ("directory", "progress", "data_dir", "devices")
+    leave_out = ("directory", "progress", "data_dir", "devices", "resume", "save_minutes")
     return {name: value for name, value in dataclasses.asdict(options).items() if name not in leave_out}
 
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+import shutil
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import jaxpt
 from experiments import classification, report
 from experiments.options import BaseOptions
+from jaxpt import files
 from jaxpt.data import Data
 
 
@@ -37,14 +40,21 @@ def run(experiment: str, engine: jaxpt.Engine, data: Data, options: BaseOptions,
         engine = dataclasses.replace(engine, probe=None)  # it covers the whole split
     engines = {name: dataclasses.replace(engine, rule=rule) for name, rule in arms_rules(options).items()}
     directory = make_directory(options.directory)
-    results = {name: _fit(arm, data, options, name) for name, arm in engines.items()}
+    if not options.resume:
+        _begin(directory, list(engines))
+    try:
+        results = {name: _fit(arm, data, options, name) for name, arm in engines.items()}
+    except jaxpt.Interrupted:
+        print("the same command with --resume goes on", file=sys.stderr)
+        raise
     mixtures = {name: _mixtures(result, data, options) for name, result in results.items()}
     summary = report.summary(experiment, results, mixtures, options, dataset)
-    write(directory / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     np.savez_compressed(directory / "trace.npz", **flat_traces(results))  # type: ignore[arg-type]
     pictures = report.pictures(results, options, len(_drawn(data.test, options.curve)["label"]))
     for file, figure in pictures.items():
         figure.savefig(directory / file)
+    # Last: it says that the run is finished.
+    files.write(directory / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     print(f"{experiment} on {dataset}\n\n{report.table(summary)}")
     print(f"\nwritten to {directory}: summary.json, trace.npz, {', '.join(pictures)}")
     return summary
@@ -81,11 +91,18 @@ def make_directory(directory: Path) -> Path:
     return directory
 
 
-def write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    part.replace(path)
+def _begin(directory: Path, arms: Sequence[str]) -> None:
+    """Clears a finished run away; raises ValueError if it is not finished."""
+    summary = directory / "summary.json"
+    if not summary.exists() and (begun := [arm for arm in arms if list(directory.glob(f"{arm}/checksums/*.json"))]):
+        raise ValueError(
+            f"--directory {directory} holds an unfinished run ({', '.join(begun)}): add --resume to go on with it, or "
+            "give another directory"
+        )
+    summary.unlink(missing_ok=True)
+    for arm in arms:
+        if (directory / arm / "settings.json").exists():
+            shutil.rmtree(directory / arm)
 
 
 def flat_traces(results: dict[str, jaxpt.Result]) -> dict[str, np.ndarray]:
@@ -115,6 +132,8 @@ def _fit(engine: jaxpt.Engine, data: Data, options: BaseOptions, name: str) -> j
         test=_drawn(data.test, options.curve),
         steps=options.steps,
         seeds=range(options.seeds),
+        directory=options.directory / name,
+        save_minutes=options.save_minutes,
         progress=None if options.progress else False,
         description=name,
     )

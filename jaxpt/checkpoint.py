@@ -1,7 +1,6 @@
 """Checkpoints of a whole run by Orbax: written in the background, atomic, checked before they are trusted."""
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxpt import settings, tree
 from jaxpt.failures import CheckpointError
+from jaxpt.files import digest, write
 from jaxpt.state import RunState, Trace
 
 T = TypeVar("T")
@@ -175,7 +175,7 @@ class Checkpoints:
         with self._failing_at(step):
             response.result()
             if self._leads:
-                sums = {str(path.relative_to(self._steps)): _digest(path) for path in self._files(step)}
+                sums = {str(path.relative_to(self._steps)): digest(path) for path in self._files(step)}
                 write(self._sums / f"{step}.json", json.dumps(sums, indent=1))
                 for old in set(self.steps) - {step}:
                     if not (self._steps / str(old)).exists():
@@ -195,7 +195,7 @@ class Checkpoints:
         written = json.loads((self._sums / f"{step}.json").read_text())
         found = {str(path.relative_to(self._steps)): path for path in self._files(step)}
         wrong = [
-            name for name in sorted(written | found) if name not in found or written.get(name) != _digest(found[name])
+            name for name in sorted(written | found) if name not in found or written.get(name) != digest(found[name])
         ]
         if wrong:
             earlier = self.steps[:-1]
@@ -212,13 +212,6 @@ class Checkpoints:
     def _failing_at(self, step: int) -> contextlib.AbstractContextManager[None]:
         kept = f"; the one of step {self.steps[-1]} is whole" if self.steps else ""
         return _in_words(f"the checkpoint of step {step} cannot be written to {self.directory}{kept}")
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    part.replace(path)
 
 
 def _flat(arrays: PyTree) -> dict[str, Any]:
@@ -245,11 +238,6 @@ def _like(form: T, flat: Mapping[str, Any], prng: Any) -> T:
         return jax.random.wrap_key_data(found, impl=prng) if typed else found
 
     return jax.tree_util.tree_map_with_path(leaf, form)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _wait_for_all(what: str) -> None:

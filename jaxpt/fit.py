@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _NEVER = np.iinfo(np.int32).max
 _GENERATORS = ("threefry2x32", "rbg", "unsafe_rbg")
-_ROOM = 64  # periods that a dispatch may hold at least
+_ROOM = 1024  # periods that a dispatch may hold; its trace has so many rows
 _SECONDS = 1.0  # that a dispatch should take: signals wait for its end, and each costs about a millisecond
 
 
@@ -116,24 +116,24 @@ def fit(
             stacklevel=2,
         )
     with contextlib.ExitStack() as stack:
+        request = stack.enter_context(requests(directory is not None))
         store = None if directory is None else _opened(stack, directory)
         done = _periods_done(store, engine, whole)
         job = _prepare(engine, train, Data(None, valid, test), whole, rest, done, key, store)
         state, traces, earlier, images = job.begin(store)
-        request = stack.enter_context(requests(store is not None))
         hidden = None if progress is None else not progress  # None: tqdm shows the bar on a terminal only
         start = engine.every * done
         bar = stack.enter_context(
             tqdm(total=steps, initial=start, desc=description, unit="step", disable=hidden, dynamic_ncols=True)
         )
         watch = Watch(engine)
-        batches, count, ended = job.batches, 1, False
+        batches, (count, _, ended) = job.batches, _agreed(1, False, request.name is not None)
         swaps = sum(map(_swaps, traces), np.zeros(2, int))
         started = saved = time.perf_counter()
         while done < whole and not ended:
             before = time.perf_counter()
             state, trace = engine.run(state, job.data, periods=count, room=job.room, batches=batches, donate=True)
-            traces.append(jax.tree.map(lambda leaf, n=count: np.asarray(leaf)[:n], trace))
+            traces.append(_filled(trace, count))
             done += count
             now = time.perf_counter()
             images += job.images(engine, traces[-1], batches)
@@ -156,7 +156,7 @@ def fit(
             raise _interrupted(request, description, engine.every * done, steps, directory)
         if rest:
             state, trace = job.short.run(state, job.data, periods=1, batches=batches, donate=True)
-            traces.append(jax.tree.map(np.asarray, trace))
+            traces.append(_filled(trace, 1))
             images += job.images(job.short, traces[-1], batches)
             watch.look(traces[-1])
             bar.update(rest)
@@ -247,7 +247,7 @@ def _prepare(
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), seen.train)
         store.match(settings.describe(engine, form, key, seen._replace(train=shapes) if streaming else host))
     short = dataclasses.replace(engine, every=rest or 1, burn_in=_NEVER)
-    room = 1 if streaming else max(1, min(whole, max(_ROOM, -(-whole // 40))))
+    room = 1 if streaming else max(1, min(whole, _ROOM))
     started = time.perf_counter()
     row: Any = None
     for part, periods, left in ((engine, room, done < whole), (short, 1, rest > 0)):
@@ -292,10 +292,11 @@ def _agreed(count: float, due: bool, ended: bool) -> tuple[int, bool, bool]:
 def _interrupted(
     request: Request, description: str, step: int, steps: int, directory: str | os.PathLike[str] | None
 ) -> Interrupted:
-    message = (
-        f"{description} was interrupted by {request.name or 'a signal to another process'} after step {step} of "
-        f"{steps}; it is saved in {directory}, and the same call goes on from there"
+    what = (
+        f"{description} was interrupted by {request.name or 'a signal to another process'} after step {step} of {steps}"
     )
+    kept = f"it is saved in {directory}" if step else "nothing is trained yet"
+    message = f"{what}; {kept}, and the same call goes on from there"
     if jax.process_index() == 0:
         print(message, file=sys.stderr)
     return Interrupted(message)
@@ -304,6 +305,11 @@ def _interrupted(
 def _swaps(trace: Trace) -> Any:
     """Returns how many swaps were accepted and how many offered, [2]."""
     return np.array([trace.info.accepted.sum(), trace.info.attempted.sum()], int)
+
+
+def _filled(trace: Trace, count: int) -> Trace:
+    """Returns the first rows on the host; copies, since on CPUs a view would hold on to all of them."""
+    return jax.tree.map(lambda leaf: np.array(np.asarray(leaf)[:count]), trace)
 
 
 def _joined(traces: Sequence[Trace]) -> Trace:

@@ -1,0 +1,114 @@
+"""Does memory stay flat? A run with exchanges and checkpoints for an hour, its memory written down every ten seconds.
+
+    uv run benchmarks/soak.py --minutes 60 --out benchmarks/results/cpu/soak.json
+
+It ends itself by SIGTERM, as a cluster would, and says by how much host memory (resident set) and device memory (bytes
+of live arrays) differ at most from what they were after five minutes.
+"""
+
+import dataclasses
+import datetime
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import jax
+import optax
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import jaxpt
+from experiments import datasets
+from experiments.classification import classifier
+from experiments.models import SmallConvNet
+from experiments.report import environment
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How long, and where the figures go."""
+
+    minutes: float = 60.0
+    """Wall time, compilation included."""
+    settle: float = 5.0
+    """Minutes after which memory should be flat."""
+    save_minutes: float = 1.0
+    """Between checkpoints."""
+    out: Path | None = None
+    """JSON file."""
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def live() -> int:
+    """Bytes of all arrays on devices."""
+    return sum(array.nbytes for array in jax.live_arrays() if not array.is_deleted())
+
+
+def main(options: Options) -> None:
+    """Trains until time is up."""
+    data = datasets.digits()
+    engine = jaxpt.Engine(
+        classifier(SmallConvNet),
+        lambda h: optax.sgd(h["learning_rate"], momentum=0.9),
+        jaxpt.Ladder(learning_rate=jaxpt.geometric(0.01, 0.1, 8)),
+        jaxpt.Tempering("auto", "deo", adapt_ladder=True, window=8),
+        every=50,
+        burn_in=2000,
+        batch_size=64,
+        fixed={"dropout_rate": 0.1},
+    )
+    started, samples = time.monotonic(), []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(10):
+            samples.append((time.monotonic() - started, resident(), live()))
+            if time.monotonic() - started > 60 * options.minutes:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            jaxpt.fit(
+                engine,
+                data.train,
+                data.valid,
+                steps=10**9,
+                directory=directory,
+                save_minutes=options.save_minutes,
+                progress=False,
+            )
+        except jaxpt.Interrupted as end:
+            print(end.message)
+        saved = json.loads(next(Path(directory).glob("checkpoints/*/_CHECKPOINT_METADATA")).read_text())
+    over.set()
+    later = [sample for sample in samples if sample[0] >= 60 * options.settle]
+    found = {}
+    for column, name in ((1, "host"), (2, "device")):
+        first = later[0][column]
+        found[name] = {
+            "bytes_then": first,
+            "bytes_at_the_end": later[-1][column],
+            "largest_difference": max(abs(sample[column] / first - 1) for sample in later),
+        }
+        print(f"{name}: {first / 2**20:.1f} MiB after {options.settle:g} minutes, at most "
+              f"{found[name]['largest_difference']:.2%} away from it in {options.minutes:g}")  # fmt: skip
+    if options.out:
+        about = {"command": " ".join(sys.argv), "date": datetime.date.today().isoformat(), **environment()}
+        rows = {"periods": saved["custom_metadata"]["periods"], "samples": samples}
+        options.out.write_text(json.dumps(about | found | rows) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
