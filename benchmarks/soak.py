@@ -91,7 +91,8 @@ def main(options: Options) -> None:
             )
         except jaxpt.Interrupted as end:
             print(end.message)
-        saved = json.loads(next(Path(directory).glob("checkpoints/*/_CHECKPOINT_METADATA")).read_text())
+        latest = max(Path(directory, "checkpoints").iterdir(), key=lambda path: int(path.name))
+        saved = json.loads((latest / "_CHECKPOINT_METADATA").read_text())
     over.set()
     later = [sample for sample in samples if sample[0] >= 60 * options.settle]
     found = {}
