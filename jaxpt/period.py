@@ -171,4 +171,4 @@ def _over_replicas(
     engine: "Engine", function: Callable[..., T], in_axes: tuple[int | None, ...], seeds: bool = False
 ) -> Callable[..., T]:
     placed = engine.placed
-    return over_replicas(engine.replica_axis, placed.platform, placed.num_shards, function, in_axes, seeds)
+    return over_replicas(engine.replica_axis, placed.platform, placed.num_devices, function, in_axes, seeds)
