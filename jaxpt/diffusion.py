@@ -17,6 +17,7 @@ from jaxpt.diagnostics import interval
 from jaxpt.engine import Engine, RunState
 from jaxpt.ladder import BETA, Ladder
 from jaxpt.placement import single
+from jaxpt.processes import is_first
 from jaxpt.rules import Independent
 from jaxpt.state import state_axes
 from jaxpt.types import Batch, ModelState, Optimizer, Params, Problem, Schedule
@@ -201,6 +202,7 @@ def diffusion(
 
     records = []
     hidden = None if progress is None else not progress  # None: tqdm shows the bar on a terminal only
+    hidden = hidden if is_first() else True
     with tqdm(total=steps, desc="diffusion", unit="step", disable=hidden, dynamic_ncols=True) as bar:
         for _ in range(steps // every):
             state, trace = engine.run(state, placed, periods=1)

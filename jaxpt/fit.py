@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from jaxpt import tree
 from jaxpt.data import Batches, Data, examples_seen
 from jaxpt.engine import Engine, RunState, Trace
+from jaxpt.processes import clear_errors, is_first
 from jaxpt.replica_axis import Execution
 from jaxpt.stream import is_stream, prefetch
 
@@ -70,6 +71,8 @@ class Result:
 
     def best(self, on: str = "energy", seed: int | None = None) -> Best:
         """Returns the replica with the lowest score on the validation split (ties: the lower energy).
+
+        In a run of several processes all of them must call it.
 
         Args:
             on: "energy" or one of the problem's metrics.
@@ -140,7 +143,8 @@ def fit(
         prng: the generator behind all that is random, "threefry2x32", "rbg" or "unsafe_rbg"; by default JAX's own
             (`jax_default_prng_impl`, threefry). The two others are faster at dropout, and what they draw depends on
             `Engine.replica_axis` and on the number of devices.
-        progress: show a progress bar on stderr; by default if that is a terminal.
+        progress: show a progress bar on stderr; by default if that is a terminal. Of several processes only the first
+            does.
         description: what the bar is called.
 
     Returns:
@@ -150,6 +154,7 @@ def fit(
         ValueError: steps is not a positive integer, seeds are not distinct integers, prng is unknown, or the data does
             not fit the engine, see `Engine.check`; a stream ends early or changes its shapes, see
             `jaxpt.stream.prefetch`.
+        ProcessLost: another process of the run is gone, see `jaxpt.placement.clear_errors`.
     """
     if not isinstance(steps, int | np.integer) or steps < 1:
         raise ValueError(f"steps must be an integer of at least 1, but it is {steps!r}")
@@ -181,10 +186,12 @@ def fit(
     accepted = offered = images = 0
     started = time.perf_counter()
     hidden = None if progress is None else not progress  # None: tqdm shows the bar on a terminal only
+    hidden = hidden if is_first() else True
     with tqdm(total=steps, desc=description, unit="step", disable=hidden, dynamic_ncols=True) as bar:
         for part, periods in plan:
-            state, trace = part.run(state, data, periods=periods, batches=batches, donate=True)
-            traces.append(jax.tree.map(np.asarray, trace))
+            with clear_errors():
+                state, trace = part.run(state, data, periods=periods, batches=batches, donate=True)
+                traces.append(jax.tree.map(np.asarray, trace))
             seconds = time.perf_counter() - started
             accepted += int(traces[-1].info.accepted.sum())
             offered += int(traces[-1].info.attempted.sum())

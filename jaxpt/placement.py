@@ -137,7 +137,7 @@ class Placement:
 
     def readable(self, arrays: T) -> T:
         """Returns results, under `jit`, so that every process can read all of them; as they are in one process."""
-        return self.put(arrays) if self.spans_processes else arrays
+        return jax.lax.with_sharding_constraint(arrays, self.shardings()) if self.spans_processes else arrays
 
     def to_host(self, arrays: T) -> T:
         """Returns NumPy arrays, whole, in every process; of typed keys their data. All processes must call it."""
@@ -162,8 +162,12 @@ class Placement:
         return jax.tree.unflatten(structure, leaves)
 
     def _spec(self, spec: P) -> P:
-        names = () if self.mesh is None else self.mesh.axis_names
-        return P(*(name if name in names else None for name in spec))
+        # As XLA writes it, without axes of length one and with nothing trailing: a state comes out as it went in.
+        sizes = {} if self.mesh is None else self.mesh.shape
+        names = [name if sizes.get(name, 1) > 1 else None for name in spec]
+        while names and names[-1] is None:
+            names.pop()
+        return P(*names)
 
     def _pmapped(self, function: Callable[..., T], in_axes: PyTree, out_axes: PyTree) -> Callable[..., T]:
         """The same as `over_shards` by `jax.pmap`: its arrays lead with the devices where ours have the replicas."""

@@ -110,7 +110,7 @@ def clear_errors() -> Iterator[None]:
 def put_globally(leaf: Any, sharding: Sharding) -> Any:
     """Returns an array on devices of several processes, of which each cuts out its part of what it holds whole."""
     if isinstance(leaf, jax.core.Tracer):
-        return jax.device_put(leaf, sharding)
+        return jax.lax.with_sharding_constraint(leaf, sharding)
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return leaf if leaf.sharding == sharding else identity(sharding)(leaf)
     if is_key(leaf):
