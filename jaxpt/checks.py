@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 from jaxpt import precision, replica_axis, tree
 from jaxpt.data import Batches, Data
 from jaxpt.ladder import Ladder, check_values, require_beta
-from jaxpt.placement import Placement, check_fits
+from jaxpt.placement import Placement, automatic, check_fits
 from jaxpt.replicas import Reads, has_state, in_force, init_replica, reads
 from jaxpt.rules import Tempering
 from jaxpt.types import Problem, Rule
@@ -128,7 +128,9 @@ def _check_execution(engine: "Engine") -> None:
             raise ValueError(f"{name} must be one of {', '.join(known)}, but it is {getattr(engine, name)!r}")
     if isinstance(engine.placement, Placement):
         check_fits(engine.placement, engine.num_replicas)
-    elif engine.placement != "auto":
+    elif engine.placement == "auto":
+        automatic(engine.num_replicas)  # in several processes all their devices have to fit
+    else:
         raise ValueError(
             'placement must be "auto" or come from jaxpt.placement, e.g. jaxpt.placement.shard_map(jax.devices()), '
             f"but it is {engine.placement!r}"

@@ -16,7 +16,10 @@ from jaxpt.data import Data
 from jaxpt.diagnostics import interval
 from jaxpt.engine import Engine, RunState
 from jaxpt.ladder import BETA, Ladder
+from jaxpt.placement import single
+from jaxpt.processes import is_first
 from jaxpt.rules import Independent
+from jaxpt.state import state_axes
 from jaxpt.types import Batch, ModelState, Optimizer, Params, Problem, Schedule
 
 Answer = Literal["temperature-like", "not temperature-like", "undecided"]
@@ -185,22 +188,24 @@ def diffusion(
     one = jax.tree.map(lambda leaf: leaf[:1], train)
     data = Data(train, one)
     engine.check(data)
-    data = jax.device_put(data)
+    placed = engine.placed.put(data)
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
     state = common = engine.init(keys)
     if burn_in and not own_burn_in:
-        first = make(Ladder(**{name: [values[0]]}, beta=[1.0], name=name), every=burn_in)
+        first = make(Ladder(**{name: [values[0]]}, beta=[1.0], name=name), every=burn_in, placement=single())
         common, _ = first.run(first.init(keys), data, periods=1)
-    state = _same_weights(state._replace(step=common.step), common)
+    # Each process has the common weights for itself and puts them, the same ones, on its devices.
+    state = engine.placed.put(_same_weights(state._replace(step=common.step), common), state_axes(1))
     if burn_in and own_burn_in:
-        state, _ = dataclasses.replace(engine, every=burn_in).run(state, data, periods=1)
+        state, _ = dataclasses.replace(engine, every=burn_in).run(state, placed, periods=1)
         state = _start_here(state)
 
     records = []
     hidden = None if progress is None else not progress  # None: tqdm shows the bar on a terminal only
+    hidden = hidden if is_first() else True
     with tqdm(total=steps, desc="diffusion", unit="step", disable=hidden, dynamic_ncols=True) as bar:
         for _ in range(steps // every):
-            state, trace = engine.run(state, data, periods=1)
+            state, trace = engine.run(state, placed, periods=1)
             records.append(np.asarray(trace.valid["energy"][0]))
             bar.update(every)
     ladder = engine.ladders[name]

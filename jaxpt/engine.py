@@ -14,7 +14,7 @@ from jaxpt import checks, placement, tree
 from jaxpt.data import Batches, Data
 from jaxpt.ladder import Ladder, as_arrays
 from jaxpt.period import INIT, over_seeds, per_seed, periods, scores
-from jaxpt.placement import Placement
+from jaxpt.placement import EVERYWHERE, Placement
 from jaxpt.precision import Precision, tracing_with
 from jaxpt.replica_axis import Execution, ReplicaAxis, choose, convolves
 from jaxpt.replicas import init_replicas
@@ -64,7 +64,7 @@ class Engine:
             `jaxpt.replica_axis.choose` says.
         at_once: replicas that "map" takes at a time, which bounds the memory at work; 1 by default.
         placement: which devices the replicas are spread over; "auto": one, but on CPUs as many host devices as divide
-            M (see `use_all_cores`). See `jaxpt.placement`.
+            M (see `use_all_cores`), and in several processes all of them. See `jaxpt.placement`.
         precision: of float32 products: "highest", float32 everywhere; "high", TF32 on GPUs; "default", whatever JAX is
             set to, which is TF32 on GPUs by itself. See `jaxpt.precision`.
         diverged: what becomes of a replica whose energy is not finite. "keep": it goes on, never gets a colder rung
@@ -124,7 +124,8 @@ class Engine:
                 equals a run of its own up to rounding.
 
         Raises:
-            ValueError: not a typed key, or an array of them with more than one axis.
+            ValueError: not a typed key, or an array of them with more than one axis; seeds that do not split
+                evenly over the placement's groups of devices.
         """
         return self.placed.put(self._start(key), state_axes(key.ndim))
 
@@ -138,6 +139,7 @@ class Engine:
         lead = key.shape
         if len(lead) > 1 or lead == (0,):
             raise ValueError(f"key must be one key, or an array of S >= 1 of them, but its shape is {lead}")
+        placement.check_seeds(self.placed, lead[0] if lead else None)
         ladders = {name: as_arrays(ladder) for name, ladder in self.ladders.items()}
         start = per_seed(key, lambda key: jax.random.fold_in(key, INIT))(key)
         replicas = init_replicas(self.problem, self.optimizer, self.schedule, dict(self.fixed), ladders, start)
@@ -203,8 +205,8 @@ class Engine:
 
     def execution(self, data: Data | None = None) -> Execution:
         """Returns how a run on such data executes the replica axis, and on how many devices; computes nothing."""
-        shards, how = self.placed.num_shards, str(self.replica_axis)
-        where = self.placed.platform, self.num_replicas // shards, shards
+        placed, how = self.placed, str(self.replica_axis)
+        where = placed.platform, self.num_replicas // placed.num_shards, placed.num_devices
         if how == "auto":
             hyper, train = checks.abstract_hyper(self), _as_data(data).train
             how = choose(*where, convolves(self.problem, self.schedule, hyper, train, self.batch_size))
@@ -232,8 +234,11 @@ def _periods(
     checks.check_sizes(engine, checks.with_batches(engine, data, batches, room))
     axes, rows = state_axes(state.key.ndim), trace_axes(state.key.ndim)
     with tracing_with(engine.precision):
-        run = engine.placed.over_shards(partial(periods, room=room), (-1, axes, -1, -1, -1), (axes, rows))
-        return run(engine, state, data, batches, count)
+        run = engine.placed.over_shards(
+            partial(periods, room=room), (EVERYWHERE, axes, *(EVERYWHERE,) * 3), (axes, rows)
+        )
+        state, trace = run(engine, state, data, batches, count)
+        return state, engine.placed.readable(trace)
 
 
 _run = jax.jit(_periods, static_argnames="room")
@@ -247,4 +252,5 @@ def _evaluate(engine: Engine, state: RunState, examples: PyTree) -> dict[str, Ar
 
     axes = state_axes(state.key.ndim)
     with tracing_with(engine.precision):
-        return engine.placed.over_shards(shard, (-1, axes, -1), axes.replicas)(engine, state, examples)
+        score = engine.placed.over_shards(shard, (EVERYWHERE, axes, EVERYWHERE), axes.replicas)
+        return engine.placed.readable(score(engine, state, examples))

@@ -24,6 +24,7 @@ from jaxpt.divergence import Watch
 from jaxpt.engine import Engine, RunState, Trace
 from jaxpt.failures import Interrupted
 from jaxpt.interruption import Request, requests
+from jaxpt.processes import clear_errors, is_first
 from jaxpt.progress import counted, drawn, postfix, replica_images
 from jaxpt.replica_axis import Execution
 from jaxpt.result import Result
@@ -85,7 +86,8 @@ def fit(
         directory: where checkpoints go and come from; the latest two and the best are kept.
         save_every: periods between checkpoints, if they are not to go by time alone.
         save_minutes: minutes between them at most; there is always one at the end.
-        progress: show a progress bar on stderr; by default if that is a terminal.
+        progress: show a progress bar on stderr; by default if that is a terminal. Of several processes only the first
+            does.
         description: what the bar is called.
 
     Returns:
@@ -99,6 +101,7 @@ def fit(
         CheckpointError: a checkpoint cannot be written or read.
         Diverged: a replica's energy is not finite, and the engine says `diverged="stop"`.
         Interrupted: a signal ended a run that has a directory.
+        ProcessLost: another process of the run is gone, see `jaxpt.placement.clear_errors`.
     """
     if not isinstance(steps, int | np.integer) or steps < 1:
         raise ValueError(f"steps must be an integer of at least 1, but it is {steps!r}")
@@ -116,12 +119,14 @@ def fit(
             stacklevel=2,
         )
     with contextlib.ExitStack() as stack:
+        stack.enter_context(clear_errors())
         request = stack.enter_context(requests(directory is not None))
         store = None if directory is None else _opened(stack, directory)
         done = _periods_done(store, engine, whole)
         job = _prepare(engine, train, Data(None, valid, test), whole, rest, done, key, store)
         state, traces, earlier, images = job.begin(store)
-        hidden = None if progress is None else not progress  # None: tqdm shows the bar on a terminal only
+        # None: tqdm shows the bar on a terminal only.
+        hidden = not is_first() or (None if progress is None else not progress)
         start = engine.every * done
         bar = stack.enter_context(
             tqdm(total=steps, initial=start, desc=description, unit="step", disable=hidden, dynamic_ncols=True)
@@ -297,7 +302,7 @@ def _interrupted(
     )
     kept = f"it is saved in {directory}" if step else "nothing is trained yet"
     message = f"{what}; {kept}, and the same call goes on from there"
-    if jax.process_index() == 0:
+    if is_first():
         print(message, file=sys.stderr)
     return Interrupted(message)
 

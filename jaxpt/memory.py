@@ -26,7 +26,7 @@ def limit(placed: Placement) -> int | None:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
         allowed = _CGROUP.read_text().strip() if _CGROUP.exists() else "max"
         most = total if total is None or allowed == "max" else min(total, int(allowed))
-        return most and most // placed.num_shards
+        return most and most // placed.num_devices
     stats: dict[str, Any] = device.memory_stats() or {}
     return stats.get("bytes_limit")
 

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxpt import tree
 from jaxpt.engine import Engine, RunState
 from jaxpt.ladder import require_beta
-from jaxpt.placement import Placement
+from jaxpt.placement import AXIS, EVERYWHERE, SEED, Placement
 from jaxpt.precision import tracing_with
 from jaxpt.replica_axis import over_replicas
 from jaxpt.replicas import Replicas, mean_in_chunks
@@ -103,7 +104,7 @@ class _How(NamedTuple):
     def over(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Lifts a function of two stacked arguments as the engine does."""
         axis, placed = self.replica_axis, self.placed
-        return over_replicas(axis, placed.platform, placed.num_shards, function, (0, 0), at_once=self.at_once)
+        return over_replicas(axis, placed.platform, placed.num_devices, function, (0, 0), at_once=self.at_once)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -116,9 +117,11 @@ def _mixture(
             return one(replicas, rung)
         return jax.tree.map(lambda metric: jnp.moveaxis(metric, 0, 1), how.over(one)(replicas, rung))
 
-    axis = int(how.seeds)
+    lead = (SEED,) * how.seeds
+    cut = P(*lead, AXIS)
     with tracing_with(how.precision):
-        return how.placed.over_shards(all_seeds, (axis, axis, -1, -1), -1)(replicas, rung, examples, coldest)
+        run = how.placed.over_shards(all_seeds, (cut, cut, EVERYWHERE, EVERYWHERE), P(None, *lead))
+        return how.placed.readable(run(replicas, rung, examples, coldest))
 
 
 def _of_one_seed(

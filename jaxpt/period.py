@@ -191,5 +191,5 @@ def _over_replicas(
 ) -> Callable[..., T]:
     placed = engine.placed
     return over_replicas(
-        engine.replica_axis, placed.platform, placed.num_shards, function, in_axes, seeds, engine.at_once
+        engine.replica_axis, placed.platform, placed.num_devices, function, in_axes, seeds, engine.at_once
     )

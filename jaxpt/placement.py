@@ -1,57 +1,99 @@
-"""Where the replicas live: all on one device, or M / D of them on each of D devices."""
+"""Where the replicas live: all on one device, or in shards over several, of one process or of many."""
 
 import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
+from jaxpt import processes
+from jaxpt.processes import ProcessLost, clear_errors, distributed, is_first
+
+__all__ = [
+    "Placement",
+    "ProcessLost",
+    "automatic",
+    "clear_errors",
+    "distributed",
+    "is_first",
+    "pmap",
+    "shard_map",
+    "single",
+    "use_all_cores",
+]
+
 T = TypeVar("T")
-AXIS = "replica"
-"""The name of the devices' axis inside a run, for collectives."""
+SEED, AXIS = "seed", "replica"
+"""The names of the devices' axes inside a run, for collectives and for `PartitionSpec`s."""
+EVERYWHERE = P()
+"""Not cut at all: every device has the whole."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """M replicas in D shards of M / D; make one with `single` or `shard_map`.
+    """M replicas in D shards of M / D; make one with `single`, `shard_map` or `pmap`.
 
     The whole run lies inside the shards: each device scans over the steps of its own replicas and waits for nobody.
     Once a period the shards show each other energies, rungs and hyperparameters (`whole`), compute the same exchange,
     each for itself, and go on with what concerns their own replicas (`own`). Weights leave a shard only for rules that
-    copy them.
+    copy them. Seeds, whole ladders, never look at each other, so they may be cut into shards too.
+
+    Where an array is cut is said by a `PartitionSpec` of the names `SEED` and `AXIS`, one for each of its axes; names
+    that the devices have no axis for are passed over.
     """
 
     mesh: Mesh | None = None
-    """The D devices along one axis called `AXIS`; None: one device, whichever JAX takes."""
+    """The devices along the axis `AXIS`, or along `SEED` and `AXIS`; None: one device, whichever JAX takes."""
+    by: Literal["shard_map", "pmap"] = "shard_map"
+    """Which of JAX's transformations cuts a run into shards."""
 
     @property
     def num_shards(self) -> int:
-        """D."""
-        return 1 if self.mesh is None else self.mesh.size
+        """D, how many shards a ladder's replicas are cut into."""
+        return 1 if self.mesh is None else self.mesh.shape[AXIS]
+
+    @property
+    def num_seed_shards(self) -> int:
+        """How many shards the seeds are cut into."""
+        return 1 if self.mesh is None else self.mesh.shape.get(SEED, 1)
+
+    @property
+    def num_devices(self) -> int:
+        """All devices, those of other processes included."""
+        return self.num_shards * self.num_seed_shards
 
     @property
     def platform(self) -> str:
         """What the devices are: "cpu", "gpu" or "tpu"."""
         return platform() if self.mesh is None else self.mesh.devices.flat[0].platform
 
+    @property
+    def spans_processes(self) -> bool:
+        """Whether some of the devices belong to other processes."""
+        return self.mesh is not None and self.mesh.is_multi_process
+
     def over_shards(self, function: Callable[..., T], in_axes: PyTree, out_axes: PyTree) -> Callable[..., T]:
         """Lifts a function of one shard's arrays to whole arrays; the function itself on one device.
 
         Args:
             function: what one device computes; in it `whole` and `own` may be used.
-            in_axes: for each argument, as a prefix of its tree, which axis is cut into shards; -1: none, all shards
-                get the same. (Not None, which would be an empty tree.)
+            in_axes: for each argument, as a prefix of its tree, a `PartitionSpec` that says how it is cut into shards.
             out_axes: the same for the result.
         """
         if self.mesh is None:
             return function
+        if self.by == "pmap":
+            return self._pmapped(function, in_axes, out_axes)
+        specs = (jax.tree.map(self._spec, axes) for axes in (in_axes, out_axes))
         # Replication is by construction, not by type: a user's loss may hold anything that `check_vma` cannot follow.
-        specs = (jax.tree.map(_spec, axes) for axes in (in_axes, out_axes))
         return jax.shard_map(function, mesh=self.mesh, in_specs=next(specs), out_specs=next(specs), check_vma=False)
 
     def whole(self, shard: T) -> T:
@@ -71,60 +113,169 @@ class Placement:
 
         return jax.tree.map(cut, rows)
 
-    def put(self, arrays: T, axes: PyTree = -1) -> T:
+    def shardings(self, axes: PyTree = EVERYWHERE) -> PyTree:
+        """Returns where arrays lie that are cut like this: for every spec a sharding, or None on one device."""
+        mesh = self.mesh
+        return jax.tree.map(lambda spec: None if mesh is None else NamedSharding(mesh, self._spec(spec)), axes)
+
+    def put(self, arrays: T, axes: PyTree = EVERYWHERE) -> T:
         """Returns arrays that lie where the run wants them; also under `jit`.
+
+        In several processes every one of them gives the same arrays, whole, and none looks at what the others give.
 
         Args:
             arrays: a tree of arrays.
-            axes: which axis is cut into shards, a prefix of the tree; -1: none, every device gets the whole.
+            axes: how they are cut into shards, a prefix of the tree; by default every device gets the whole.
         """
-        if self.mesh is None:
-            return jax.device_put(arrays)
-        mesh = self.mesh
-        return jax.device_put(arrays, jax.tree.map(lambda axis: NamedSharding(mesh, _spec(axis)), axes))
+        if not self.spans_processes:
+            return jax.device_put(arrays, self.shardings(axes))
+
+        def each(sharding: NamedSharding, part: PyTree) -> PyTree:
+            return jax.tree.map(partial(processes.put_globally, sharding=sharding), part)
+
+        return jax.tree.map(each, self.shardings(axes), arrays)
+
+    def readable(self, arrays: T) -> T:
+        """Returns results, under `jit`, so that every process can read all of them; as they are in one process."""
+        return jax.lax.with_sharding_constraint(arrays, self.shardings()) if self.spans_processes else arrays
+
+    def to_host(self, arrays: T) -> T:
+        """Returns NumPy arrays, whole, in every process; of typed keys their data. All processes must call it."""
+        data = jax.tree.map(lambda leaf: jax.random.key_data(leaf) if processes.is_key(leaf) else leaf, arrays)
+        return jax.tree.map(np.asarray, self._on_all(data))
 
     def abstract(self, shapes: T, axes: PyTree) -> T:
         """Returns arrays' shapes with the places at which `put` would lay them; arguments as there."""
-        mesh = self.mesh
-        if mesh is None:
+        if self.mesh is None:
             return shapes
 
-        def at(axis: int, part: PyTree) -> PyTree:
-            place = NamedSharding(mesh, _spec(axis))
-            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), part)
+        def each(sharding: NamedSharding, part: PyTree) -> PyTree:
+            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), part)
 
-        return jax.tree.map(at, axes, shapes)
+        return jax.tree.map(each, self.shardings(axes), shapes)
 
     def gathered(self, arrays: T) -> T:
-        """Returns arrays on one device only, the first."""
-        return arrays if self.mesh is None else jax.device_put(arrays, self.mesh.devices.flat[0])
+        """Returns arrays on one device only, the first of this process. All processes must call it."""
+        if self.mesh is None:
+            return arrays
+        return jax.device_put(self._on_all(arrays), self.mesh.local_devices[0])
+
+    def _on_all(self, arrays: T) -> T:
+        """Returns arrays that this process can read, the same ones where it can already."""
+        leaves, structure = jax.tree.flatten(arrays)
+        far = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable]
+        if far:
+            # One program for all of them, so that there is one exchange between the hosts.
+            found = processes.identity(self.shardings())([leaves[i] for i in far])
+            for i, leaf in zip(far, found, strict=True):
+                leaves[i] = processes.on_this(leaf)
+        return jax.tree.unflatten(structure, leaves)
+
+    def _spec(self, spec: P) -> P:
+        # As XLA writes it, without axes of length one and with nothing trailing: a state comes out as it went in.
+        sizes = {} if self.mesh is None else self.mesh.shape
+        names = [name if sizes.get(name, 1) > 1 else None for name in spec]
+        while names and names[-1] is None:
+            names.pop()
+        return P(*names)
+
+    def _pmapped(self, function: Callable[..., T], in_axes: PyTree, out_axes: PyTree) -> Callable[..., T]:
+        """The same as `over_shards` by `jax.pmap`: its arrays lead with the devices where ours have the replicas."""
+        assert self.mesh is not None
+        devices = tuple(self.mesh.devices.flat)
+
+        def axis(spec: P) -> int | None:
+            return tuple(spec).index(AXIS) if AXIS in tuple(spec) else None
+
+        def cut(spec: P, leaf: jax.Array) -> jax.Array:
+            lead = axis(spec)
+            shape = jnp.shape(leaf)
+            return leaf if lead is None else leaf.reshape(*shape[:lead], len(devices), -1, *shape[lead + 1 :])
+
+        def joined(spec: P, leaf: jax.Array) -> jax.Array:
+            lead = axis(spec)
+            if lead is not None:
+                leaf = leaf.reshape(*leaf.shape[:lead], -1, *leaf.shape[lead + 2 :])
+            # Left to itself, XLA might hand a state back that lies elsewhere than the one it was given.
+            return jax.lax.with_sharding_constraint(leaf, self.shardings(spec))
+
+        def each(change: Callable[[P, jax.Array], jax.Array], axes: PyTree, tree: PyTree) -> Any:
+            return jax.tree.map(lambda spec, part: jax.tree.map(partial(change, spec), part), axes, tree)
+
+        axes = tuple(jax.tree.map(axis, axes) for axes in (in_axes, out_axes))
+        mapped = jax.pmap(function, AXIS, in_axes=axes[0], out_axes=axes[1], devices=devices)
+        return lambda *args: each(joined, out_axes, mapped(*each(cut, in_axes, args)))
 
 
 def single() -> Placement:
-    """All replicas on one device."""
+    """All replicas on one device; in several processes each computes everything for itself."""
     return Placement()
 
 
-def shard_map(mesh: Mesh | Sequence[jax.Device]) -> Placement:
-    """Replicas in equal shards over devices, by `jax.shard_map`.
+def shard_map(mesh: Mesh | Sequence[jax.Device], seeds: int = 1) -> Placement:
+    """Replicas in equal shards over devices, of one process or of several, by `jax.shard_map`.
 
         Engine(..., placement=jaxpt.placement.shard_map(jax.devices()))
+        Engine(..., placement=jaxpt.placement.shard_map(jax.devices(), seeds=2))  # for a run with 2, 4, ... seeds
 
     Args:
-        mesh: the devices, or a mesh with a single axis; the number of replicas must be a multiple of theirs.
+        mesh: the devices, or a mesh with a single axis; the number of replicas must be a multiple of theirs. Or a mesh
+            with two axes: the first cuts the seeds into shards, the second the replicas.
+        seeds: into how many shards the seeds, whole ladders, are cut; the devices form as many groups, one after the
+            other, and within a group share out the replicas.
 
     Raises:
-        ValueError: no devices, or a mesh with more than one axis.
+        ValueError: no devices, some of them twice, a mesh with more axes, or groups of different size.
     """
     devices = np.asarray(mesh.devices if isinstance(mesh, Mesh) else list(mesh))
-    if devices.ndim != 1 or not devices.size:
-        raise ValueError(f"replicas are placed along one axis of one or more devices, but the mesh is {mesh}")
-    # With our own axis, explicit shardings of the user's mesh cannot reach into the run.
-    return Placement(Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,)))
+    if devices.ndim not in (1, 2) or not devices.size or len(set(devices.flat)) < devices.size:
+        raise ValueError(
+            "replicas are placed along one axis of one or more different devices, or seeds and replicas along two, but "
+            f"the mesh is {mesh}"
+        )
+    if devices.ndim == 2 and seeds not in (1, devices.shape[0]):
+        raise ValueError(f"the mesh cuts the seeds into {devices.shape[0]} shards, but seeds={seeds!r}; leave it out")
+    if not isinstance(seeds, int) or seeds < 1 or devices.size % seeds:
+        raise ValueError(
+            f"seeds must be how many equal groups the {devices.size} devices form, one of "
+            f"{', '.join(str(n) for n in range(1, devices.size + 1) if devices.size % n == 0)}, but it is {seeds!r}"
+        )
+    grid = devices if devices.ndim == 2 else devices.reshape(seeds, -1)
+    # With our own axes, explicit shardings of the user's mesh cannot reach into the run.
+    if grid.shape[0] == 1:
+        return Placement(Mesh(grid[0], (AXIS,), axis_types=(AxisType.Auto,)))
+    return Placement(Mesh(grid, (SEED, AXIS), axis_types=(AxisType.Auto,) * 2))
+
+
+def pmap(devices: Sequence[jax.Device] | None = None) -> Placement:
+    """Replicas in equal shards over devices of one process, by `jax.pmap`: the same numbers as by `shard_map`.
+
+    Args:
+        devices: by default all.
+
+    Raises:
+        ValueError: there are several processes, or what `shard_map` refuses.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"pmap places replicas on the devices of one process, but there are {jax.process_count()} processes; use "
+            "jaxpt.placement.shard_map(jax.devices())"
+        )
+    return dataclasses.replace(shard_map(jax.devices() if devices is None else list(devices)), by="pmap")
 
 
 def automatic(num_replicas: int) -> Placement:
-    """Returns the placement "auto": one device, but on CPUs as many host devices as divide the number of replicas."""
+    """Returns the placement "auto".
+
+    One device, but on CPUs as many host devices as divide the number of replicas; in several processes all devices.
+
+    Raises:
+        ValueError: in several processes, if the devices do not divide the number of replicas.
+    """
+    if jax.process_count() > 1:
+        everywhere = shard_map(jax.devices(platform()))
+        check_fits(everywhere, num_replicas)
+        return everywhere
     if platform() != "cpu":
         return single()
     devices = jax.devices("cpu")
@@ -136,12 +287,33 @@ def check_fits(placement: Placement, num_replicas: int) -> None:
     """Raises ValueError if the replicas do not split evenly, and names the nearest number that does."""
     shards = placement.num_shards
     if num_replicas % shards:
-        below = num_replicas // shards * shards
-        nearest = f"{below} and {below + shards}" if below else f"{shards}"
+        groups = "" if placement.num_seed_shards == 1 else " of each group"
         raise ValueError(
-            f"{num_replicas} replicas do not split evenly over {shards} devices; the nearest numbers of rungs that do: "
-            f"{nearest}; or give fewer devices"
+            f"{num_replicas} replicas do not split evenly over {shards} devices{groups}; the nearest numbers of rungs "
+            f"that do: {_nearest(num_replicas, shards)}; or give fewer devices"
         )
+
+
+def check_seeds(placement: Placement, seeds: int | None) -> None:
+    """Raises ValueError if the seeds (None: a run with one ladder) do not split evenly over groups of devices."""
+    shards = placement.num_seed_shards
+    if shards == 1:
+        return
+    if seeds is None:
+        raise ValueError(
+            f"the placement cuts the seeds into {shards} shards, but the run has one ladder; give {shards} seeds or a "
+            "multiple of that, or a placement without seeds"
+        )
+    if seeds % shards:
+        raise ValueError(
+            f"{seeds} seeds do not split evenly over {shards} groups of devices; the nearest numbers of seeds that do: "
+            f"{_nearest(seeds, shards)}; or give fewer groups"
+        )
+
+
+def _nearest(number: int, shards: int) -> str:
+    below = number // shards * shards
+    return f"{below} and {below + shards}" if below else f"{shards}"
 
 
 def platform() -> str:
@@ -153,7 +325,8 @@ def platform() -> str:
 def use_all_cores(devices: int | None = None) -> int:
     """Lets JAX see the CPU as several devices, so that replicas can train side by side; returns how many.
 
-    To be called before anything is computed with JAX, right after the imports. It changes nothing on a GPU or TPU.
+    To be called before anything is computed with JAX, right after the imports (and before or after `distributed`: the
+    devices are those of this process). It changes nothing on a GPU or TPU.
 
     Args:
         devices: how many; by default the cores that this process may use.
@@ -167,7 +340,7 @@ def use_all_cores(devices: int | None = None) -> int:
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:
-        count = len(jax.devices("cpu"))
+        count = len(jax.local_devices(backend="cpu"))
         warnings.warn(
             f"JAX has started already, with {count} CPU device(s), and keeps them; call jaxpt.use_all_cores() right "
             "after the imports, before any array is made, or set JAX_NUM_CPU_DEVICES in the environment",
@@ -178,7 +351,3 @@ def use_all_cores(devices: int | None = None) -> int:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _spec(axis: int) -> PartitionSpec:
-    return PartitionSpec() if axis < 0 else PartitionSpec(*(None,) * axis, AXIS)

@@ -2,9 +2,11 @@
 
 from typing import Any, NamedTuple
 
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Key
 
 from jaxpt.ladder import Ladder
+from jaxpt.placement import AXIS, SEED
 from jaxpt.replicas import Replicas
 from jaxpt.types import Info
 
@@ -49,17 +51,19 @@ class Trace(NamedTuple):
 
 
 def state_axes(seeds: int) -> Any:
-    """Returns which axis of a `RunState`'s leaves counts replicas, -1: none; as `Placement` wants it.
+    """Returns which axes of a `RunState`'s leaves count seeds and replicas; as `Placement` wants it.
 
     Args:
         seeds: 1 if the run has an axis of seeds, else 0.
     """
     make: Any = RunState
-    return make(replicas=seeds, step=-1, period=-1, key=-1, ladders=-1, rule=-1)
+    lead = (SEED,) * seeds
+    return make(replicas=P(*lead, AXIS), step=P(), period=P(), key=P(*lead), ladders=P(*lead), rule=P(*lead))
 
 
 def trace_axes(seeds: int) -> Any:
     """Returns the same for a `Trace`, whose leaves lead with the periods."""
     make: Any = Trace
-    row = 1 + seeds
-    return make(step=-1, loss=row, valid=row, test=row, rung=row, hyper=row, info=-1)
+    lead = None, *(SEED,) * seeds
+    row = P(*lead, AXIS)
+    return make(step=P(), loss=row, valid=row, test=row, rung=row, hyper=row, info=P(*lead))

@@ -74,11 +74,16 @@ def make_engine(problem=None, rungs=None, **settings):
     return jaxpt.Engine(problem or nnx_problem(), sgd, rungs or ladder(), **settings)
 
 
-@pytest.fixture(scope="session")
-def data():
+def examples():
     """Three classes that a nonlinear function of six numbers tells apart: 100 / 50 / 40 examples."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(190, FEATURES)).astype(np.float32)
     y = ((x[:, 0] * x[:, 1] > 0).astype(np.int32) + (x[:, 2] > 0)).astype(np.int32)
     split = lambda a, b: {"x": x[a:b], "y": y[a:b]}
     return jaxpt.Data(split(0, 100), split(100, 150), split(150, 190))
+
+
+@pytest.fixture(scope="session")
+def data():
+    """The same, made once."""
+    return examples()

@@ -25,7 +25,7 @@ FLOORS = [
     ["nn", "linen"],
     [*(f"rules.{name}" for name in ("independent", "population", "replay", "tuning", "tempering")), "rules"],
     ["problems", "replicas"],
-    ["state", "placement", "precision", "replica_axis"],
+    ["processes", "placement", "state", "precision", "replica_axis"],
     ["period", "checks", "engine"],
     [*(f"diagnostics.{name}" for name in ("counts", "exchanges", "barrier", "index", "report")), "diagnostics"],
     [

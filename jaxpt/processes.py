@@ -1,0 +1,138 @@
+"""Several processes that compute one run: how they find each other, share arrays, and notice that one is gone."""
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding
+
+T = TypeVar("T")
+_HEARTBEAT = 20  # seconds of silence after which a process counts as lost; JAX's own default is 100
+# What Gloo, NCCL, gRPC and JAX's coordination service say when a peer does not answer any more.
+_LOST = re.compile(r"gloo|nccl|connection|socket|heartbeat|coordination|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED", re.I)
+
+
+class ProcessLost(RuntimeError):
+    """Another process of the run has ended or does not answer."""
+
+
+def distributed(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+    """Joins this process to the others of a run: `jax.devices()` are then those of all of them.
+
+    To be called in every process, right after the imports. What is not given is read from the environment
+    (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID); where that says nothing either, JAX finds out by
+    itself on TPU pods, under SLURM, Open MPI and Kubernetes. Then all processes make the same calls with the same
+    arguments, the same data among them.
+
+    If a process dies, the others end within half a minute: see `clear_errors`.
+
+    Args:
+        coordinator: "HOST:PORT" of process 0, any free port, the same in every process.
+        processes: how many there are.
+        process: which one this is, 0 .. processes - 1.
+
+    Raises:
+        ValueError: some of the three are known and others not; they are out of range; nothing is known and there is no
+            cluster that JAX can detect.
+        RuntimeError: JAX has started already.
+        ProcessLost: the others cannot be reached.
+    """
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS") or None
+    processes = _number("processes", processes, "JAX_NUM_PROCESSES")
+    process = _number("process", process, "JAX_PROCESS_ID")
+    known = {"coordinator": coordinator, "processes": processes, "process": process}
+    missing = [name for name, value in known.items() if value is None]
+    if 0 < len(missing) < 3:
+        raise ValueError(
+            f"{' and '.join(missing)} must be given too: the coordinator HOST:PORT, the number of processes and which "
+            "one this is belong together; or give none of them on a cluster that JAX knows"
+        )
+    if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
+        raise ValueError(f"coordinator must be HOST:PORT, e.g. 10.0.0.1:1234, but it is {coordinator!r}")
+    if processes is not None and process is not None and not 0 <= process < processes:
+        raise ValueError(f"process must be 0 .. {processes - 1} with processes={processes}, but it is {process}")
+    try:
+        jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=_HEARTBEAT)
+    except ValueError as error:
+        raise ValueError(
+            f"JAX detects no cluster here ({error}); give coordinator, processes and process, or set "
+            "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+        ) from error
+    except RuntimeError as error:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            raise ProcessLost(f"the other processes cannot be reached through {coordinator}: {error}") from error
+        raise
+
+
+def _number(name: str, given: int | None, variable: str) -> int | None:
+    text = os.environ.get(variable)
+    if given is not None or not text:
+        return given
+    if not text.isdigit():
+        raise ValueError(f"{name} must be an integer, but {variable} is {text!r}")
+    return int(text)
+
+
+def is_first() -> bool:
+    """Whether this is process 0, the one that prints and writes; true where there is only one."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+    """Makes one clear error of what JAX raises when another process is gone.
+
+    A process that waits for a lost one mostly gets an error from its collective, at once. Where it does not, and
+    whenever process 0 is lost, JAX itself ends it, within about twenty seconds, and says that "another task died".
+
+    Raises:
+        ProcessLost: another process is gone.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error)
+        if jax.process_count() == 1 or not _LOST.search(text) or "RESOURCE_EXHAUSTED" in text:
+            raise
+        raise ProcessLost(
+            f"a process of this run is gone, as process {jax.process_index()} of {jax.process_count()} notices "
+            f"({text.splitlines()[0]}); start all processes again with the same directory to resume, fewer of them if "
+            "you like"
+        ) from error
+
+
+def put_globally(leaf: Any, sharding: Sharding) -> Any:
+    """Returns an array on devices of several processes, of which each cuts out its part of what it holds whole."""
+    if isinstance(leaf, jax.core.Tracer):
+        return jax.lax.with_sharding_constraint(leaf, sharding)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return leaf if leaf.sharding == sharding else identity(sharding)(leaf)
+    if is_key(leaf):
+        data = put_globally(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    host = np.asarray(leaf, jnp.result_type(leaf))
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def on_this(leaf: jax.Array) -> jax.Array:
+    """Returns an array that lies whole on every device as one on a device of this process."""
+    if is_key(leaf):
+        return jax.random.wrap_key_data(on_this(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+    return leaf.addressable_data(0)
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether something is an array of typed keys, which NumPy does not know."""
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+@cache
+def identity(sharding: Sharding) -> Callable[[T], T]:
+    """Returns what moves arrays to where they shall lie, compiled once for each kind of them."""
+    return jax.jit(lambda arrays: arrays, out_shardings=sharding)

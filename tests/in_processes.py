@@ -1,0 +1,79 @@
+"""One process of a run; see `tests/test_processes.py`.
+
+python -m tests.in_processes CASE DIRECTORY DEVICES [COORDINATOR PROCESSES PROCESS]
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+import jaxpt
+from tests import conftest
+
+RUNGS = jaxpt.Ladder(learning_rate=jaxpt.geometric(0.02, 0.2, 4))
+METRICS = {"nll": lambda p, batch: jaxpt.negative_log_likelihood(p, batch["y"])}
+
+
+class Net(nnx.Module):
+    """Dropout and one layer: what is compiled here is compiled by seven processes."""
+
+    def __init__(self, *, rngs):
+        self.dropout = jaxpt.Dropout("dropout_rate", rngs=rngs)
+        self.out = nnx.Linear(conftest.FEATURES, conftest.CLASSES, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(self.dropout(x))
+
+
+PROBLEM = jaxpt.nnx_problem(Net, conftest.loss, predict=lambda model, batch: model(batch["x"]))
+
+
+def engine(rule, **settings):
+    settings = {"every": 4, "batch_size": 16, "replica_axis": "map", "fixed": {"dropout_rate": 0.2}, **settings}
+    return jaxpt.Engine(PROBLEM, conftest.sgd, RUNGS, rule, **settings)
+
+
+def equal(directory):
+    """What two runs come to, their best replicas and a mixture: on a grid of seeds and replicas; streamed and copied."""
+    data = conftest.examples()
+    stream = ({name: leaf[i : i + 16] for name, leaf in data.train.items()} for i in (0, 16, 32, 48) * 2)
+    grid = jaxpt.placement.shard_map(jax.devices(), seeds=min(2, jax.device_count()))
+    tempered = engine(jaxpt.Tempering(5.0), placement=grid, own_batches=True)
+    results = {
+        "grid": jaxpt.fit(tempered, data.train, data.valid, test=data.test, steps=20, seeds=[0, 1], progress=True),
+        "stream": jaxpt.fit(engine(jaxpt.PBT()), stream, data.valid, steps=8),
+    }
+    found = {}
+    for case, result in results.items():
+        state = result.engine.placed.to_host(result.state)
+        parts = {"state": state, "trace": result.trace, "valid": result.valid, "test": result.test}
+        found |= {
+            f"{case} {name}{jax.tree_util.keystr(path)}": leaf
+            for name, part in parts.items()
+            for path, leaf in jax.tree.leaves_with_path(part)
+        }
+    best = results["grid"].best(seed=1)
+    found["best"] = np.asarray(conftest.loss(best.model, data.valid))
+    mixed = jaxpt.mixture(tempered, results["grid"].state, data.test, METRICS, coldest=3)
+    found["mixture"] = np.asarray(mixed["nll"])
+    np.savez(directory / f"process-{jax.process_index()}.npz", **found)
+
+
+def endless(directory):
+    """Trains for ever, and says when it has begun."""
+    data = conftest.examples()
+    made = engine(jaxpt.Tempering(5.0))
+    jaxpt.fit(made, data.train, data.valid, steps=8)
+    (directory / f"begun-{jax.process_index()}").touch()
+    jaxpt.fit(made, data.train, data.valid, steps=4 * 10**6)
+
+
+if __name__ == "__main__":
+    case, directory, devices, *where = sys.argv[1:]
+    jaxpt.use_all_cores(int(devices))
+    if where:
+        jaxpt.placement.distributed(where[0], int(where[1]), int(where[2]))
+    {"equal": equal, "endless": endless}[case](Path(directory))
