@@ -47,7 +47,7 @@ class Checkpoints:
         directory: of the run; made if need be.
 
     Raises:
-        CheckpointError: the directory cannot be written.
+        CheckpointError: the directory cannot be written; a checkpoint's file is missing, or not as it was written.
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
@@ -62,6 +62,8 @@ class Checkpoints:
                 self._steps.mkdir(exist_ok=True)
                 self._clear()
         _wait_for_all("jaxpt: checkpoints cleared")
+        for step in self.steps:  # before Orbax looks into any of them
+            self._check_files(step)
         policy = ocp.training.preservation_policies
         best = policy.BestN(get_metric_fn=lambda metrics: metrics["energy"], reverse=True, n=1)
         with _quietly():
@@ -160,10 +162,9 @@ class Checkpoints:
             prng: the kind of its keys.
 
         Raises:
-            CheckpointError: a file is missing or has changed since it was written.
+            CheckpointError: it cannot be read.
         """
         step = self.steps[-1]
-        self._check_files(step)
         with _in_words(f"the checkpoint of step {step} in {self.directory} cannot be read"), _quietly():
             about = self._orbax.metadata(step)
             progress = Progress(**about.custom_metadata)
@@ -198,11 +199,11 @@ class Checkpoints:
             name for name in sorted(written | found) if name not in found or written.get(name) != digest(found[name])
         ]
         if wrong:
-            earlier = self.steps[:-1]
+            earlier = [other for other in self.steps if other < step]
             advice = (
                 f"remove {self._steps / str(step)} and {self._sums / f'{step}.json'} to go on from step {earlier[-1]}"
                 if earlier
-                else "there is no earlier one: give another directory to start anew"
+                else f"there is no earlier one: remove {self.directory} to start anew, or give another directory"
             )
             raise CheckpointError(
                 f"the checkpoint of step {step} in {self.directory} is damaged: {', '.join(wrong[:3])} "

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _NEVER = np.iinfo(np.int32).max
 _GENERATORS = ("threefry2x32", "rbg", "unsafe_rbg")
-_ROOM = 1024  # periods that a dispatch may hold; its trace has so many rows
+_ROOMS = (64, 1024)  # periods that a dispatch may hold, its trace's rows; few kinds, so that runs share programs
 _SECONDS = 1.0  # that a dispatch should take: signals wait for its end, and each costs about a millisecond
 
 
@@ -252,7 +252,7 @@ def _prepare(
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), seen.train)
         store.match(settings.describe(engine, form, key, seen._replace(train=shapes) if streaming else host))
     short = dataclasses.replace(engine, every=rest or 1, burn_in=_NEVER)
-    room = 1 if streaming else max(1, min(whole, _ROOM))
+    room = 1 if streaming else _ROOMS[whole > 40 * _ROOMS[0]]
     started = time.perf_counter()
     row: Any = None
     for part, periods, left in ((engine, room, done < whole), (short, 1, rest > 0)):
