@@ -1,6 +1,6 @@
 """Times the lowerings of `jaxpt.conv_general_dilated` layer by layer; `jaxpt.convolution.choice` follows its figures.
 
-    python -m benchmarks.convolutions --model resnet20 --replicas 4 --batch 32 --out convolutions.json
+uv run benchmarks/convolutions.py --model resnet20 --replicas 4 --batch 32 --out convolutions.json
 
 Each convolution, and each of its two gradients, runs for M replicas with kernels and images of their own inside a
 scan, as in training. The lowerings take turns; medians over the rounds are reported, and with --out the spread (the
@@ -9,8 +9,7 @@ quartiles' distance over the median). Limit the cores with `taskset -c 0,1` and 
 
 import argparse
 import functools
-import json
-import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
+
+from benchmarks import record
+from experiments import report
 from jaxpt.convolution import choice, rules
 from jaxpt.convolution.geometry import Geometry, geometry
 
@@ -132,15 +135,10 @@ def main() -> None:
     parser.add_argument("--least", type=float, default=0.05, help="seconds that one measurement takes at least")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    device = jax.devices()[0]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"{device.device_kind}, {cores} cores, jax {jax.__version__}, M = {given.replicas}, batch {given.batch}; ms")
+    device = report.environment()["device"]
+    print(f"{device}, jax {jax.__version__}, M = {given.replicas}, batch {given.batch}; ms")
     table = rows(given.model, given.replicas, given.batch, given.rounds, given.least)
-    if given.out is not None:
-        about = {"device": device.device_kind, "cores": cores, "jax": jax.__version__}
-        about |= {"replicas": given.replicas, "batch": given.batch, "rounds": given.rounds}
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps({**about, "rows": table}, indent=1) + "\n")
+    record.write(given.out, table, replicas=given.replicas, batch=given.batch, rounds=given.rounds)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ a probe and on a whole validation split.
 """
 
 import argparse
-import datetime
-import json
 import statistics
 import sys
 import time
@@ -24,7 +22,7 @@ import jax.numpy as jnp
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
 import jaxpt
-from benchmarks import networks
+from benchmarks import networks, record
 from experiments import report
 
 
@@ -124,17 +122,8 @@ def main() -> None:
     shown += [(str(r["every"]), r["what"], f"{1e3 * r['seconds']:.3f}", f"{r['share_of_training']:.3%}") for r in rows]
     print(f"{options.model}, {options.replicas} replicas, batch {options.batch}: {1e3 * median['step']:.1f} ms a step")
     print("\n".join(report.markdown(shown)))
-    if options.out:
-        content = {
-            "command": " ".join(["benchmarks/exchange_overhead.py", *sys.argv[1:]]),
-            "date": datetime.date.today().isoformat(),
-            **report.environment(),
-            "step_seconds": median["step"],
-            "spread": {name: [min(values), max(values)] for name, values in times.items()},
-            "rows": rows,
-        }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(content, indent=1) + "\n")
+    spread = {name: [min(values), max(values)] for name, values in times.items()}
+    record.write(options.out, rows, step_seconds=median["step"], spread=spread)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Loss curves in float32, TF32 and bfloat16 side by side, on real digits, from the same seeds.
 
-uv run benchmarks/precisions.py --steps 1000 --out FILE.json
+uv run benchmarks/precisions.py --out FILE.json        # 1,000 steps, two to three minutes on a CPU
 
 Replicas of a small convolutional network on the digits that ship with scikit-learn: products in float32, in whatever
 `precision="high"` and "default" stand for on this backend (TF32 on GPUs, float32 on CPUs), and all computation in
@@ -9,8 +9,6 @@ bfloat16 with float32 weights. Rounds of one period each are interleaved, and ti
 
 import argparse
 import dataclasses
-import datetime
-import json
 import statistics
 import sys
 import time
@@ -25,6 +23,7 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
 import jaxpt
+from benchmarks import record
 from experiments import datasets, report
 from experiments.classification import classifier
 from experiments.models import SmallConvNet
@@ -104,11 +103,7 @@ def main() -> None:
     shown.append(("time", *(f"{row['time_ratio']:.2f}" for row in rows)))
     print(f"means over {options.replicas} replicas of {options.seeds} seeds")
     print("\n".join(report.markdown(shown)))
-    if options.out:
-        command = " ".join(["benchmarks/precisions.py", *sys.argv[1:]])
-        content = {"command": command, "date": datetime.date.today().isoformat(), **report.environment(), "rows": rows}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(content, indent=1) + "\n")
+    record.write(options.out, rows, seeds=range(options.seeds))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """Training examples per second against the number of replicas, until memory ends; and how many replicas fit.
 
 uv run benchmarks/scaling.py --model lenet --batch 128 --out FILE.json
+uv run benchmarks/scaling.py --most 64 --steps 5 --out FILE.json        # two to three minutes on four CPU cores
 
 M doubles from 1. A program is run only if it needs less than the memory there is, as its own analysis says; the
 largest M that fits is then found between the last two by analysis alone.
 """
 
 import argparse
-import datetime
-import json
 import os
 import statistics
 import sys
@@ -21,9 +20,8 @@ import jax
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
 import jaxpt
-from benchmarks import networks
+from benchmarks import networks, record
 from benchmarks.throughput import compiled_bytes, engine
-from experiments import report
 
 
 def memory() -> int:
@@ -97,27 +95,12 @@ def main() -> None:
         rate, size_mb = replicas * options.batch / median, size / 1e6
         print(f"M = {replicas:5}: {rate:12,.0f} replica-images/s, {size_mb:8,.0f} MB a device", flush=True)
         fits, replicas = replicas, 2 * replicas
-        write(options, rows, limit, None)
+        record.write(options.out, rows, device_bytes=limit, largest_that_fits=None)
     while fails and fails - fits > max(1, fits // 16):  # to a sixteenth
         middle = (fits + fails) // 2
         fits, fails = (middle, fails) if needed(options, middle) <= limit else (fits, middle)
     print(f"largest M that fits into {limit / 2**30:.1f} GiB: {fits}{'' if fails else ' or more'}")
-    write(options, rows, limit, fits)
-
-
-def write(options: argparse.Namespace, rows: list[dict[str, Any]], limit: int, fits: int | None) -> None:
-    """Writes what there is so far."""
-    if options.out:
-        content = {
-            "command": " ".join(["benchmarks/scaling.py", *sys.argv[1:]]),
-            "date": datetime.date.today().isoformat(),
-            **report.environment(),
-            "device_bytes": limit,
-            "largest_that_fits": fits,
-            "rows": rows,
-        }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(content, indent=1) + "\n")
+    record.write(options.out, rows, device_bytes=limit, largest_that_fits=fits)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ processor seconds of the compiler, so that a busy machine does little harm to th
 """
 
 import argparse
-import datetime
-import json
 import statistics
 import sys
 import time
@@ -24,7 +22,7 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
 import jaxpt
-from experiments import report
+from benchmarks import record
 from experiments.models import LeNetEMNIST
 
 KINDS = ("threefry2x32", "rbg", "unsafe_rbg")
@@ -119,11 +117,7 @@ def main() -> None:
         print(f"| {kind} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |")
         names = ("milliseconds", "smallest", "largest", "its_bits_alone")
         rows.append({"generator": kind, **dict(zip(names, cells, strict=True))})
-    if options.out:
-        command = " ".join(["benchmarks/step_costs.py", *sys.argv[1:]])
-        content = {"command": command, "date": datetime.date.today().isoformat(), **report.environment(), "rows": rows}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(content, indent=1) + "\n")
+    record.write(options.out, rows, seeds=(0, 1))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ Every round times each variant once, in an order that changes from round to roun
 """
 
 import argparse
-import datetime
-import json
 import statistics
 import sys
 import time
@@ -32,7 +30,7 @@ from jax import lax
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
 import jaxpt
-from benchmarks import networks, torch_steps
+from benchmarks import networks, record, torch_steps
 from experiments import report
 from jaxpt.replicas import train_step
 
@@ -239,16 +237,7 @@ def main() -> None:
     for replicas in options.replicas:
         rows += measure(options, replicas)
         print(table(rows[-len(options.variants) :]), flush=True)
-        if options.out:
-            content = {
-                "command": " ".join(["benchmarks/throughput.py", *sys.argv[1:]]),
-                "date": datetime.date.today().isoformat(),
-                **report.environment(),
-                "torch": torch_steps.version(),
-                "rows": rows,
-            }
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(content, indent=1) + "\n")
+        record.write(options.out, rows, torch=torch_steps.version())
 
 
 if __name__ == "__main__":

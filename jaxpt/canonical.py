@@ -1,4 +1,4 @@
-"""Convolutions in the layout and lowering that XLA:CPU is fast at, wherever a traced program has them."""
+"""Any traced program as XLA:CPU is fast at it: layout and lowering of convolutions, small axes, random bits."""
 
 import math
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxprs_in_par
 from jax.extend.core.primitives import conv_general_dilated_p
 from jaxtyping import Array
 
+from jaxpt import vectors
 from jaxpt.convolution.choice import choose
 from jaxpt.convolution.direct import in_portions
 from jaxpt.convolution.geometry import Geometry, geometry
@@ -24,13 +25,14 @@ def has_convolutions(jaxpr: Jaxpr) -> bool:
 
 
 def evaluate(closed: ClosedJaxpr, *args: Array) -> list[Array]:
-    """Computes a traced program with its convolutions as channels-last ones.
+    """Computes a traced program with its convolutions as channels-last ones, and the like.
 
     XLA:CPU has a fast convolution for images [B, H, W, C] and kernels [h, w, C, O] only. It brings others into that
     form, but in the entry computation, not inside a loop; and gradients of convolutions have other forms. Here all are
     written with the transpositions spelled out, or as the matrix products that `jaxpt.convolution` takes for such
     shapes. That changes nothing but the order of sums, as long as all numbers are finite: products multiply zeros with
-    pixels nearby, so one that is not finite spreads further.
+    pixels nearby, so one that is not finite spreads further. Elementwise functions and random bits are computed by
+    `jaxpt.vectors`.
 
     Args:
         closed: the program; what is in loops, branches and calls of it is treated alike.
@@ -53,7 +55,9 @@ def _apply(eqn: JaxprEqn, inputs: Sequence[Any], debug: Any) -> Sequence[Any]:
     """Returns the outputs of one equation."""
     if eqn.primitive is conv_general_dilated_p:
         return [_channels_last(*inputs, **eqn.params)]
-    if _convolves(eqn) and not _is_own(eqn):
+    if vectors.applies(eqn):
+        return [vectors.apply(eqn, *inputs)]
+    if _slow(eqn):
         eqn = eqn.replace(params={name: _rewritten(value) for name, value in eqn.params.items()})
     # A program of one equation: JAX's own interpreter knows how each primitive wants to be applied.
     given = {atom: value for atom, value in zip(eqn.invars, inputs, strict=True) if not isinstance(atom, Literal)}
@@ -64,6 +68,13 @@ def _apply(eqn: JaxprEqn, inputs: Sequence[Any], debug: Any) -> Sequence[Any]:
 def _convolves(eqn: JaxprEqn) -> bool:
     stock = eqn.primitive is conv_general_dilated_p
     return stock or _is_own(eqn) or any(map(has_convolutions, jaxprs_in_params(eqn.params)))
+
+
+def _slow(eqn: JaxprEqn) -> bool:
+    """Whether it is written in another way, or something in it."""
+    if eqn.primitive is conv_general_dilated_p or vectors.applies(eqn):
+        return True
+    return not _is_own(eqn) and any(_slow(inner) for jaxpr in jaxprs_in_params(eqn.params) for inner in jaxpr.eqns)
 
 
 def _is_own(eqn: JaxprEqn) -> bool:

@@ -4,9 +4,33 @@ import importlib
 import json
 import sys
 
+import jax
 import pytest
 
-SCRIPTS = ("throughput", "exchange_overhead", "scaling", "step_costs", "precisions", "convolutions")
+TOYS = {
+    "throughput": "--replicas 2 --batch 4 --steps 1 --rounds 1 --variants sequential own",
+    "exchange_overhead": "--model lenet --replicas 2 --batch 2 --probe 2 --validation 4 --steps 1 --rounds 1",
+    "scaling": "--most 1 --batch 2 --steps 1 --rounds 1",
+    "step_costs": "--replicas 2 --batch 2 --steps 1 --rounds 1",
+    "precisions": "--replicas 1 --seeds 1 --batch 2 --every 1 --steps 2",
+    "convolutions": "--model lenet --replicas 1 --batch 2 --rounds 1 --least 0",
+}
+SLOW = ("throughput", "precisions", "step_costs")
+ROW = {
+    "throughput": {"model", "replicas", "batch", "variant", "time_ratio", "seconds", "spread"},
+    "exchange_overhead": {"model", "replicas", "batch", "every", "what", "seconds", "share_of_training"},
+    "scaling": {"model", "replicas", "batch", "images_per_second", "seconds", "spread", "bytes_per_device"},
+    "step_costs": {"replicas", "compile_seconds", "to_the_first"},
+    "precisions": {"precision", "steps", "training_loss", "test_error", "time_ratio", "seconds"},
+    "convolutions": {"model", "layer", "part", "lowering", "seconds", "spread", "chosen", "time_ratio"},
+}
+
+
+@pytest.fixture
+def quick_compiler():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def run(name, arguments, monkeypatch):
@@ -14,7 +38,7 @@ def run(name, arguments, monkeypatch):
     importlib.import_module(f"benchmarks.{name}").main()
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", TOYS)
 def test_each_says_what_it_takes(name, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         run(name, "--help", monkeypatch)
@@ -22,15 +46,21 @@ def test_each_says_what_it_takes(name, monkeypatch, capsys):
     assert "--out" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:JAX has started already")
-def test_throughput_counts_and_compares(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in TOYS]
+)
+def test_each_measures_and_says_how(name, tmp_path, monkeypatch, quick_compiler):
     out = tmp_path / "deep" / "out.json"
-    small = "--replicas 2 --batch 4 --steps 1 --rounds 1 --variants sequential own"
-    run("throughput", f"{small} --out {out}", monkeypatch)
-    rows = json.loads(out.read_text())["rows"]
-    assert [row["variant"] for row in rows] == ["sequential", "own"]
-    assert rows[0]["time_ratio"] == 1
-    assert {"model", "replicas", "batch", "variant", "time_ratio", "seconds", "spread"} <= set(rows[0])
-    by_hand, by_xla = rows[0]["flops_per_image_by_hand"], rows[0]["flops_per_image_by_xla"]
-    assert 0.8 < by_xla / by_hand < 1.5, "layers counted by hand against XLA's own count"
+    run(name, f"{TOYS[name]} --out {out}", monkeypatch)
+    written = json.loads(out.read_text())
+    assert written["command"] == f"benchmarks/{name}.py {TOYS[name]} --out {out}"
+    assert written["seeds"][0] == 0
+    assert {"date", "device", "versions"} <= set(written)
+    rows = written["rows"]
+    assert ROW[name] <= set(rows[0])
+    if name == "throughput":
+        assert [row["variant"] for row in rows] == ["sequential", "own"]
+        assert rows[0]["time_ratio"] == 1
+        by_hand, by_xla = rows[0]["flops_per_image_by_hand"], rows[0]["flops_per_image_by_xla"]
+        assert 0.8 < by_xla / by_hand < 1.5, "layers counted by hand against XLA's own count"

@@ -48,7 +48,7 @@ def test_the_choice_elsewhere_is_lax_for_one_replica_and_large_images():
     assert choice.choose(work(BLOCK), "tpu") == "grouped"
 
 
-@pytest.mark.parametrize(("lowering", "columns"), [("im2col", 1), ("toeplitz", 28), ("blocks", 5), ("rows", 5)])
+@pytest.mark.parametrize(("lowering", "columns"), [("im2col", 1), ("toeplitz", 28), ("blocks", 4), ("rows", 4)])
 def test_columns_in_a_product(lowering, columns):
     assert choice.block(lowering, work(FIRST)) == columns
 
@@ -57,3 +57,4 @@ def test_blocks_follow_the_width_of_the_result():
     assert choice.block("blocks", work(SECOND, "input_gradient")) == 2
     assert choice.block("blocks", work(STEM)) == 2
     assert choice.block("rows", work((14, 5, "VALID", 16, 120))) == 2
+    assert choice.block("blocks", work((14, 3, "VALID", 3, 10))) == 3, "no number of columns fills whole vectors"

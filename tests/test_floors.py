@@ -20,6 +20,7 @@ FLOORS = [
         "convolution.general",
         "convolution.layers",
         "convolution",
+        "vectors",
         "canonical",
     ],
     ["nn", "linen"],

@@ -71,9 +71,17 @@ def choose(work: Work, backend: str) -> str:
 def block(lowering: str, work: Work) -> int:
     """Returns how many columns of the output one product takes, for a lowering by products.
 
-    "blocks" and "rows" take as many as make the product about 32 wide, at least two, all of one size but the last.
+    "blocks" and "rows" take as many as make the product up to 32 wide, at least two, all of one size but the last; or
+    up to a third fewer that fill whole vectors: 28 columns of six features take two thirds of the time in blocks of
+    four, not five.
     """
     columns = work.shape.output[1]
     if lowering not in ("blocks", "rows"):
         return columns if lowering == "toeplitz" else 1
-    return -(-columns // -(-columns // max(2, 32 // work.features)))
+
+    def even(size: int) -> int:
+        return -(-columns // -(-columns // size))
+
+    largest = even(max(2, 32 // work.features))
+    smaller = (n for n in range(largest, 2 * largest // 3, -1) if n == even(n) and n * work.features % 8 == 0)
+    return next(smaller, largest)

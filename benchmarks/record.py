@@ -1,0 +1,34 @@
+"""What every benchmark's JSON file says besides its rows: how they were made, on what, when."""
+
+import datetime
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import report
+
+
+def write(out: Path | None, rows: Sequence[dict[str, Any]], *, seeds: Sequence[int] = (0,), **more: Any) -> None:
+    """Writes {"command", "seeds", "date", "device", "versions", ..., "rows"} and makes the folders above.
+
+    Args:
+        out: the file; None: nothing is written.
+        rows: what was measured.
+        seeds: of all random numbers: weights, data, minibatches.
+        **more: what else holds for all rows.
+    """
+    if out is None:
+        return
+    content = {
+        "command": shlex.join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "seeds": list(seeds),
+        "date": datetime.date.today().isoformat(),
+        **report.environment(),
+        **more,
+        "rows": list(rows),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(content, indent=1) + "\n")

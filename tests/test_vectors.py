@@ -1,0 +1,72 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxpt import canonical, vectors
+
+FUNCTIONS = (jnp.exp, jnp.expm1, jnp.log, jnp.log1p, jax.nn.sigmoid, jnp.tanh, lax.erf)
+
+
+def rewritten(function, *args):
+    """A function as `canonical` writes it, and the primitives of its program."""
+    closed = jax.make_jaxpr(function)(*args)
+    again = lambda *args: canonical.evaluate(closed, *args)[0]
+    return jax.jit(again), {eqn.primitive.name for eqn in jax.make_jaxpr(again)(*args).jaxpr.eqns}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_functions_over_a_small_axis_run_in_a_loop_and_stay_the_same(function):
+    x = jnp.asarray(np.random.default_rng(0).uniform(0.01, 3, (16, 8, 8, 16)), jnp.float32)
+    again, names = rewritten(function, x)
+    assert "scan" in names
+    np.testing.assert_allclose(again(x), function(x), rtol=3e-7)
+
+
+def test_gradients_and_branches_are_rewritten_and_finite_where_they_were():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 8, 8, 16)), jnp.float32).at[0, 0, 0, :2].set(jnp.inf)
+    for function in (jax.grad(lambda x: jnp.tanh(x).sum()), jax.nn.silu, jax.jit(jax.nn.softplus)):
+        again, _ = rewritten(function, x)
+        np.testing.assert_allclose(again(x), function(x), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(16, 8, 8, 33), (16384,), (8, 16), (5, 3277)])
+def test_what_is_vectorised_or_small_or_odd_stays(shape):
+    _, names = rewritten(jnp.tanh, jnp.zeros(shape))
+    assert names == {"tanh"}
+
+
+@pytest.mark.parametrize("shape", [(16384,), (16385,), (129, 128)])
+def test_bits_are_those_of_jax(shape):
+    keys = jax.random.split(jax.random.key(5), 3)
+    draw = lambda key: jax.random.bits(key, shape)
+    again, names = rewritten(draw, keys[0])
+    assert "random_bits" not in names
+    np.testing.assert_array_equal(jax.vmap(again)(keys), jax.vmap(draw)(keys))
+    assert np.unique(again(keys[0])).size > 0.99 * np.prod(shape)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "size"), [("rbg", "uint32", 16384), (None, "uint16", 16384), (None, "uint32", 8)]
+)
+def test_other_bits_stay_jaxs_business(kind, dtype, size):
+    key = jax.random.key(1, impl=kind)
+    draw = lambda key: jax.random.bits(key, (size,), dtype)
+    again, names = rewritten(draw, key)
+    assert "random_bits" in names
+    np.testing.assert_array_equal(again(key), draw(key))
+
+
+def test_bits_of_the_older_threefry_are_left_alone():
+    key = jax.random.key(2)
+    with jax.threefry_partitionable(False):
+        draw = lambda key: jax.random.bits(key, (16384,))
+        again, _ = rewritten(draw, key)
+        np.testing.assert_array_equal(again(key), draw(key))
+
+
+def test_the_bits_directly():
+    np.testing.assert_array_equal(
+        vectors.random_bits(jax.random.key(3), (7, 3)), jax.random.bits(jax.random.key(3), (7, 3))
+    )
