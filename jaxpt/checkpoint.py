@@ -182,18 +182,27 @@ class Checkpoints:
                     if not (self._steps / str(old)).exists():
                         (self._sums / f"{old}.json").unlink()
 
+    def _written(self, step: int) -> dict[str, str]:
+        """Returns {file: SHA-256} as it was when the checkpoint was whole."""
+        file = self._sums / f"{step}.json"
+        with _in_words(f"{file} is damaged; remove it to do without that checkpoint"):
+            return {str(name): str(sha) for name, sha in dict(json.loads(file.read_text())).items()}
+
     def _files(self, step: int) -> list[Path]:
         return sorted(path for path in (self._steps / str(step)).rglob("*") if path.is_file())
 
     def _clear(self) -> None:
-        """Removes what was never finished."""
+        """Removes what was never finished, and what a process was removing when it was killed."""
+        for step in self.steps[:-1]:
+            if not all((self._steps / name).exists() for name in self._written(step)):
+                (self._sums / f"{step}.json").unlink()
         whole = set(map(str, self.steps))
         for path in self._steps.iterdir():
             if path.name.isdecimal() and path.name not in whole:
                 shutil.rmtree(path)
 
     def _check_files(self, step: int) -> None:
-        written = json.loads((self._sums / f"{step}.json").read_text())
+        written = self._written(step)
         found = {str(path.relative_to(self._steps)): path for path in self._files(step)}
         wrong = [
             name for name in sorted(written | found) if name not in found or written.get(name) != digest(found[name])

@@ -22,6 +22,7 @@ from jaxpt.state import RunState
 FORMAT = 1
 """Of run directories; another number cannot be read."""
 _NUMBERS = ("every", "burn_in", "batch_size", "own_batches", "drop_remainder", "probe", "rescale_momentum", "precision")
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function, which no two processes share
 _PACKAGES = ("jax", "flax", "optax", "numpy")
 
 
@@ -85,16 +86,15 @@ def _words(value: Any) -> str:
     """A number, an array or a name, exact to the bit."""
     if isinstance(value, np.ndarray | jax.Array | np.generic):
         return str(np.asarray(value).tolist())
-    return getattr(value, "__name__", None) or str(value)
+    return getattr(value, "__name__", None) or _ADDRESS.sub("", str(value))
 
 
-def _rule(rule: Any) -> dict[str, str]:
+def _rule(rule: Any) -> dict[str, Any]:
     kind = {"kind": type(rule).__name__}
-    if dataclasses.is_dataclass(rule):
-        return kind | {
-            field.name: _words(getattr(rule, field.name)) for field in dataclasses.fields(rule) if field.init
-        }
-    return kind | {tree.name(path): _words(leaf) for path, leaf in jax.tree.leaves_with_path(rule)}
+    if not dataclasses.is_dataclass(rule):
+        return kind | {tree.name(path): _words(leaf) for path, leaf in jax.tree.leaves_with_path(rule)}
+    values = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule) if field.init}
+    return kind | {name: _rule(v) if dataclasses.is_dataclass(v) else _words(v) for name, v in values.items()}
 
 
 def _programs(engine: Engine, replica: Replicas, data: Data) -> dict[str, str]:
@@ -115,7 +115,7 @@ def _programs(engine: Engine, replica: Replicas, data: Data) -> dict[str, str]:
 
 def _hash(program: Any) -> str:
     """Returns a digest of a traced program: its text without addresses, and the arrays that it closes over."""
-    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(program)).encode())
+    digest = hashlib.sha256(_ADDRESS.sub("", str(program)).encode())
     for leaf in jax.tree.leaves(program.consts):
         digest.update((_shape(leaf) + _checksum(leaf)).encode())
     return digest.hexdigest()[:16]

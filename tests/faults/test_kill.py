@@ -22,7 +22,7 @@ def found(tmp_path_factory):
 
 @pytest.mark.parametrize(("how", "times"), [("kill", 30), ("term", 10)])
 def test_a_run_ended_at_random_moments_equals_one_that_was_not_to_the_bit(how, times, found):
-    """Exchanges, copies, tuning of C and ladder, probes, dropout, batch statistics, momentum: state, trace and scores."""
+    """Exchanges, copies, tuning of C and ladder, probes, dropout, batch statistics: state, trace, scores."""
     seen, directory = found
     with np.load(directory / "whole" / "result.npz") as whole, np.load(directory / how / "result.npz") as resumed:
         assert set(whole) == set(resumed)

@@ -1,0 +1,157 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxpt
+from jaxpt import tree
+from tests.conftest import make_engine
+
+HOTTEST, PLANTED = 3, 4  # replica, and the period after which it breaks
+DEO = {"rule": jaxpt.Tempering(2.0, "deo"), "fixed": {}}
+
+
+@tree.register(data=("inner",), meta=("vetoed",))
+@dataclasses.dataclass(frozen=True)
+class Veto:
+    """A rule whose swaps with one replica are taken back."""
+
+    inner: jaxpt.Tempering
+    vetoed: int
+    exchanges = True
+
+    def propose(self, key, turn, energy, rung, hyper, ladders, allowed):
+        move, inner, info = self.inner.propose(key, turn, energy, rung, hyper, ladders, allowed)
+        ((name, before), after) = next(iter(rung.items())), next(iter(move.rung.values()))
+        # Swaps are of pairs: the partner is who stands where the vetoed replica stood.
+        involved = (jnp.arange(len(before)) == self.vetoed) | (after == before[self.vetoed])
+        kept = jnp.where(involved & (after[self.vetoed] != before[self.vetoed]), before, after)
+        values = {key: value[kept] for key, value in ladders[name].values.items()}
+        return move._replace(rung={name: kept}, hyper={**hyper, **values}), Veto(inner, self.vetoed), info
+
+
+def broken(state, replica):
+    params = jax.tree.map(lambda leaf: leaf.at[replica].set(jnp.nan), state.replicas.params)
+    return state._replace(replicas=state.replicas._replace(params=params))
+
+
+def run(engine, data, harm, before=PLANTED, after=8):
+    """So many periods, the harm, and further ones; the state then and both traces."""
+    state, first = engine.run(engine.init(jax.random.key(1)), data, periods=before)
+    state, second = engine.run(harm(state), data, periods=after)
+    return state, first, second
+
+
+def others(tree_of_replicas, replica):
+    return jax.tree.map(lambda leaf: np.delete(np.asarray(leaf), replica, -1), tree_of_replicas)
+
+
+def test_a_broken_replica_changes_nothing_for_the_others(data):
+    """To the bit as where it is whole and never allowed to swap: it stands at the hot end, where nobody wants to go."""
+    engine = make_engine(rule=Veto(jaxpt.Tempering(2.0, "deo"), HOTTEST))
+    healthy, before, _ = run(engine, data, lambda state: state)
+    assert before.rung["learning_rate+dropout_rate"][:, HOTTEST].tolist() == [HOTTEST] * PLANTED
+
+    free = make_engine(rule=jaxpt.Tempering(2.0, "deo"))
+    state, _ = engine.run(engine.init(jax.random.key(1)), data, periods=PLANTED)
+    rule = free.init(jax.random.key(1)).rule
+    found, trace = free.run(broken(state, HOTTEST)._replace(rule=rule), data, periods=8)
+
+    _, _, expected = run(engine, data, lambda state: state)
+    assert np.isnan(trace.valid["energy"][:, HOTTEST]).all()
+    for name in ("loss", "valid", "test", "rung", "hyper"):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            others(getattr(trace, name), HOTTEST),
+            others(getattr(expected, name), HOTTEST),
+        )
+    weights = [[np.delete(leaf, HOTTEST, 0) for leaf in jax.tree.leaves(s.replicas[:3])] for s in (found, healthy)]
+    jax.tree.map(np.testing.assert_array_equal, *weights)
+    assert np.asarray(trace.info.accepted)[:, :-1].any(), "the others do swap"
+
+
+@pytest.mark.parametrize("replica", range(4))
+def test_wherever_it_stands_it_gets_no_colder_and_leaves_the_others_whole(replica, data):
+    engine = make_engine(rule=jaxpt.Tempering(2.0, "deo"))
+    state, _, trace = run(engine, data, lambda state: broken(state, replica), after=12)
+    rung = trace.rung["learning_rate+dropout_rate"]
+    assert (np.diff(rung[:, replica]) >= 0).all()
+    assert rung[-1, replica] == HOTTEST
+    assert np.isfinite(others((trace.loss, trace.valid, trace.test), replica)[0]).all()
+    assert all(np.isfinite(np.delete(leaf, replica, 0)).all() for leaf in jax.tree.leaves(state.replicas[:3]))
+
+
+def test_respawn_goes_on_with_the_nearest_healthy_one(data):
+    engine = make_engine(rule=jaxpt.Independent(), diverged="respawn")
+    plain = make_engine(rule=jaxpt.Independent())
+    _, _, trace = run(engine, data, lambda state: broken(broken(state, 0), 2), after=3)
+    parents = np.asarray(trace.info.parents)
+    assert parents.tolist() == [[1, 1, 1, 3], [0, 1, 2, 3], [0, 1, 2, 3]], "of two neighbours the colder"
+    assert np.isnan(trace.valid["energy"][0, [0, 2]]).all()
+    assert np.isfinite(trace.valid["energy"][1:]).all()
+    path = jaxpt.lineage(trace, 2)
+    assert path.replica.tolist() == [1, 2, 2]
+
+    # One period after the harm: weights are the neighbour's, hyperparameters and keys their own.
+    state, _, _ = run(engine, data, lambda state: broken(broken(state, 0), 2), after=1)
+    whole, _, _ = run(plain, data, lambda state: state, after=1)
+    for mine, theirs in zip(*(jax.tree.leaves(s.replicas[:3]) for s in (state, whole)), strict=True):
+        np.testing.assert_array_equal(np.asarray(mine)[[0, 1, 2, 3]], np.asarray(theirs)[[1, 1, 1, 3]])
+    jax.tree.map(np.testing.assert_array_equal, state.replicas.hyper, whole.replicas.hyper)
+
+
+def test_respawn_beside_a_rule_that_copies(data):
+    """What PBT has replaced already stays as PBT wants it, and nobody goes on with a broken one."""
+    engine = make_engine(rule=jaxpt.PBT(), diverged="respawn")
+    _, _, trace = run(engine, data, lambda state: broken(broken(state, 0), 2), after=3)
+    parents = np.asarray(trace.info.parents)
+    assert not {0, 2} & set(parents[0].tolist())
+    assert np.isfinite(trace.valid["energy"][1:]).all()
+
+
+def test_with_all_broken_there_is_nobody_to_go_on_with(data):
+    engine = make_engine(rule=jaxpt.Independent(), diverged="respawn")
+    harm = lambda state: broken(broken(broken(broken(state, 0), 1), 2), 3)
+    _, _, trace = run(engine, data, harm, after=2)
+    assert np.asarray(trace.info.parents).tolist() == [[0, 1, 2, 3]] * 2
+
+
+def diverging(policy, **settings):
+    """The replica on the hottest rung blows up: its learning rate is far too large for a quadratic."""
+    problem = jaxpt.energy_problem(lambda w: jnp.sum(w**4), lambda key: 1 + jax.random.uniform(key, (2,)))
+    return jaxpt.Engine(
+        problem,
+        lambda h: optax.sgd(h["learning_rate"]),
+        jaxpt.Ladder(learning_rate=[0.01, 0.02, 5.0]),
+        every=5,
+        diverged=policy,
+        **settings,
+    )
+
+
+@pytest.mark.parametrize(
+    ("policy", "then"),
+    [("keep", "it goes on, and counts nowhere"), ("respawn", "weights of the nearest healthy replica")],
+)
+def test_it_is_reported_at_once(policy, then):
+    with pytest.warns(UserWarning, match=rf"replica 2 on rung 2 of learning_rate by step 5 .*{then}"):
+        result = jaxpt.fit(diverging(policy), steps=20, progress=False)
+    assert result.best().replica != 2
+    lost = np.isnan(result.trace.valid["energy"]).sum(0).tolist()
+    assert lost == [0, 0, 4], "a rate that is too large is so again"
+
+
+def test_stop_ends_the_run_and_keeps_the_checkpoint(tmp_path):
+    seeds = {"seeds": [0, 1], "progress": False, "directory": tmp_path}
+    with pytest.raises(jaxpt.Diverged, match=r"replica 2 of seed 0 on rung 2 .*replica 2 of seed 1.*keeps its last"):
+        jaxpt.fit(diverging("stop"), steps=20, **seeds)
+    with pytest.warns(UserWarning, match="energy is not finite"):
+        jaxpt.fit(diverging("keep"), steps=20, **seeds)
+
+
+def test_policies_are_checked():
+    with pytest.raises(ValueError, match="diverged must be one of keep, stop, respawn, but it is 'ignore'"):
+        make_engine(diverged="ignore")
