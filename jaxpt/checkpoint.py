@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -148,9 +149,9 @@ class Checkpoints:
             saving.result()
 
     def close(self) -> None:
-        """Ends what goes on in the background."""
+        """Ends what goes on in the background; what fails there has been said by `wait`."""
         self._pool.shutdown()
-        with _quietly():
+        with _quietly(), contextlib.suppress(Exception):
             self._orbax.close()
 
     def load(self, state: RunState, trace: Trace, prng: Any) -> tuple[RunState, Trace, Progress]:
@@ -269,7 +270,9 @@ def _in_words(what: str) -> Iterator[None]:
 def _first_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # tensorstore's
+        return os.strerror(int(code[1]))
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
 
 
 @contextlib.contextmanager

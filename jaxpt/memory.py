@@ -57,7 +57,8 @@ def check(
     room = at_most - fixed
     fitting = max(0, int(room // (stored + working)))
     advice = [f"{fitting * devices} replicas would fit" if fitting else "not even one replica a device would fit"]
-    at_once = min(each - 1, int((room - stored * each) // working)) if working else 0
+    # A loop holds a little more than a step's share; advice must not fail.
+    at_once = min(each - 1, int(0.8 * (room - stored * each) // working)) if working else 0
     if execution.replica_axis == "vmap" and at_once >= 1:
         advice.append(f'all of them fit {at_once} at a time: replica_axis="map", at_once={at_once}')
     elif execution.replica_axis == "unroll" and each > 1:
