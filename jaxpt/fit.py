@@ -107,6 +107,7 @@ class Result:
         )
 
 
+@clear_errors()
 def fit(
     engine: Engine,
     train: PyTree | Iterable[PyTree] = None,
@@ -189,9 +190,8 @@ def fit(
     hidden = hidden if is_first() else True
     with tqdm(total=steps, desc=description, unit="step", disable=hidden, dynamic_ncols=True) as bar:
         for part, periods in plan:
-            with clear_errors():
-                state, trace = part.run(state, data, periods=periods, batches=batches, donate=True)
-                traces.append(jax.tree.map(np.asarray, trace))
+            state, trace = part.run(state, data, periods=periods, batches=batches, donate=True)
+            traces.append(jax.tree.map(np.asarray, trace))
             seconds = time.perf_counter() - started
             accepted += int(traces[-1].info.accepted.sum())
             offered += int(traces[-1].info.attempted.sum())
