@@ -35,14 +35,17 @@ def run(experiment: str, engine: jaxpt.Engine, data: Data, options: BaseOptions,
         dataset += f"; scores on at most {options.sample:,} examples"
     if options.probe is not None and options.probe >= len(data.valid["label"]):
         engine = dataclasses.replace(engine, probe=None)  # it covers the whole split
+    engine = dataclasses.replace(engine, placement=options.placed())
     engines = {name: dataclasses.replace(engine, rule=rule) for name, rule in arms_rules(options).items()}
     directory = make_directory(options.directory)
     results = {name: _fit(arm, data, options, name) for name, arm in engines.items()}
     mixtures = {name: _mixtures(result, data, options) for name, result in results.items()}
     summary = report.summary(experiment, results, mixtures, options, dataset)
+    pictures = report.pictures(results, options, len(_drawn(data.test, options.curve)["label"]))
+    if not jaxpt.placement.is_first():  # until here all processes work together
+        return summary
     write(directory / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     np.savez_compressed(directory / "trace.npz", **flat_traces(results))  # type: ignore[arg-type]
-    pictures = report.pictures(results, options, len(_drawn(data.test, options.curve)["label"]))
     for file, figure in pictures.items():
         figure.savefig(directory / file)
     print(f"{experiment} on {dataset}\n\n{report.table(summary)}")
@@ -66,11 +69,13 @@ def arms_rules(options: BaseOptions) -> dict[str, jaxpt.Rule]:
 
 
 def make_directory(directory: Path) -> Path:
-    """Makes a directory, if need be, and makes sure that it can be written.
+    """Makes a directory, if need be, and makes sure that it can be written; of several processes only the first does.
 
     Raises:
         ValueError: it cannot.
     """
+    if not jaxpt.placement.is_first():
+        return directory
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / ".writable"
