@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 import jaxpt
+from benchmarks.devices import collectives
 from jaxpt.placement import automatic, pmap, shard_map, single
 from tests import conftest, hlo
 
@@ -136,11 +137,13 @@ out["auto"]["execution"] = str(autos[1].execution(DATA))
 grid = make(WAYS["two groups for the seeds"])
 out["grid"] = str(grid.execution(DATA))
 
-out["loops"], out["compiled again"] = {}, {}
+out["loops"], out["shapes"], out["compiled again"] = {}, {}, {}
 for way in ("shard_map", "pmap"):
     sharded = make(WAYS[way])
     state, data = sharded.init(KEY), sharded.placed.put(DATA)
-    out["loops"][way] = hlo.loops(sharded.lower(state, data, periods=3, donate=True).compile().as_text())
+    text = sharded.lower(state, data, periods=3, donate=True).compile().as_text()
+    out["loops"][way] = hlo.loops(text)
+    out["shapes"][way] = [shape for _, shape, _ in collectives(text)]
     with jax.transfer_guard_device_to_device("disallow"):
         state, _ = sharded.run(state, data, periods=3, donate=True)
         before = jaxpt.engine._run_donated._cache_size()

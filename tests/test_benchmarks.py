@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
-SCRIPTS = ("throughput", "exchange_overhead", "scaling", "step_costs", "precisions", "convolutions")
+from benchmarks import devices
+
+SCRIPTS = ("throughput", "exchange_overhead", "scaling", "step_costs", "precisions", "convolutions", "devices")
 
 
 def run(name, arguments, monkeypatch):
@@ -34,3 +36,18 @@ def test_throughput_counts_and_compares(tmp_path, monkeypatch):
     assert {"model", "replicas", "batch", "variant", "time_ratio", "seconds", "spread"} <= set(rows[0])
     by_hand, by_xla = rows[0]["flops_per_image_by_hand"], rows[0]["flops_per_image_by_xla"]
     assert 0.8 < by_xla / by_hand < 1.5, "layers counted by hand against XLA's own count"
+
+
+def test_what_crosses_devices_is_read_from_the_program():
+    text = """
+      %a = s32[8]{0} all-gather(%x), channel_id=1
+      %b = (bf16[8,6,2]{2,1,0}, pred[8]{0}) all-gather-done(%y)
+      %c = f32[8,16]{1,0} add(%all-gather.1, %z)
+      %d = f32[] all-reduce(%w), to_apply=%sum
+    """
+    assert devices.collectives(text) == [
+        ("all-gather", [8], 4),
+        ("all-gather", [8, 6, 2], 2),
+        ("all-gather", [8], 1),
+        ("all-reduce", [], 4),
+    ]
