@@ -135,5 +135,5 @@ def test_a_number_of_devices_must_be_a_positive_integer(devices):
 def test_what_is_no_placement_is_refused():
     with pytest.raises(ValueError, match='placement must be "auto" or come from'):
         make_engine(placement="all")
-    with pytest.raises(ValueError, match="along one axis of one or more devices"):
+    with pytest.raises(ValueError, match="along one axis of one or more different devices"):
         shard_map([])
