@@ -3,6 +3,7 @@
 python -m tests.in_processes DIRECTORY DEVICES COORDINATOR PROCESSES PROCESS
 """
 
+import dataclasses
 import sys
 from functools import partial
 from pathlib import Path
@@ -61,8 +62,19 @@ def equal(directory):
     found["best"] = np.asarray(conftest.loss(best.model, data.valid))
     mixed = jaxpt.mixture(tempered, results["grid"].state, data.test, METRICS, coldest=3)
     found["mixture"] = np.asarray(mixed["nll"])
+    if jax.process_count() > 1:
+        made = partial(dataclasses.replace, tempered, placement="auto")
+        refused = [said(lambda: made(ladder=conftest.ladder(5))), said(jaxpt.placement.pmap)]
+        (directory / f"refused-{jax.process_index()}").write_text("\n".join(refused))
     np.savez(directory / f"process-{jax.process_index()}.npz", **found)
     return again
+
+
+def said(refused):
+    try:
+        refused()
+    except ValueError as error:
+        return str(error)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 
-import jaxpt
 from jaxpt.placement import ProcessLost, clear_errors, distributed
 from tests import in_processes
 
@@ -77,6 +76,11 @@ def test_processes_equal_one_and_end_with_the_one_that_is_killed(setting, alone,
         for name, value in alone.items():
             np.testing.assert_array_equal(found[name], value, err_msg=name)
         assert ("training: 100%" in said(k)) == (k == 0), "one process shows the bar"
+        unfit, pmapped = (tmp_path / f"refused-{k}").read_text().splitlines()
+        assert unfit.startswith(
+            "5 replicas do not split evenly over 4 devices; the nearest numbers of rungs that do: 4"
+        )
+        assert pmapped.startswith(f"pmap places replicas on the devices of one process, but there are {number}")
         if k != killed:
             assert codes[k] != 0
             assert "a process of this run is gone" in said(k) or "another task died" in said(k)
@@ -101,6 +105,13 @@ def test_what_is_half_given_is_refused(given, said, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ValueError, match=said):
         distributed(*given)
+
+
+def test_a_port_that_somebody_has_is_said_at_once():
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"process 0 cannot listen at localhost:{port}"):
+            distributed(f"localhost:{port}", 2, 0)
 
 
 def no_cluster(*args, **settings):
@@ -134,9 +145,3 @@ def test_only_what_a_lost_process_causes_is_called_so(monkeypatch):
         raising(gloo)
     with pytest.raises(jax.errors.JaxRuntimeError, match="Out of memory"):
         raising("RESOURCE_EXHAUSTED: Out of memory while opening a connection")
-
-
-def test_in_several_processes_pmap_and_unfit_numbers_are_refused(monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match=r"pmap places replicas on the devices of one process.*shard_map"):
-        jaxpt.placement.pmap()
