@@ -26,7 +26,6 @@ WAYS = {
     "pmap": pmap(),
     "pmap on four": pmap(DEVICES[:4]),
     "two groups for the seeds": shard_map(DEVICES[:4], seeds=2),
-    "one group for each seed": shard_map(DEVICES[:2], seeds=2),
 }
 
 
@@ -101,7 +100,7 @@ def compare(case, key, ways, periods=4, **settings):
     out["accepted"][case] = int(np.sum(one[1].info.accepted))
 
 
-ways = "pmap on four", "two groups for the seeds", "one group for each seed"
+ways = "pmap on four", "two groups for the seeds"
 compare("seeds", jax.random.split(KEY, 2), ways, own_batches=True, probe=20)
 copied = {"rule": Copying(jaxpt.Tempering(5.0)), "rescale_momentum": "learning_rate"}
 compare("copied weights", KEY, ("shard_map", "pmap"), **copied)
@@ -153,12 +152,12 @@ for way in ("shard_map", "pmap"):
 
 def waiting(*args):
     """The loss, and it looks at what the other devices' losses are."""
-    per_example, rest = PROBLEM.loss(*args)
+    per_example, rest = bowl.loss(*args)
     return per_example + jax.lax.stop_gradient(jax.lax.pmean(per_example.sum(), jaxpt.placement.AXIS)), rest
 
 
-nosy = dataclasses.replace(sharded, problem=PROBLEM._replace(loss=waiting))
-out["loops"]["waiting"] = hlo.loops(nosy.lower(sharded.init(KEY), DATA, periods=3).compile().as_text())
+nosy = dataclasses.replace(sampler, problem=bowl._replace(loss=waiting))
+out["loops"]["waiting"] = hlo.loops(nosy.lower(nosy.init(KEY), periods=3).compile().as_text())
 
 best = fits[1].best()
 out["best"] = abs(float(np.mean(conftest.loss(best.model, DATA.valid))) - best.valid["energy"])

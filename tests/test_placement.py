@@ -10,6 +10,7 @@ import pytest
 
 import jaxpt
 from jaxpt.placement import automatic, pmap, shard_map, single, use_all_cores
+from tests import in_processes
 from tests.conftest import make_engine
 
 
@@ -23,7 +24,7 @@ def found():
 
 
 CASES = {
-    "seeds": ["pmap on four", "two groups for the seeds", "one group for each seed"],
+    "seeds": ["pmap on four", "two groups for the seeds"],
     "copied weights": ["shard_map", "pmap"],
     "200 periods": ["shard_map", "pmap"],
     "stream": ["auto"],
@@ -119,7 +120,7 @@ def test_one_device_is_the_default_here():
 def test_one_device_named_gives_the_same_bits(data):
     found = []
     for placement in (single(), shard_map(jax.devices()[:1]), pmap(jax.devices()[:1])):
-        engine = make_engine(rule=jaxpt.Tempering(3.0), placement=placement)
+        engine = in_processes.engine(jaxpt.Tempering(3.0), placement=placement)
         state, trace = engine.run(engine.init(jax.random.key(0)), data, periods=2)
         found.append((state.replicas._replace(key=0), trace))
     for other in found[1:]:
