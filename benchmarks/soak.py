@@ -7,7 +7,6 @@ of live arrays) differ at most from what they were after five minutes.
 """
 
 import dataclasses
-import datetime
 import json
 import os
 import signal
@@ -23,10 +22,10 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jaxpt
+from benchmarks import record
 from experiments import datasets
 from experiments.classification import classifier
 from experiments.models import SmallConvNet
-from experiments.report import environment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,10 +104,8 @@ def main(options: Options) -> None:
         }
         print(f"{name}: {first / 2**20:.1f} MiB after {options.settle:g} minutes, at most "
               f"{found[name]['largest_difference']:.2%} away from it in {options.minutes:g}")  # fmt: skip
-    if options.out:
-        about = {"command": " ".join(sys.argv), "date": datetime.date.today().isoformat(), **environment()}
-        rows = {"periods": saved["custom_metadata"]["periods"], "samples": samples}
-        options.out.write_text(json.dumps(about | found | rows) + "\n")
+    rows = [dict(zip(("seconds", "host", "device"), sample, strict=True)) for sample in samples]
+    record.write(options.out, rows, periods=saved["custom_metadata"]["periods"], memory=found)
 
 
 if __name__ == "__main__":

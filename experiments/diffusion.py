@@ -122,6 +122,7 @@ def main(options: Options) -> None:
             seeds=range(options.seeds),
             batch_size=options.batch_size,
             fixed={} if name == "dropout_rate" else {"dropout_rate": options.dropout_rate},
+            placement=options.placed(),
             progress=None if options.progress else False,
         )
         for name, study in chosen.items()
@@ -133,6 +134,8 @@ def main(options: Options) -> None:
         "settings": report.chosen_options(options),
         "hyperparameters": {name: _entry(found[name], study) for name, study in chosen.items()},
     }
+    if not jaxpt.placement.is_first():
+        return
     files.write(directory / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     traces = {f"{name}/{what}": getattr(d, what) for name, d in found.items() for what in ("steps", "displacement")}
     np.savez_compressed(directory / "trace.npz", **traces)

@@ -1,11 +1,14 @@
 """The options of every experiment, the presets of the paper's, and how a command line becomes them."""
 
 import dataclasses
+import itertools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import jax
 import numpy as np
 import tyro
 
@@ -14,6 +17,7 @@ from experiments.datasets import DataError
 
 RuleName = Literal["tempering", "deo", "auto", "pbt", "independent"]
 Preset = Literal["quick", "paper"]
+PlacementName = Literal["auto", "single", "shard_map", "pmap"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,19 @@ class TrainingOptions:
     progress: bool = True
     """Show a progress bar, if stderr is a terminal."""
     devices: int | None = None
-    """CPU devices that the replicas are spread over; by default as many as there are cores. GPUs do not care."""
+    """Devices of each process that the replicas are spread over; by default as many CPU devices as there are cores, or
+    what --placement takes of GPUs."""
+    placement: PlacementName = "auto"
+    """auto: one device, but all cores of a CPU, and with several processes all devices. single: one device.
+    shard_map: all devices. pmap: all devices of one process; the same numbers."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, any free port, if several processes share the run; with --processes and --process."""
+    processes: int | None = None
+    """How many processes share the run."""
+    process: int | None = None
+    """Which of them this is, 0 to processes - 1; process 0 prints and writes."""
+    distributed: bool = False
+    """Several processes that JAX finds by itself: on TPU pods, under SLURM, Open MPI, Kubernetes."""
 
     def check(self) -> None:
         """Raises ValueError for what can be told before any data is read."""
@@ -45,9 +61,25 @@ class TrainingOptions:
                 raise ValueError(f"{given} is not a finite number")
             if name in ("learning_rate", "later_learning_rate", "save_minutes") and value <= 0:
                 raise ValueError(f"{given} must be positive")
-            least = {"burn_in": 0, "switch": 0}.get(name, 1)
+            least = {"burn_in": 0, "switch": 0, "process": 0}.get(name, 1)
             if isinstance(value, int) and not isinstance(value, bool) and value < least:
                 raise ValueError(f"{given} must be at least {least}")
+
+    def join(self) -> None:
+        """Joins the other processes of the run, if options or the environment say that there are any."""
+        given = self.coordinator, self.processes, self.process
+        if self.distributed or given != (None, None, None) or os.environ.get("JAX_COORDINATOR_ADDRESS"):
+            jaxpt.placement.distributed(*given)
+
+    def placed(self) -> jaxpt.placement.Placement | Literal["auto"]:
+        """Returns the chosen placement, over the chosen devices."""
+        if self.placement == "single":
+            return jaxpt.placement.single()
+        if self.placement == "auto" and (self.devices is None or jaxpt.placement.platform() == "cpu"):
+            return "auto"
+        of_each = itertools.groupby(jax.devices(), lambda device: device.process_index)
+        devices = [device for _, own in of_each for device in itertools.islice(own, self.devices)]
+        return jaxpt.placement.pmap(devices) if self.placement == "pmap" else jaxpt.placement.shard_map(devices)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,6 +144,7 @@ class PaperOptions(DataOptions, BaseOptions):
         return np.asarray(jaxpt.linear(self.coldest, self.hottest, self.replicas))
 
 
+_FAILURES = (jaxpt.CheckpointError, jaxpt.Diverged, jaxpt.placement.ProcessLost, MemoryError)
 T = TypeVar("T", bound=TrainingOptions)
 DataT = TypeVar("DataT", bound=DataOptions)
 
@@ -134,8 +167,8 @@ def command(main: Callable[[T], Any], options: type[T], arguments: Sequence[str]
     """Runs an experiment from the command line (or from `arguments`).
 
     On CPUs it lets JAX see every core as a device, so it must come before anything is computed. A mistake in its
-    options ends in one line and exit code 2; data that cannot be had, a checkpoint that cannot be written or read and a
-    run that does not fit into memory in one line and exit code 1.
+    options ends in one line and exit code 2; data that cannot be had, a checkpoint that cannot be written or read, a
+    run that does not fit into memory or a lost process in one line and exit code 1.
     """
     _start(main, tyro.cli(options, args=arguments))
 
@@ -165,7 +198,11 @@ def _start(main: Callable[[T], Any], chosen: T) -> None:
     try:
         chosen.check()
         jaxpt.use_all_cores(chosen.devices)
+        chosen.join()
         main(chosen)
-    except (ValueError, DataError, jaxpt.CheckpointError, MemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, ValueError) and not isinstance(error, DataError) else 1) from error
+    except (ValueError, DataError, *_FAILURES) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        code = 2 if isinstance(error, ValueError) else 1
+        if jax.process_count() > 1:
+            os._exit(code)  # an orderly end would wait for the other processes
+        raise SystemExit(code) from error

@@ -56,7 +56,8 @@ def environment() -> dict[str, Any]:
 
 def chosen_options(options: Any) -> dict[str, Any]:
     """Returns the options that matter for the numbers, ready for JSON."""
-    leave_out = ("directory", "progress", "data_dir", "devices", "resume", "save_minutes")
+    where = ("devices", "placement", "coordinator", "processes", "process", "distributed")
+    leave_out = ("directory", "progress", "data_dir", "resume", "save_minutes", *where)
     return {name: value for name, value in dataclasses.asdict(options).items() if name not in leave_out}
 
 
@@ -119,13 +120,13 @@ def pictures(results: dict[str, jaxpt.Result], options: BaseOptions, curve: int)
     }
     for name, result in results.items():
         if isinstance(result.engine.rule, jaxpt.Tempering):
-            for ladder in result.state.ladders.values():  # as they are after tuning, [S, M]
+            for ladder in result.engine.placed.to_host(result.state.ladders).values():  # after tuning, [S, M]
                 label, values = next(iter(ladder.values.items()))
                 file = f"exchanges-{name}.png" if len(result.engine.ladders) == 1 else f"exchanges-{name}-{label}.png"
                 figures[file] = plots.exchange_picture(
                     step,
                     result.trace.rung[ladder.name][:, 0],
-                    np.asarray(values)[0],
+                    values[0],
                     result.best("error", seed=0).replica,
                     name=label,
                     burn_in=options.burn_in,

@@ -38,6 +38,7 @@ def run(experiment: str, engine: jaxpt.Engine, data: Data, options: BaseOptions,
         dataset += f"; scores on at most {options.sample:,} examples"
     if options.probe is not None and options.probe >= len(data.valid["label"]):
         engine = dataclasses.replace(engine, probe=None)  # it covers the whole split
+    engine = dataclasses.replace(engine, placement=options.placed())
     engines = {name: dataclasses.replace(engine, rule=rule) for name, rule in arms_rules(options).items()}
     directory = make_directory(options.directory)
     if not options.resume:
@@ -45,12 +46,15 @@ def run(experiment: str, engine: jaxpt.Engine, data: Data, options: BaseOptions,
     try:
         results = {name: _fit(arm, data, options, name) for name, arm in engines.items()}
     except jaxpt.Interrupted:
-        print("the same command with --resume goes on", file=sys.stderr)
+        if jaxpt.placement.is_first():
+            print("the same command with --resume goes on", file=sys.stderr)
         raise
     mixtures = {name: _mixtures(result, data, options) for name, result in results.items()}
     summary = report.summary(experiment, results, mixtures, options, dataset)
-    np.savez_compressed(directory / "trace.npz", **flat_traces(results))  # type: ignore[arg-type]
     pictures = report.pictures(results, options, len(_drawn(data.test, options.curve)["label"]))
+    if not jaxpt.placement.is_first():  # until here all processes work together
+        return summary
+    np.savez_compressed(directory / "trace.npz", **flat_traces(results))  # type: ignore[arg-type]
     for file, figure in pictures.items():
         figure.savefig(directory / file)
     # Last: it says that the run is finished.
@@ -76,11 +80,13 @@ def arms_rules(options: BaseOptions) -> dict[str, jaxpt.Rule]:
 
 
 def make_directory(directory: Path) -> Path:
-    """Makes a directory, if need be, and makes sure that it can be written.
+    """Makes a directory, if need be, and makes sure that it can be written; of several processes only the first does.
 
     Raises:
         ValueError: it cannot.
     """
+    if not jaxpt.placement.is_first():
+        return directory
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / ".writable"
@@ -92,17 +98,18 @@ def make_directory(directory: Path) -> Path:
 
 
 def _begin(directory: Path, arms: Sequence[str]) -> None:
-    """Clears a finished run away; raises ValueError if it is not finished."""
+    """Clears a finished run away; raises ValueError if it is not finished. Of several processes the first clears."""
     summary = directory / "summary.json"
     if not summary.exists() and (begun := [arm for arm in arms if list(directory.glob(f"{arm}/checksums/*.json"))]):
         raise ValueError(
             f"--directory {directory} holds an unfinished run ({', '.join(begun)}): add --resume to go on with it, or "
             "give another directory"
         )
-    summary.unlink(missing_ok=True)
-    for arm in arms:
-        if (directory / arm / "settings.json").exists():
-            shutil.rmtree(directory / arm)
+    if jaxpt.placement.is_first():
+        for arm in arms:
+            if (directory / arm / "settings.json").exists():
+                shutil.rmtree(directory / arm)
+        summary.unlink(missing_ok=True)  # after the arms: until then the run counts as finished
 
 
 def flat_traces(results: dict[str, jaxpt.Result]) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from jaxpt.data import Data
 from jaxpt.diagnostics import interval
 from jaxpt.engine import Engine, RunState
 from jaxpt.ladder import BETA, Ladder
-from jaxpt.placement import single
+from jaxpt.placement import Placement, single
 from jaxpt.processes import is_first
 from jaxpt.rules import Independent
 from jaxpt.state import state_axes
@@ -128,6 +128,7 @@ def diffusion(
     schedule: Schedule | None = None,
     own_batches: bool = False,
     drop_remainder: bool = False,
+    placement: Placement | Literal["auto"] = "auto",
     progress: bool | None = None,
 ) -> Diffusion:
     """Trains replicas at different values of ONE hyperparameter from the same weights and records how far they get.
@@ -158,6 +159,7 @@ def diffusion(
         schedule: as in `Engine`; its step counts from the first step of the burn-in.
         own_batches: each replica draws minibatches of its own.
         drop_remainder: leave out an epoch's short last minibatch.
+        placement: as in `Engine`.
         progress: show a progress bar on stderr; by default if that is a terminal.
 
     Raises:
@@ -183,7 +185,7 @@ def diffusion(
         own_batches=own_batches,
         drop_remainder=drop_remainder,
     )
-    engine = make(_ladder(name, values, beta), every=every)
+    engine = make(_ladder(name, values, beta), every=every, placement=placement)
     # The displacement is scored instead of examples; one is enough to say that there are any.
     one = jax.tree.map(lambda leaf: leaf[:1], train)
     data = Data(train, one)

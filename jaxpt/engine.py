@@ -8,6 +8,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxpt import checks, placement, tree
@@ -180,7 +181,8 @@ class Engine:
                 from an engine with another rule or other ladders.
         """
         room = operator.index(periods) if room is None else room
-        count = jnp.asarray(periods, jnp.int32)
+        # From the host it goes to every device; an array would lie on one of them and be copied to the others.
+        count = periods if isinstance(periods, jax.Array) else np.int32(operator.index(periods))
         return (_run_donated if donate else _run)(self, state, _as_data(data), batches, count, room=room)
 
     def lower(

@@ -39,6 +39,8 @@ _ROOMS = (64, 1024)  # periods that a dispatch may hold, its trace's rows; few k
 _SECONDS = 1.0  # that a dispatch should take: signals wait for its end, and each costs about a millisecond
 
 
+@clear_errors()
+@clear_errors()
 def fit(
     engine: Engine,
     train: PyTree | Iterable[PyTree] = None,
@@ -119,7 +121,6 @@ def fit(
             stacklevel=2,
         )
     with contextlib.ExitStack() as stack:
-        stack.enter_context(clear_errors())
         request = stack.enter_context(requests(directory is not None))
         store = None if directory is None else _opened(stack, directory)
         done = _periods_done(store, engine, whole)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, TypeVar
@@ -39,9 +40,9 @@ def distributed(coordinator: str | None = None, processes: int | None = None, pr
 
     Raises:
         ValueError: some of the three are known and others not; they are out of range; nothing is known and there is no
-            cluster that JAX can detect.
-        RuntimeError: JAX has started already.
-        ProcessLost: the others cannot be reached.
+            cluster that JAX can detect; process 0 cannot open the port.
+        RuntimeError: JAX has started already. (Where the others are not there within five minutes, JAX itself ends the
+            process.)
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS") or None
     processes = _number("processes", processes, "JAX_NUM_PROCESSES")
@@ -57,6 +58,8 @@ def distributed(coordinator: str | None = None, processes: int | None = None, pr
         raise ValueError(f"coordinator must be HOST:PORT, e.g. 10.0.0.1:1234, but it is {coordinator!r}")
     if processes is not None and process is not None and not 0 <= process < processes:
         raise ValueError(f"process must be 0 .. {processes - 1} with processes={processes}, but it is {process}")
+    if coordinator is not None and process == 0:
+        _check_port(coordinator)
     try:
         jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=_HEARTBEAT)
     except ValueError as error:
@@ -64,10 +67,16 @@ def distributed(coordinator: str | None = None, processes: int | None = None, pr
             f"JAX detects no cluster here ({error}); give coordinator, processes and process, or set "
             "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from error
-    except RuntimeError as error:
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            raise ProcessLost(f"the other processes cannot be reached through {coordinator}: {error}") from error
-        raise
+
+
+def _check_port(coordinator: str) -> None:
+    """JAX would wait for minutes at a port that somebody else has."""
+    try:
+        socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(
+            f"process 0 cannot listen at {coordinator}: {error}; give all processes another port"
+        ) from error
 
 
 def _number(name: str, given: int | None, variable: str) -> int | None:

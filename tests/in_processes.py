@@ -1,9 +1,11 @@
-"""One process of a run; see `tests/test_processes.py`.
+"""One process of a run: what it comes to, and then more of the same until it is killed; see `tests/test_processes.py`.
 
-python -m tests.in_processes CASE DIRECTORY DEVICES [COORDINATOR PROCESSES PROCESS]
+python -m tests.in_processes DIRECTORY DEVICES COORDINATOR PROCESSES PROCESS
 """
 
+import dataclasses
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -37,15 +39,16 @@ def engine(rule, **settings):
 
 
 def equal(directory):
-    """What two runs come to, their best replicas and a mixture: on a grid of seeds and replicas; streamed and copied."""
+    """Writes what two runs come to: on a grid of seeds and replicas, best replica and mixture too; streamed, copied.
+
+    Returns what does the first one again.
+    """
     data = conftest.examples()
     stream = ({name: leaf[i : i + 16] for name, leaf in data.train.items()} for i in (0, 16, 32, 48) * 2)
     grid = jaxpt.placement.shard_map(jax.devices(), seeds=min(2, jax.device_count()))
     tempered = engine(jaxpt.Tempering(5.0), placement=grid, own_batches=True)
-    results = {
-        "grid": jaxpt.fit(tempered, data.train, data.valid, test=data.test, steps=20, seeds=[0, 1], progress=True),
-        "stream": jaxpt.fit(engine(jaxpt.PBT()), stream, data.valid, steps=8),
-    }
+    again = partial(jaxpt.fit, tempered, data.train, data.valid, test=data.test, steps=20, seeds=[0, 1], progress=True)
+    results = {"grid": again(), "stream": jaxpt.fit(engine(jaxpt.PBT()), stream, data.valid, steps=8)}
     found = {}
     for case, result in results.items():
         state = result.engine.placed.to_host(result.state)
@@ -59,21 +62,26 @@ def equal(directory):
     found["best"] = np.asarray(conftest.loss(best.model, data.valid))
     mixed = jaxpt.mixture(tempered, results["grid"].state, data.test, METRICS, coldest=3)
     found["mixture"] = np.asarray(mixed["nll"])
+    if jax.process_count() > 1:
+        made = partial(dataclasses.replace, tempered, placement="auto")
+        refused = [said(lambda: made(ladder=conftest.ladder(5))), said(jaxpt.placement.pmap)]
+        (directory / f"refused-{jax.process_index()}").write_text("\n".join(refused))
     np.savez(directory / f"process-{jax.process_index()}.npz", **found)
+    return again
 
 
-def endless(directory):
-    """Trains for ever, and says when it has begun."""
-    data = conftest.examples()
-    made = engine(jaxpt.Tempering(5.0))
-    jaxpt.fit(made, data.train, data.valid, steps=8)
-    (directory / f"begun-{jax.process_index()}").touch()
-    jaxpt.fit(made, data.train, data.valid, steps=4 * 10**6)
+def said(refused):
+    try:
+        refused()
+    except ValueError as error:
+        return str(error)
 
 
 if __name__ == "__main__":
-    case, directory, devices, *where = sys.argv[1:]
+    directory, devices, coordinator, processes, process = sys.argv[1:]
     jaxpt.use_all_cores(int(devices))
-    if where:
-        jaxpt.placement.distributed(where[0], int(where[1]), int(where[2]))
-    {"equal": equal, "endless": endless}[case](Path(directory))
+    jaxpt.placement.distributed(coordinator, int(processes), int(process))
+    again = equal(Path(directory))
+    while True:
+        again()
+        Path(directory, f"again-{process}").touch()

@@ -7,6 +7,8 @@ import sys
 import jax
 import pytest
 
+from benchmarks import devices
+
 TOYS = {
     "throughput": "--replicas 2 --batch 4 --steps 1 --rounds 1 --variants sequential own",
     "exchange_overhead": "--model lenet --replicas 2 --batch 2 --probe 2 --validation 4 --steps 1 --rounds 1",
@@ -14,14 +16,18 @@ TOYS = {
     "step_costs": "--replicas 2 --batch 2 --steps 1 --rounds 1",
     "precisions": "--replicas 1 --seeds 1 --batch 2 --every 1 --steps 2",
     "convolutions": "--model lenet --replicas 1 --batch 2 --rounds 1 --least 0",
+    "devices": "--replicas 2 --batch 2 --devices 1 --steps 1 --rounds 1 --counted 2",
+    "soak": "--minutes 0.3 --settle 0.1 --save-minutes 0.05",
 }
-SLOW = ("throughput", "precisions", "step_costs")
+SLOW = ("throughput", "precisions", "step_costs", "devices", "soak")
 ROW = {
     "throughput": {"model", "replicas", "batch", "variant", "time_ratio", "seconds", "spread"},
     "exchange_overhead": {"model", "replicas", "batch", "every", "what", "seconds", "share_of_training"},
     "scaling": {"model", "replicas", "batch", "images_per_second", "seconds", "spread", "bytes_per_device"},
     "step_costs": {"replicas", "compile_seconds", "to_the_first"},
     "precisions": {"precision", "steps", "training_loss", "test_error", "time_ratio", "seconds"},
+    "devices": {"model", "replicas", "batch", "devices", "images_per_second", "speedup", "speedup_spread"},
+    "soak": {"seconds", "host", "device"},
     "convolutions": {"model", "layer", "part", "lowering", "seconds", "spread", "chosen", "time_ratio"},
 }
 
@@ -64,3 +70,18 @@ def test_each_measures_and_says_how(name, tmp_path, monkeypatch, quick_compiler)
         assert rows[0]["time_ratio"] == 1
         by_hand, by_xla = rows[0]["flops_per_image_by_hand"], rows[0]["flops_per_image_by_xla"]
         assert 0.8 < by_xla / by_hand < 1.5, "layers counted by hand against XLA's own count"
+
+
+def test_what_crosses_devices_is_read_from_the_program():
+    text = """
+      %a = s32[8]{0} all-gather(%x), channel_id=1
+      %b = (bf16[8,6,2]{2,1,0}, pred[8]{0}) all-gather-done(%y)
+      %c = f32[8,16]{1,0} add(%all-gather.1, %z)
+      %d = f32[] all-reduce(%w), to_apply=%sum
+    """
+    assert devices.collectives(text) == [
+        ("all-gather", [8], 4),
+        ("all-gather", [8, 6, 2], 2),
+        ("all-gather", [8], 1),
+        ("all-reduce", [], 4),
+    ]

@@ -9,32 +9,43 @@ import numpy as np
 import pytest
 
 import jaxpt
-from jaxpt.placement import automatic, shard_map, single, use_all_cores
+from jaxpt.placement import automatic, pmap, shard_map, single, use_all_cores
+from tests import in_processes
 from tests.conftest import make_engine
 
 
 @pytest.fixture(scope="module")
 def found():
-    """What `tests/on_four_devices.py` found."""
-    command = [sys.executable, "-m", "tests.on_four_devices"]
+    """What `tests/on_eight_devices.py` found."""
+    command = [sys.executable, "-m", "tests.on_eight_devices"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
+CASES = {
+    "seeds": ["pmap on four", "two groups for the seeds"],
+    "copied weights": ["shard_map", "pmap"],
+    "200 periods": ["shard_map", "pmap"],
+    "stream": ["auto"],
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["seeds, own minibatches", "copied weights", "stream"])
+@pytest.mark.parametrize("case", CASES)
 def test_shards_equal_one_device(case, found):
     """With `map` on both sides all numbers are the same to the bit: rungs, exchanges, energies, weights."""
-    assert found["equal"][case] == {"rung": 0.0, "accepted": 0.0, "rest": 0.0}
+    for way in CASES[case]:
+        assert found["equal"][f"{case}: {way}"] == {"rung": 0.0, "accepted": 0.0, "rest": 0.0}, way
     assert found["accepted"][case] > 0
 
 
 @pytest.mark.slow
 def test_a_rule_that_tunes_itself_does_so_alike_on_every_device(found):
     """C and ladder come from a program of another shape, so they may differ by rounding."""
-    assert (found["equal"]["tuned"]["rung"], found["equal"]["tuned"]["accepted"]) == (0, 0)
-    assert found["equal"]["tuned"]["rest"] < 1e-5, "absolute, C is of order ten"
+    differs = found["equal"]["tuned: shard_map"]
+    assert (differs["rung"], differs["accepted"]) == (0, 0)
+    assert differs["rest"] < 1e-5, "absolute, C is of order ten"
     assert found["accepted"]["tuned"] > 0
 
 
@@ -46,26 +57,28 @@ def test_auto_in_shards_equals_auto_on_one_device_up_to_rounding(found):
 
 
 @pytest.mark.slow
-def test_no_collective_lies_in_the_training_loop(found):
+@pytest.mark.parametrize("way", ["shard_map", "pmap"])
+def test_no_collective_lies_in_the_training_loop(way, found):
     """The loop over periods shows energies to all; the loops in it, over steps and examples, wait for nobody."""
-    for depth, collectives in found["loops"]:
+    loops = found["loops"][way]
+    for depth, collectives in loops:
         assert depth == 0 or not collectives
-    assert any(
-        collectives and set(collectives) == {"all-gather"} for depth, collectives in found["loops"] if depth == 0
-    )
-    assert any(depth > 0 for depth, _ in found["loops"])
+    assert any(collectives and set(collectives) == {"all-gather"} for depth, collectives in loops if depth == 0)
+    assert any(depth > 0 for depth, _ in loops)
+    assert 2 <= len(found["shapes"][way]) <= 3, "energies, rungs, hyperparameters"
+    assert all(shape == [8] for shape in found["shapes"][way]), "one number for each replica"
 
 
 @pytest.mark.slow
 def test_a_loss_that_waits_for_the_others_is_noticed(found):
     """The test above can fail."""
-    assert any(depth > 0 and collectives for depth, collectives in found["waiting"])
+    assert any(depth > 0 and collectives for depth, collectives in found["loops"]["waiting"])
 
 
 @pytest.mark.slow
 def test_placed_data_and_state_are_not_copied_again(found):
     """Copies between devices would have raised."""
-    assert found["compiled again"] == 0
+    assert found["compiled again"] == {"shard_map": 0, "pmap": 0}
 
 
 @pytest.mark.slow
@@ -76,15 +89,26 @@ def test_what_comes_out_is_ready_to_use(found):
 
 @pytest.mark.slow
 def test_numbers_that_do_not_divide(found):
-    said = "6 replicas do not split evenly over 4 devices; the nearest numbers of rungs that do: 4 and 8; or give fewer"
-    assert found["six"] == said + " devices"
-    assert found["shards"] == {"1": 1, "2": 2, "3": 3, "4": 4, "5": 1, "6": 3, "8": 4}
+    said = {
+        "twelve": "12 replicas do not split evenly over 8 devices; the nearest numbers of rungs that do: 8 and 16",
+        "six in groups of four": "6 replicas do not split evenly over 4 devices of each group; the nearest numbers of",
+        "three seeds": "3 seeds do not split evenly over 2 groups of devices; the nearest numbers of seeds that do: 2",
+        "one ladder": "the placement cuts the seeds into 2 shards, but the run has one ladder; give 2 seeds or a",
+        "three groups": "seeds must be how many equal groups the 8 devices form, one of 1, 2, 4, 8, but it is 3",
+        "another mesh": "the mesh cuts the seeds into 4 shards, but seeds=2",
+        "twice": "replicas are placed along one axis of one or more different devices",
+    }
+    assert set(found["refused"]) == set(said)
+    for case, start in said.items():
+        assert found["refused"][case].startswith(start)
+    assert found["shards"] == {"1": 1, "2": 2, "3": 3, "4": 4, "5": 5, "6": 6, "8": 8}
+    assert found["grid"] == "map over 4 replicas on each of 4 cpu devices"
 
 
 @pytest.mark.slow
 def test_all_cores_after_the_start_is_a_warning_that_says_what_to_do(found):
     assert found["late"].startswith(
-        "JAX has started already, with 4 CPU device(s), and keeps them; call jaxpt.use_all_cores()"
+        "JAX has started already, with 8 CPU device(s), and keeps them; call jaxpt.use_all_cores()"
     )
 
 
@@ -95,11 +119,12 @@ def test_one_device_is_the_default_here():
 
 def test_one_device_named_gives_the_same_bits(data):
     found = []
-    for placement in (single(), shard_map(jax.devices()[:1])):
-        engine = make_engine(rule=jaxpt.Tempering(3.0), placement=placement)
+    for placement in (single(), shard_map(jax.devices()[:1]), pmap(jax.devices()[:1])):
+        engine = in_processes.engine(jaxpt.Tempering(3.0), placement=placement)
         state, trace = engine.run(engine.init(jax.random.key(0)), data, periods=2)
         found.append((state.replicas._replace(key=0), trace))
-    jax.tree.map(np.testing.assert_array_equal, *found)
+    for other in found[1:]:
+        jax.tree.map(np.testing.assert_array_equal, found[0], other)
 
 
 @pytest.mark.parametrize("devices", [0, -1, 2.0])
@@ -111,5 +136,5 @@ def test_a_number_of_devices_must_be_a_positive_integer(devices):
 def test_what_is_no_placement_is_refused():
     with pytest.raises(ValueError, match='placement must be "auto" or come from'):
         make_engine(placement="all")
-    with pytest.raises(ValueError, match="along one axis of one or more devices"):
+    with pytest.raises(ValueError, match="along one axis of one or more different devices"):
         shard_map([])

@@ -15,6 +15,7 @@ import pytest
 from flax import nnx
 from matplotlib import image
 
+import jaxpt
 from experiments import datasets, report
 from experiments import digits as experiment
 from experiments.models import SmallConvNet
@@ -182,6 +183,8 @@ def test_one_arm_of_one_replica_without_a_bar(tmp_path):
         (("--coldest", 0.2), "must be below --hottest"),
         (("--dropout-rate", 1.5), "dropout_rate must lie between 0 and 1"),
         (("--rule",), "--rule needs one arm"),
+        (("--process", 1), "coordinator and processes must be given too"),
+        (("--process", 2, "--processes", 2, "--coordinator", "host:1"), "process must be 0 .. 1"),
     ],
 )
 def test_a_bad_option_ends_in_one_line(option, message, capsys):
@@ -191,6 +194,18 @@ def test_a_bad_option_ends_in_one_line(option, message, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+def test_a_placement_by_its_name():
+    found = {name: experiment.Options(placement=name).placed() for name in ("auto", "single", "shard_map", "pmap")}
+    devices = jax.devices()
+    shards = jaxpt.placement.shard_map(devices)
+    assert found == {
+        "auto": "auto",
+        "single": jaxpt.placement.single(),
+        "shard_map": shards,
+        "pmap": jaxpt.placement.pmap(devices),
+    }
 
 
 @pytest.mark.slow
