@@ -6,7 +6,7 @@ It ends itself by SIGTERM, as a cluster would, and says by how much host memory 
 of live arrays) differ at most from what they were after five minutes.
 """
 
-import dataclasses
+import argparse
 import json
 import os
 import signal
@@ -18,7 +18,6 @@ from pathlib import Path
 
 import jax
 import optax
-import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jaxpt
@@ -26,20 +25,6 @@ from benchmarks import record
 from experiments import datasets
 from experiments.classification import classifier
 from experiments.models import SmallConvNet
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How long, and where the figures go."""
-
-    minutes: float = 60.0
-    """Wall time, compilation included."""
-    settle: float = 5.0
-    """Minutes after which memory should be flat."""
-    save_minutes: float = 1.0
-    """Between checkpoints."""
-    out: Path | None = None
-    """JSON file."""
 
 
 def resident() -> int:
@@ -53,8 +38,14 @@ def live() -> int:
     return sum(array.nbytes for array in jax.live_arrays() if not array.is_deleted())
 
 
-def main(options: Options) -> None:
+def main() -> None:
     """Trains until time is up."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60.0, help="wall time, compilation included")
+    parser.add_argument("--settle", type=float, default=5.0, help="minutes after which memory should be flat")
+    parser.add_argument("--save-minutes", type=float, default=1.0, help="between checkpoints")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    options = parser.parse_args()
     data = datasets.digits()
     engine = jaxpt.Engine(
         classifier(SmallConvNet),
@@ -109,4 +100,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main()

@@ -226,10 +226,13 @@ class Checkpoints:
 
 
 def _flat(arrays: PyTree) -> dict[str, Any]:
-    """Returns {name: array} of a tree, keys as plain numbers: names outlive the classes that hold them."""
-    leaves = {tree.name(path): _plain(leaf) for path, leaf in jax.tree.leaves_with_path(arrays)}
-    assert len(leaves) == len(jax.tree.leaves(arrays)), "two leaves have the same name"
-    return leaves
+    """Returns {name: array} of a tree, keys as plain numbers: names outlive the classes that hold them.
+
+    Arrays without elements, which Orbax cannot save, are left out.
+    """
+    leaves = jax.tree.leaves_with_path(arrays)
+    assert len({tree.name(path) for path, _ in leaves}) == len(leaves), "two leaves have the same name"
+    return {tree.name(path): _plain(leaf) for path, leaf in leaves if leaf.size}
 
 
 def _plain(leaf: Any) -> Any:
@@ -244,6 +247,8 @@ def _like(form: T, flat: Mapping[str, Any], prng: Any) -> T:
     """Returns named arrays as a tree of this form."""
 
     def leaf(path: Any, wanted: Any) -> Any:
+        if not wanted.size:
+            return np.zeros(wanted.shape, wanted.dtype)
         found = flat[tree.name(path)]
         typed = jnp.issubdtype(wanted.dtype, jax.dtypes.prng_key)
         return jax.random.wrap_key_data(found, impl=prng) if typed else found

@@ -67,6 +67,13 @@ def test_a_run_in_pieces_equals_one_in_one_piece(settings, data, tmp_path):
     assert_same_result(found, whole)
 
 
+def test_one_replica_goes_on(tmp_path):
+    """It has no pairs, and arrays without elements."""
+    alone = bowl(rungs=(1.0,), rule=jaxpt.Independent())
+    go_on(tmp_path, steps=8, engine=alone)
+    assert_same_result(go_on(tmp_path, engine=alone), jaxpt.fit(alone, steps=16, progress=False))
+
+
 def test_a_stream_goes_on_where_it_was(data, tmp_path):
     engine = make_engine(rule=jaxpt.Tempering(3.0))
     stream = lambda: ({name: leaf[i % 80 :][:16] for name, leaf in data.train.items()} for i in range(60))
