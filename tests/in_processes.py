@@ -1,4 +1,4 @@
-"""One process of a run: what it comes to, and then more of the same until it is killed; see `tests/test_processes.py`.
+"""One process of a run: what it comes to, and then a long one until it is killed; see `tests/test_processes.py`.
 
 python -m tests.in_processes DIRECTORY DEVICES COORDINATOR PROCESSES PROCESS
 """
@@ -38,17 +38,20 @@ def engine(rule, **settings):
     return jaxpt.Engine(PROBLEM, conftest.sgd, RUNGS, rule, **settings)
 
 
-def equal(directory):
-    """Writes what two runs come to: on a grid of seeds and replicas, best replica and mixture too; streamed, copied.
+def grid(steps, **options):
+    """A run with two seeds, spread over all devices there are."""
+    data = conftest.examples()
+    devices = jaxpt.placement.shard_map(jax.devices(), seeds=min(2, jax.device_count()))
+    tempered = engine(jaxpt.Tempering(5.0), placement=devices, own_batches=True)
+    return jaxpt.fit(tempered, data.train, data.valid, test=data.test, steps=steps, seeds=[0, 1], **options)
 
-    Returns what does the first one again.
-    """
+
+def equal(directory):
+    """Writes what two runs come to: on a grid of seeds and replicas, best replica and mixture too; streamed, copied."""
     data = conftest.examples()
     stream = ({name: leaf[i : i + 16] for name, leaf in data.train.items()} for i in (0, 16, 32, 48) * 2)
-    grid = jaxpt.placement.shard_map(jax.devices(), seeds=min(2, jax.device_count()))
-    tempered = engine(jaxpt.Tempering(5.0), placement=grid, own_batches=True)
-    again = partial(jaxpt.fit, tempered, data.train, data.valid, test=data.test, steps=20, seeds=[0, 1], progress=True)
-    results = {"grid": again(), "stream": jaxpt.fit(engine(jaxpt.PBT()), stream, data.valid, steps=8)}
+    results = {"grid": grid(20, progress=True), "stream": jaxpt.fit(engine(jaxpt.PBT()), stream, data.valid, steps=8)}
+    tempered = results["grid"].engine
     found = {}
     for case, result in results.items():
         state = result.engine.placed.to_host(result.state)
@@ -67,7 +70,6 @@ def equal(directory):
         refused = [said(lambda: made(ladder=conftest.ladder(5))), said(jaxpt.placement.pmap)]
         (directory / f"refused-{jax.process_index()}").write_text("\n".join(refused))
     np.savez(directory / f"process-{jax.process_index()}.npz", **found)
-    return again
 
 
 def said(refused):
@@ -81,7 +83,5 @@ if __name__ == "__main__":
     directory, devices, coordinator, processes, process = sys.argv[1:]
     jaxpt.use_all_cores(int(devices))
     jaxpt.placement.distributed(coordinator, int(processes), int(process))
-    again = equal(Path(directory))
-    while True:
-        again()
-        Path(directory, f"again-{process}").touch()
+    equal(Path(directory))
+    grid(10**9, directory=Path(directory, "run"), save_every=50)

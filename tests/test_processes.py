@@ -13,6 +13,7 @@ import pytest
 
 from jaxpt.placement import ProcessLost, clear_errors, distributed
 from tests import in_processes
+from tests.test_checkpoint import assert_same
 
 SETTINGS = {"two of two devices each": (2, 2), "four of one device each": (4, 1)}
 
@@ -39,10 +40,10 @@ def start(directory, processes, devices):
     ]
 
 
-def wait_for(files, running, seconds):
+def wait_for(folder, files, running, seconds):
     begun = time.monotonic()
-    while not all(file.exists() for file in files):
-        assert time.monotonic() < begun + seconds, f"{files} are not there after {seconds} s"
+    while len(list(folder.glob("*.json"))) < files:
+        assert time.monotonic() < begun + seconds, f"no {files} files in {folder} after {seconds} s"
         assert all(process.poll() is None for process in running), "a process has ended"
         time.sleep(0.1)
 
@@ -52,14 +53,14 @@ def wait_for(files, running, seconds):
 def test_processes_equal_one_and_end_with_the_one_that_is_killed(setting, alone, tmp_path):
     """Rungs, energies, hyperparameters, weights, best replica and mixture are the same to the bit.
 
-    Of two processes the first is killed, the coordinator; of four the last.
+    Of two processes the first is killed, the coordinator; of four the last. What they saved together goes on in one.
     """
     number, devices = SETTINGS[setting]
     running = start(tmp_path, number, devices)
     said = lambda k: (tmp_path / f"{k}.err").read_text()
     try:
         try:
-            wait_for([tmp_path / f"again-{k}" for k in range(number)], running, 400)
+            wait_for(tmp_path / "run" / "checksums", 2, running, 400)
         except AssertionError as error:
             raise AssertionError(f"{error}\n" + "\n".join(said(k)[-2000:] for k in range(number))) from None
         killed = 0 if number == 2 else number - 1
@@ -84,6 +85,9 @@ def test_processes_equal_one_and_end_with_the_one_that_is_killed(setting, alone,
         if k != killed:
             assert codes[k] != 0
             assert "a process of this run is gone" in said(k) or "another task died" in said(k)
+    steps = max(int(file.stem) for file in (tmp_path / "run" / "checksums").glob("*.json")) + 40
+    resumed, whole = in_processes.grid(steps, directory=tmp_path / "run"), in_processes.grid(steps)
+    assert_same((resumed.state, resumed.trace, resumed.valid), (whole.state, whole.trace, whole.valid))
     assert alone["grid trace.info.accepted"].sum() > 0
     assert (alone["stream trace.info.parents"] != np.arange(4)).any()
 
