@@ -148,6 +148,9 @@ def product_peak(size: int = 2048) -> float:
     return best
 
 
+_PAUSE = 0.25  # seconds between variants: a library's threads may spin for a while after their work
+
+
 def measure(options: argparse.Namespace, replicas: int) -> list[dict[str, Any]]:
     """Returns one row per variant, from interleaved rounds."""
     variants = {name: VARIANTS[name](options, replicas) for name in options.variants}
@@ -157,6 +160,7 @@ def measure(options: argparse.Namespace, replicas: int) -> list[dict[str, Any]]:
     names = list(variants)
     for turn in range(options.rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            time.sleep(_PAUSE)
             started = time.perf_counter()
             variants[name].run()
             times[name].append((time.perf_counter() - started) / options.steps)
