@@ -3,10 +3,12 @@
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import termios
 import threading
+import time
 from types import SimpleNamespace
 
 import jax
@@ -161,6 +163,41 @@ def test_help_explains_every_option():
     assert done.returncode == 0
     for option in ("replicas", "steps", "every", "burn-in", "seeds", "rule", "directory", "no-progress"):
         assert f"--{option}" in done.stdout
+
+
+def numbers(summary):
+    """What a summary says but for times."""
+    arms = {
+        name: {key: value for key, value in arm.items() if "second" not in key} for name, arm in summary["arms"].items()
+    }
+    return {**summary, "arms": arms}
+
+
+@pytest.mark.slow
+def test_a_run_that_is_ended_goes_on_to_the_same_summary(finished, tmp_path):
+    arguments = [*map(str, SHORT), "--save-minutes", "0.001", "--no-progress", "--directory", str(tmp_path)]
+    command = [sys.executable, "-m", "experiments.digits", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("tempering/checksums/*.json")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 75, said
+    assert "was interrupted by SIGTERM after step " in said
+    assert said.endswith("the same command with --resume goes on\n")
+    assert not (tmp_path / "summary.json").exists()
+
+    again = digits(*SHORT, "--directory", tmp_path)
+    assert again.returncode == 2
+    assert "holds an unfinished run (tempering" in again.stderr
+    resumed = digits(*SHORT, "--resume", "--directory", tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (tmp_path, finished[2])]
+    assert numbers(summaries[0]) == numbers(summaries[1])
+    with np.load(tmp_path / "trace.npz") as mine, np.load(finished[2] / "trace.npz") as theirs:
+        assert set(mine) == set(theirs)
+        for name in mine:
+            np.testing.assert_array_equal(mine[name], theirs[name])
 
 
 @pytest.mark.slow
