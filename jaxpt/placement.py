@@ -15,20 +15,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from jaxpt import processes
-from jaxpt.processes import ProcessLost, clear_errors, distributed, is_first
-
-__all__ = [
-    "Placement",
-    "ProcessLost",
-    "automatic",
-    "clear_errors",
-    "distributed",
-    "is_first",
-    "pmap",
-    "shard_map",
-    "single",
-    "use_all_cores",
-]
+from jaxpt.processes import ProcessLost as ProcessLost
+from jaxpt.processes import clear_errors as clear_errors
+from jaxpt.processes import distributed as distributed
+from jaxpt.processes import is_first as is_first
 
 T = TypeVar("T")
 SEED, AXIS = "seed", "replica"
