@@ -101,7 +101,8 @@ class BaseOptions(TrainingOptions):
     sample: int | None = None
     """At most so many validation and test examples for everything; all if not given. The summary says so."""
     resume: bool = False
-    """Go on with the run in --directory, if there is one; more --steps train on. Every arm keeps checkpoints there."""
+    """Go on with the run in --directory, if there is one; more --steps train on. Every arm keeps checkpoints there.
+    Without it a finished run is replaced, and an unfinished one refused."""
     save_minutes: float = 5.0
     """Minutes between checkpoints. SIGTERM and Ctrl-C save as well, and end the run with code 75."""
     coldest_k: int = 3

@@ -43,6 +43,8 @@ def run(experiment: str, engine: jaxpt.Engine, data: Data, options: BaseOptions,
     directory = make_directory(options.directory)
     if not options.resume:
         _begin(directory, list(engines))
+    if jaxpt.placement.is_first():
+        (directory / "summary.json").unlink(missing_ok=True)  # until this run is finished, too
     try:
         results = {name: _fit(arm, data, options, name) for name, arm in engines.items()}
     except jaxpt.Interrupted:
@@ -109,7 +111,6 @@ def _begin(directory: Path, arms: Sequence[str]) -> None:
         for arm in arms:
             if (directory / arm / "settings.json").exists():
                 shutil.rmtree(directory / arm)
-        summary.unlink(missing_ok=True)  # after the arms: until then the run counts as finished
 
 
 def flat_traces(results: dict[str, jaxpt.Result]) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -61,10 +61,12 @@ class Checkpoints:
         self._pool = ThreadPoolExecutor(1, "jaxpt-checkpoint")
         if self._leads:
             with _in_words(f"{self.directory} cannot hold checkpoints; give another directory"):
+                self._settings()
                 self._sums.mkdir(parents=True, exist_ok=True)
                 self._steps.mkdir(exist_ok=True)
                 self._clear()
-        _wait_for_all("jaxpt: checkpoints cleared")
+        _wait_for_all()
+        _check_all_see(self._sums.is_dir(), self.steps, self.directory)
         for step in self.steps:  # before Orbax looks into any of them
             self._check_files(step)
         policy = ocp.training.preservation_policies
@@ -96,16 +98,9 @@ class Checkpoints:
             if self._leads:
                 write(file, json.dumps(described, indent=1))
             return
-        try:
-            then = json.loads(file.read_text())
-            release = then["format"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{file} is missing or damaged ({error}); give another directory") from error
-        if release != settings.FORMAT:
-            raise CheckpointError(
-                f"{self.directory} holds a run in format {release}, but this release reads and writes format "
-                f"{settings.FORMAT}; resume it with the release that wrote it, or give another directory"
-            )
+        then = self._settings()
+        if then is None:
+            raise CheckpointError(f"{file} is missing; give another directory")
         if changed := settings.differences(then, described):
             raise ValueError(
                 f"{self.directory} holds a run with other settings (then -> now): {'; '.join(changed)}. Restore them "
@@ -114,9 +109,11 @@ class Checkpoints:
         if then["versions"] != described["versions"]:
             warnings.warn(
                 f"the run in {self.directory} began with {then['versions']} and goes on with {described['versions']}: "
-                "numbers may differ in their last bits",
+                "last bits may differ, and problem, optimizer, schedule and rule could not be compared",
                 stacklevel=4,
             )
+            if self._leads:  # from now on they can be
+                write(file, json.dumps({**then, **{key: described[key] for key in ("versions", "programs")}}, indent=1))
 
     def save(self, state: RunState, trace: Trace, seconds: float, images: int) -> None:
         """Begins to write a checkpoint and returns once the arrays may be written over.
@@ -132,7 +129,9 @@ class Checkpoints:
         """
         self.wait()
         step, energy = int(trace.step[-1]), trace.valid["energy"][-1]
-        lowest = np.min(energy, axis=-1, where=np.isfinite(energy), initial=np.finfo(np.float32).max).mean()
+        lowest = np.min(energy, axis=-1, where=np.isfinite(energy), initial=np.finfo(np.float32).max).mean(
+            dtype=np.float64
+        )
         with self._failing_at(step), _quietly():
             response = self._orbax.save_checkpointables_async(
                 step,
@@ -186,6 +185,23 @@ class Checkpoints:
                         (self._sums / f"{old}.json").unlink()
             _trim()
 
+    def _settings(self) -> dict[str, Any] | None:
+        """Returns what the directory says of its run, None if nothing; only this release's format can be read."""
+        file = self.directory / "settings.json"
+        if not file.exists():
+            return None
+        try:
+            then = json.loads(file.read_text())
+            release, _ = then["format"], then["versions"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{file} is damaged ({error}); give another directory") from error
+        if release != settings.FORMAT:
+            raise CheckpointError(
+                f"{self.directory} holds a run in format {release}, but this release reads and writes format "
+                f"{settings.FORMAT}; resume it with the release that wrote it, or give another directory"
+            )
+        return then
+
     def _written(self, step: int) -> dict[str, str]:
         """Returns {file: SHA-256} as it was when the checkpoint was whole."""
         file = self._sums / f"{step}.json"
@@ -200,10 +216,18 @@ class Checkpoints:
         for step in self.steps[:-1]:
             if not all((self._steps / name).exists() for name in self._written(step)):
                 (self._sums / f"{step}.json").unlink()
-        whole = set(map(str, self.steps))
-        for path in self._steps.iterdir():
-            if path.name.isdecimal() and path.name not in whole:
-                shutil.rmtree(path)
+                shutil.rmtree(self._steps / str(step), ignore_errors=True)
+        whole = set(self.steps)
+        others = [int(path.name) for path in self._steps.iterdir() if path.name.isdecimal()]
+        others = [step for step in others if step > max(whole, default=-1)]
+        # A run waits for the checksums before it saves again, so there is one such checkpoint at the most.
+        if len(others) > 1 or (others and self._settings() is None):
+            raise CheckpointError(
+                f"{self._steps} holds checkpoints without checksums ({str(sorted(others))[1:-1]}): they are of "
+                "something else, or have lost them; move them away, or give another directory"
+            )
+        for step in others:
+            shutil.rmtree(self._steps / str(step))
 
     def _check_files(self, step: int) -> None:
         written = self._written(step)
@@ -265,9 +289,20 @@ def _trim() -> None:
         trim(0)
 
 
-def _wait_for_all(what: str) -> None:
+def _wait_for_all() -> None:
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+        multihost_utils.sync_global_devices("jaxpt: checkpoints cleared")
+
+
+def _check_all_see(there: bool, steps: Sequence[int], directory: Path) -> None:
+    """Raises CheckpointError unless all processes see the same checkpoints."""
+    if jax.process_count() == 1:
+        return
+    seen = np.asarray(multihost_utils.process_allgather(np.array([there, len(steps), max(steps, default=0)])))
+    if (seen != seen[0]).any():
+        raise CheckpointError(
+            f"the processes see different checkpoints in {directory}: it must be on a disk that all of them share"
+        )
 
 
 @contextlib.contextmanager

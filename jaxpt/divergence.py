@@ -37,6 +37,8 @@ class Watch:
             return
         before = np.zeros_like(lost[0]) if self._lost is None else self._lost
         new = lost & ~np.concatenate([before[None], lost[:-1]])
+        if self._engine.diverged == "respawn":
+            new = lost  # each time anew
         self._lost = lost[-1]
         if not new.any():
             return

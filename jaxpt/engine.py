@@ -181,6 +181,8 @@ class Engine:
                 from an engine with another rule or other ladders.
         """
         room = operator.index(periods) if room is None else room
+        if not isinstance(periods, jax.Array) and not 0 <= periods <= room:
+            raise ValueError(f"periods must be 0 .. room={room}, but it is {periods!r}")
         # From the host it goes to every device; an array would lie on one of them and be copied to the others.
         count = periods if isinstance(periods, jax.Array) else np.int32(operator.index(periods))
         return (_run_donated if donate else _run)(self, state, _as_data(data), batches, count, room=room)

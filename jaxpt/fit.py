@@ -39,8 +39,6 @@ _ROOMS = (64, 1024)  # periods that a dispatch may hold, its trace's rows; few k
 _SECONDS = 1.0  # that a dispatch should take: signals wait for its end, and each costs about a millisecond
 
 
-@clear_errors()
-@clear_errors()
 def fit(
     engine: Engine,
     train: PyTree | Iterable[PyTree] = None,
@@ -68,9 +66,11 @@ def fit(
     are those of a split on the device.
 
     With a `directory` the run is saved there in the background, and the same call goes on from the latest checkpoint,
-    on whatever devices there are then, to the same result; with more `steps` it trains on. SIGTERM and SIGINT then end
+    on whatever devices there are then, to the same bits with `replica_axis="map"` and else up to rounding (on the same
+    devices always to the same bits); with more `steps` it trains on. SIGTERM and SIGINT then end
     the run after the period at work: it saves itself and raises `Interrupted`, which ends the process with code 75; a
-    second signal ends it at once. A stream begins anew in a resumed run, and what was used of it is passed over.
+    second signal ends it at once. A stream begins anew in a resumed run, and what was used of it is passed over; its
+    examples, unlike those of arrays, are not compared with those of before.
 
     Args:
         engine: what to run.
@@ -109,8 +109,10 @@ def fit(
         raise ValueError(f"steps must be an integer of at least 1, but it is {steps!r}")
     if save_every is not None and (not isinstance(save_every, int | np.integer) or save_every < 1):
         raise ValueError(f"save_every must be a number of periods, at least 1, but it is {save_every!r}")
-    if not save_minutes > 0:
+    if not isinstance(save_minutes, int | float) or not save_minutes > 0:
         raise ValueError(f"save_minutes must be positive, but it is {save_minutes!r}")
+    if not isinstance(directory, str | os.PathLike | None):
+        raise ValueError(f"directory must be a path, but it is {directory!r}")
     key = _keys(seed, seeds, prng)
     whole, rest = divmod(int(steps), engine.every)
     early = getattr(engine.rule, "swap_while_tuning", False)
@@ -121,6 +123,7 @@ def fit(
             stacklevel=2,
         )
     with contextlib.ExitStack() as stack:
+        stack.enter_context(clear_errors())
         request = stack.enter_context(requests(directory is not None))
         store = None if directory is None else _opened(stack, directory)
         done = _periods_done(store, engine, whole)
@@ -143,7 +146,7 @@ def fit(
             done += count
             now = time.perf_counter()
             images += job.images(engine, traces[-1], batches)
-            watch.look(traces[-1], "" if store is None else f"; {directory} keeps its last checkpoint")
+            watch.look(traces[-1], _kept(store))
             swaps += _swaps(traces[-1])
             rate = images / (earlier + now - started)
             bar.set_postfix(postfix(traces[-1], swaps[0], swaps[1], rate), refresh=False)
@@ -164,11 +167,13 @@ def fit(
             state, trace = job.short.run(state, job.data, periods=1, batches=batches, donate=True)
             traces.append(_filled(trace, 1))
             images += job.images(job.short, traces[-1], batches)
-            watch.look(traces[-1])
+            watch.look(traces[-1], _kept(store))
             bar.update(rest)
         seconds = earlier + time.perf_counter() - started
         if store is not None:
             store.wait()
+            if _agreed(0, False, request.name is not None)[2]:
+                raise _interrupted(request, description, engine.every * done, steps, directory)
     whole_trace: Any = _joined(traces)
     last_valid, last_test = tree.take((whole_trace.valid, whole_trace.test), -1)
     if (parents := whole_trace.info.parents) is not None:  # the last copies carry their scores with them
@@ -176,7 +181,8 @@ def fit(
             lambda score: np.take_along_axis(score, parents[-1], -1), (last_valid, last_test)
         )
     if engine.probe is not None:
-        last_valid = jax.tree.map(np.asarray, engine.evaluate(state, job.data.valid))
+        with clear_errors():
+            last_valid = jax.tree.map(np.asarray, engine.evaluate(state, job.data.valid))
     return Result(
         engine,
         state,
@@ -263,7 +269,7 @@ def _prepare(
             row = lowered.out_info[1] if row is None else row
             if left:
                 most = memory.limit(engine.placed)
-                memory.check(lowered.compile(), form.replicas, (data, given), execution, most)
+                memory.check(lowered.compile(), form.replicas, (data, given), execution, most, engine.placed.num_shards)
     seconds = time.perf_counter() - started
     return _Job(engine, short, key, data, batches, feed, room, form, row, execution, seconds)
 
@@ -298,6 +304,7 @@ def _agreed(count: float, due: bool, ended: bool) -> tuple[int, bool, bool]:
 def _interrupted(
     request: Request, description: str, step: int, steps: int, directory: str | os.PathLike[str] | None
 ) -> Interrupted:
+    request.answered = True
     what = (
         f"{description} was interrupted by {request.name or 'a signal to another process'} after step {step} of {steps}"
     )
@@ -306,6 +313,11 @@ def _interrupted(
     if is_first():
         print(message, file=sys.stderr)
     return Interrupted(message)
+
+
+def _kept(store: "Checkpoints | None") -> str:
+    """What there is to go back to, for an error message."""
+    return f"; {store.directory} keeps step {store.steps[-1]}" if store is not None and store.steps else ""
 
 
 def _swaps(trace: Trace) -> Any:

@@ -14,6 +14,8 @@ class Request:
 
     name: str | None = None
     """The signal's name, once there was one."""
+    answered: bool = False
+    """Whether the run has ended because of it."""
 
 
 @contextlib.contextmanager
@@ -40,3 +42,5 @@ def requests(wanted: bool = True) -> Iterator[Request]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if request.name is not None and not request.answered:  # it came too late for the run: it is not lost
+            os.kill(os.getpid(), signal.Signals[request.name])

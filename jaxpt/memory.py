@@ -21,6 +21,8 @@ def limit(placed: Placement) -> int | None:
 
     On CPUs that is the machine's memory, or the part of it that this process may have, in equal shares.
     """
+    if placed.spans_processes and placed.platform == "cpu":
+        return None  # how many of them share this machine's memory?
     device = jax.local_devices()[0] if placed.mesh is None else placed.mesh.local_devices[0]
     if device.platform == "cpu":
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
@@ -32,7 +34,12 @@ def limit(placed: Placement) -> int | None:
 
 
 def check(
-    compiled: jax.stages.Compiled, replicas: PyTree, shared: PyTree, execution: Execution, at_most: int | None
+    compiled: jax.stages.Compiled,
+    replicas: PyTree,
+    shared: PyTree,
+    execution: Execution,
+    at_most: int | None,
+    shards: int = 1,
 ) -> None:
     """Raises MemoryError if a compiled run does not fit, and says how many replicas do.
 
@@ -42,6 +49,7 @@ def check(
         shared: what every device holds whole: the data.
         execution: how the run goes through the replicas.
         at_most: the bytes that one device may use; None: unknown, nothing is checked.
+        shards: that a ladder's replicas are cut into.
     """
     needs = compiled.memory_analysis()
     if at_most is None or needs is None:
@@ -53,10 +61,11 @@ def check(
         return
     fixed = _bytes(shared)
     stored = math.ceil(_bytes(replicas) / (devices * each))
-    working = max(total - fixed - stored * each, 0) / each
+    looped = execution.replica_axis == "map"  # then what is at work does not grow with the replicas
+    working = max(total - fixed - stored * each, 0) / (1 if looped else each)
     room = at_most - fixed
-    fitting = max(0, int(room // (stored + working)))
-    advice = [f"{fitting * devices} replicas would fit" if fitting else "not even one replica a device would fit"]
+    fitting = max(0, int((room - working) // stored if looped else room // (stored + working)))
+    advice = [f"{fitting * shards} replicas would fit" if fitting else "not even one replica a device would fit"]
     # A loop holds a little more than a step's share; advice must not fail.
     at_once = min(each - 1, int(0.8 * (room - stored * each) // working)) if working else 0
     if execution.replica_axis == "vmap" and at_once >= 1:
@@ -64,10 +73,10 @@ def check(
     elif execution.replica_axis == "unroll" and each > 1:
         advice.append('one at a time may need less: replica_axis="map"')
     advice.append("a smaller batch_size or evaluation_batch needs less, too")
+    at_work = f"{_shown(working)} at work for {'all' if looped else 'each'}"
     raise MemoryError(
         f"the run does not fit: {execution} needs {_shown(total)} on each device ({_shown(fixed)} for the data, "
-        f"{_shown(stored)} stored and {_shown(working)} at work for each replica), which has {_shown(at_most)}; "
-        + "; ".join(advice)
+        f"{_shown(stored)} stored for each replica, {at_work}), which has {_shown(at_most)}; " + "; ".join(advice)
     )
 
 

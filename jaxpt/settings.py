@@ -5,12 +5,13 @@ import hashlib
 import importlib.metadata
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array, PyTree
 
 from jaxpt import tree
@@ -23,7 +24,7 @@ FORMAT = 1
 """Of run directories; another number cannot be read."""
 _NUMBERS = ("every", "burn_in", "batch_size", "own_batches", "drop_remainder", "probe", "rescale_momentum", "precision")
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function, which no two processes share
-_PACKAGES = ("jax", "flax", "optax", "numpy")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "jaxpt")
 
 
 def describe(engine: Engine, state: RunState, key: Array, data: Data) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def describe(engine: Engine, state: RunState, key: Array, data: Data) -> dict[st
     return {
         "format": FORMAT,
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "seeds": {"prng": str(jax.random.key_impl(key)), "keys": np.asarray(jax.random.key_data(key)).tolist()},
+        "seeds": {"keys": np.asarray(jax.random.key_data(key)).tolist(), **_generator(engine, key)},
         "engine": {name: _words(getattr(engine, name)) for name in _NUMBERS}
         | {"diverged": "respawn" if engine.diverged == "respawn" else "keep or stop"},
         "fixed": {name: _words(value) for name, value in engine.fixed.items()},
@@ -54,14 +55,15 @@ def describe(engine: Engine, state: RunState, key: Array, data: Data) -> dict[st
         "data": {
             tree.name(path): _shape(leaf) + _checksum(leaf) for path, leaf in jax.tree.leaves_with_path(data._asdict())
         },
-        "programs": _programs(engine, first, data),
+        "programs": {name: _hash(program) for name, program in _programs(engine, state, first, key.ndim, data)},
     }
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> list[str]:
     """Returns, for everything that two descriptions say otherwise, a line "what: then -> now".
 
-    Programs are compared only if they were traced by the same versions of the packages.
+    Programs (of problem, optimiser, schedule and rule) are compared only if the same versions of the packages traced
+    them.
     """
     if not where and then.get("versions") != now.get("versions"):
         then, now = ({k: v for k, v in side.items() if k not in ("versions", "programs")} for side in (then, now))
@@ -97,28 +99,61 @@ def _rule(rule: Any) -> dict[str, Any]:
     return kind | {name: _rule(v) if dataclasses.is_dataclass(v) else _words(v) for name, v in values.items()}
 
 
-def _programs(engine: Engine, replica: Replicas, data: Data) -> dict[str, str]:
-    """Returns a hash of one replica's training step, and of its evaluation, as JAX traces them."""
-    train = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((engine.batch_size, *leaf.shape[1:]), leaf.dtype), data.train
-    )
-    weight = None if data.train is None else jax.ShapeDtypeStruct((engine.batch_size,), jnp.bool)
+def _generator(engine: Engine, key: Array) -> dict[str, str]:
+    """Returns what random bits depend on besides the seed."""
+    kind = str(jax.random.key_impl(key))
+    partitionable: bool = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
+    if kind == "threefry2x32":
+        return {"prng": kind, "jax_threefry_partitionable": str(partitionable)}
+    return {"prng": kind, "devices": str(engine.placed.num_devices), "replica_axis": engine.replica_axis}
+
+
+def _programs(
+    engine: Engine, state: RunState, replica: Replicas, seeds: int, data: Data
+) -> Iterator[tuple[str, ClosedJaxpr]]:
+    """Yields one replica's training step, its evaluation, and the exchange, as JAX traces them."""
+    size = engine.batch_size
+    train = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), data.train)
+    weight = None if data.train is None else jax.ShapeDtypeStruct((size,), jnp.bool)
     number = jax.ShapeDtypeStruct((), jnp.int32)
     step = jax.make_jaxpr(lambda *args: train_step(engine.problem, engine.optimizer, engine.schedule, *args))
+    yield "a training step of problem, optimizer and schedule", step(replica, train, weight, number)
     score = jax.make_jaxpr(engine.problem.evaluate)
-    programs = {
-        "a training step of problem, optimizer and schedule": step(replica, train, weight, number),
-        "evaluation": score(replica.params, replica.model_state, _abstract(data.valid)),
-    }
-    return {name: _hash(program) for name, program in programs.items()}
+    yield "evaluation", score(replica.params, replica.model_state, _abstract(data.valid))
+
+    def one(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape[seeds:], leaf.dtype)
+
+    rule, ladders, rung, hyper = jax.tree.map(
+        one, (state.rule, state.ladders, state.replicas.rung, state.replicas.hyper)
+    )
+    replicas = engine.num_replicas
+    energy = jax.ShapeDtypeStruct((replicas,), jnp.float32)
+    noise = {}
+    if getattr(engine.rule, "noise_corrected", False):
+        noise["variance"] = jax.ShapeDtypeStruct((replicas, replicas), jnp.float32)
+    propose = jax.make_jaxpr(lambda rule, *args, **noise: rule.propose(*args, **noise)[0])
+    key, allowed = jax.ShapeDtypeStruct((), state.key.dtype), jax.ShapeDtypeStruct((), jnp.bool)
+    yield "the rule's exchange", propose(rule, key, number, energy, rung, hyper, ladders, allowed, **noise)
 
 
-def _hash(program: Any) -> str:
+def _hash(program: ClosedJaxpr) -> str:
     """Returns a digest of a traced program: its text without addresses, and the arrays that it closes over."""
     digest = hashlib.sha256(_ADDRESS.sub("", str(program)).encode())
-    for leaf in jax.tree.leaves(program.consts):
+    for leaf in _constants(program):
         digest.update((_shape(leaf) + _checksum(leaf)).encode())
     return digest.hexdigest()[:16]
+
+
+def _constants(program: ClosedJaxpr | Jaxpr) -> Iterator[Any]:
+    """Yields the arrays that a program closes over, those of what it calls included: its text does not show them."""
+    if isinstance(program, ClosedJaxpr):
+        yield from map(jnp.asarray, program.consts)
+        program = program.jaxpr
+    for eqn in program.eqns:
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda p: isinstance(p, ClosedJaxpr | Jaxpr)):
+            if isinstance(inner, ClosedJaxpr | Jaxpr):
+                yield from _constants(inner)
 
 
 def _abstract(examples: PyTree) -> PyTree:

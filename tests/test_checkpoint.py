@@ -1,5 +1,6 @@
 import json
 import shutil
+import signal
 import sys
 import warnings
 
@@ -10,6 +11,7 @@ import optax
 import pytest
 
 import jaxpt
+import jaxpt.checkpoint
 from jaxpt import tree
 from tests.conftest import make_engine
 
@@ -96,7 +98,6 @@ def test_what_was_not_finished_is_cleared_away(saved):
     """A process killed before the checksums were written, or while Orbax wrote."""
     (saved / "checksums" / "12.json").unlink()
     (saved / "checkpoints" / "14.orbax-checkpoint-tmp").mkdir()
-    (saved / "checkpoints" / "16").mkdir()
     found = go_on(saved)
     assert_same_result(found, jaxpt.fit(bowl(), steps=16, progress=False))
     assert {path.name for path in (saved / "checkpoints").iterdir()} >= {"8", "16"}
@@ -135,11 +136,54 @@ def test_settings_that_change_the_mathematics_are_refused_with_what_differs(save
         "seeds / keys: [0, 0] -> [0, 1]",
     ):
         assert what in str(refused.value)
+    with pytest.raises(ValueError, match="the rule's exchange: "):
+        go_on(saved, engine=bowl(rule=jaxpt.Tempering(1.0, lambda key, turn, rungs: jnp.ones(rungs - 1, bool))))
     with pytest.raises(ValueError, match="a training step of problem, optimizer and schedule: "):
         go_on(saved, engine=bowl(optimizer=lambda h: jaxpt.langevin(0.02, h["temperature"])))
     with pytest.raises(ValueError, match="holds a run of 12 steps already"):
         go_on(saved, steps=6)
     assert_same_result(go_on(saved), jaxpt.fit(bowl(), steps=16, progress=False))
+
+
+@pytest.mark.parametrize("hidden", [jax.jit, lambda f: f, lambda f: jax.jit(jax.checkpoint(f))])
+def test_a_constant_of_the_loss_is_seen_wherever_it_hides(hidden, tmp_path):
+    def made(centre):
+        loss = hidden(lambda w: jnp.sum((w - centre) ** 2))
+        problem = jaxpt.energy_problem(loss, lambda key: jax.random.normal(key, (3,)))
+        langevin = lambda h: jaxpt.langevin(0.01, h["temperature"])
+        return jaxpt.Engine(problem, langevin, jaxpt.Ladder(temperature=[1.0, 2.0]), every=2)
+
+    go_on(tmp_path, steps=4, engine=made(np.zeros(3, np.float32)))
+    with pytest.raises(ValueError, match="evaluation: "):
+        go_on(tmp_path, steps=8, engine=made(np.arange(3, dtype=np.float32)))
+    go_on(tmp_path, steps=8, engine=made(np.zeros(3, np.float32)))
+
+
+def test_what_others_keep_there_is_left_alone(tmp_path, saved):
+    (tmp_path / "other" / "checkpoints" / "1000").mkdir(parents=True)
+    with pytest.raises(jaxpt.CheckpointError, match=r"without checksums \(1000\).*move them away"):
+        go_on(tmp_path / "other")
+    assert (tmp_path / "other" / "checkpoints" / "1000").exists()
+    shutil.rmtree(saved / "checksums")
+    with pytest.raises(jaxpt.CheckpointError, match="have lost them"):
+        go_on(saved)
+    assert len(list((saved / "checkpoints").iterdir())) >= 2
+
+
+def test_a_signal_that_comes_too_late_is_not_lost(tmp_path, monkeypatch):
+    """While the last checkpoint is waited for: the run is saved, and the process must still end."""
+    waited = jaxpt.checkpoint.Checkpoints.wait
+
+    def wait(self):
+        waited(self)
+        if self.steps == [4]:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(jaxpt.checkpoint.Checkpoints, "wait", wait)
+    with pytest.raises(jaxpt.Interrupted, match="SIGTERM after step 4 of 5"):
+        go_on(tmp_path, steps=5)
+    monkeypatch.undo()
+    assert_same_result(go_on(tmp_path, steps=5), jaxpt.fit(bowl(), steps=5, progress=False))
 
 
 def test_other_data_are_refused(data, tmp_path):
@@ -161,13 +205,18 @@ def test_another_release_and_broken_settings(saved):
     file.write_text(json.dumps({**described, "format": 2}))
     with pytest.raises(jaxpt.CheckpointError, match="a run in format 2, but this release reads and writes format 1"):
         go_on(saved)
-    for text in ("", "{", "[]", "{}"):
+    for text in ("", "{", "[]", "{}", '{"format": 1}'):
         file.write_text(text)
-        with pytest.raises(jaxpt.CheckpointError, match=r"settings.json is missing or damaged"):
+        with pytest.raises(jaxpt.CheckpointError, match=r"settings.json is damaged"):
             go_on(saved)
-    file.write_text(json.dumps({**described, "versions": {"jax": "0.1"}, "programs": {}}))
-    with pytest.warns(UserWarning, match=r"began with \{'jax': '0.1'\}"):
+    file.unlink()
+    with pytest.raises(jaxpt.CheckpointError, match=r"settings.json is missing"):
         go_on(saved)
+    file.write_text(json.dumps({**described, "versions": {"jax": "0.1"}, "programs": {}}))
+    with pytest.warns(UserWarning, match=r"began with \{'jax': '0.1'\}") as warned:
+        go_on(saved)
+    assert warned[0].filename == __file__
+    assert json.loads(file.read_text()) == described, "from now on programs can be compared again"
 
 
 def test_a_directory_that_cannot_be(tmp_path):

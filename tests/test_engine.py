@@ -327,6 +327,9 @@ def test_a_period_has_the_same_bits_in_any_dispatch(data):
         parts.append(tree.take(trace, slice(periods)))
     assert_same(state, whole)
     assert_same(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts), rows)
+    for periods in (-1, 4):
+        with pytest.raises(ValueError, match=rf"periods must be 0 .. room=3, but it is {periods}"):
+            engine.run(state, data, periods=periods, room=3)
     before = jaxpt.engine._run._cache_size()
     engine.run(state, data, periods=2, room=3)
     assert jaxpt.engine._run._cache_size() == before

@@ -31,7 +31,7 @@ def test_a_run_ended_at_random_moments_equals_one_that_was_not_to_the_bit(how, t
         assert whole["trace/info/accepted"].sum() > 10
         assert (whole["trace/info/parents"] != np.arange(4)).sum() > 10
         assert len(np.unique(whole["trace/info/C"])) > 10
-        assert len(np.unique(whole["trace/info/beta"][:, 1])) > 10
+        assert len(np.unique(whole["trace/info/beta"][:, 1])) > 5
     assert len(seen[how]["steps"]) == times
     # The run really was cut all along its way.
     assert len({step for step in seen[how]["steps"] if 0 < step < STEPS}) >= times // 2
