@@ -200,7 +200,8 @@ def _start(main: Callable[[T], Any], chosen: T) -> None:
         chosen.check()
         jaxpt.use_all_cores(chosen.devices)
         chosen.join()
-        main(chosen)
+        with jaxpt.placement.clear_errors():
+            main(chosen)
     except (ValueError, DataError, *_FAILURES) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         code = 2 if isinstance(error, ValueError) else 1

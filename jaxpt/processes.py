@@ -17,6 +17,7 @@ T = TypeVar("T")
 _HEARTBEAT = 20  # seconds of silence after which a process counts as lost; JAX's own default is 100
 # What Gloo, NCCL, gRPC and JAX's coordination service say when a peer does not answer any more.
 _LOST = re.compile(r"gloo|nccl|connection|socket|heartbeat|coordination|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED", re.I)
+_COLLECTIVE = re.compile(r"^[A-Z_]+: (Gloo|NCCL)")
 
 
 class ProcessLost(RuntimeError):
@@ -105,9 +106,10 @@ def clear_errors() -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # a collective may fail as either
         text = str(error)
-        if jax.process_count() == 1 or not _LOST.search(text) or "RESOURCE_EXHAUSTED" in text:
+        lost = _LOST.search(text) if isinstance(error, jax.errors.JaxRuntimeError) else _COLLECTIVE.search(text)
+        if jax.process_count() == 1 or not lost or "RESOURCE_EXHAUSTED" in text:
             raise
         raise ProcessLost(
             f"a process of this run is gone, as process {jax.process_index()} of {jax.process_count()} notices "
