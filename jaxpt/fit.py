@@ -25,7 +25,8 @@ from jaxpt.engine import Engine, RunState, Trace
 from jaxpt.failures import Interrupted
 from jaxpt.interruption import Request, requests
 from jaxpt.processes import clear_errors, is_first
-from jaxpt.progress import counted, drawn, postfix, replica_images
+from jaxpt.progress import counted, drawn, filled, joined, postfix, replica_images
+from jaxpt.progress import swaps as swaps_of
 from jaxpt.replica_axis import Execution
 from jaxpt.result import Result
 from jaxpt.stream import is_stream, prefetch
@@ -137,17 +138,17 @@ def fit(
         )
         watch = Watch(engine)
         batches, (count, _, ended) = job.batches, _agreed(1, False, request.name is not None)
-        swaps = sum(map(_swaps, traces), np.zeros(2, int))
+        swaps = sum(map(swaps_of, traces), np.zeros(2, int))
         started = saved = time.perf_counter()
         while done < whole and not ended:
             before = time.perf_counter()
             state, trace = engine.run(state, job.data, periods=count, room=job.room, batches=batches, donate=True)
-            traces.append(_filled(trace, count))
+            traces.append(filled(trace, count))
             done += count
             now = time.perf_counter()
             images += job.images(engine, traces[-1], batches)
             watch.look(traces[-1], _kept(store))
-            swaps += _swaps(traces[-1])
+            swaps += swaps_of(traces[-1])
             rate = images / (earlier + now - started)
             bar.set_postfix(postfix(traces[-1], swaps[0], swaps[1], rate), refresh=False)
             bar.update(engine.every * count)
@@ -157,7 +158,7 @@ def fit(
             until = save_every - done % save_every if save_every else whole
             count = min(max(1, count), job.room, until, max(1, whole - done))
             if store is not None and (due or ended):
-                traces = [_joined(traces)]
+                traces = [joined(traces)]
                 store.save(state, traces[0], earlier + now - started, images)
                 saved = now
         if ended and store is not None:
@@ -165,7 +166,7 @@ def fit(
             raise _interrupted(request, description, engine.every * done, steps, directory)
         if rest:
             state, trace = job.short.run(state, job.data, periods=1, batches=batches, donate=True)
-            traces.append(_filled(trace, 1))
+            traces.append(filled(trace, 1))
             images += job.images(job.short, traces[-1], batches)
             watch.look(traces[-1], _kept(store))
             bar.update(rest)
@@ -174,7 +175,7 @@ def fit(
             store.wait()
             if _agreed(0, False, request.name is not None)[2]:
                 raise _interrupted(request, description, engine.every * done, steps, directory)
-    whole_trace: Any = _joined(traces)
+    whole_trace: Any = joined(traces)
     last_valid, last_test = tree.take((whole_trace.valid, whole_trace.test), -1)
     if (parents := whole_trace.info.parents) is not None:  # the last copies carry their scores with them
         last_valid, last_test = jax.tree.map(
@@ -318,20 +319,6 @@ def _interrupted(
 def _kept(store: "Checkpoints | None") -> str:
     """What there is to go back to, for an error message."""
     return f"; {store.directory} keeps step {store.steps[-1]}" if store is not None and store.steps else ""
-
-
-def _swaps(trace: Trace) -> Any:
-    """Returns how many swaps were accepted and how many offered, [2]."""
-    return np.array([trace.info.accepted.sum(), trace.info.attempted.sum()], int)
-
-
-def _filled(trace: Trace, count: int) -> Trace:
-    """Returns the first rows on the host; copies, since on CPUs a view would hold on to all of them."""
-    return jax.tree.map(lambda leaf: np.array(np.asarray(leaf)[:count]), trace)
-
-
-def _joined(traces: Sequence[Trace]) -> Trace:
-    return jax.tree.map(lambda *rows: np.concatenate(rows), *traces)
 
 
 def _keys(seed: int, seeds: Sequence[int] | None, prng: str | None) -> jax.Array:

@@ -1,7 +1,9 @@
-"""What the progress bar says, and how many training examples a run stands for."""
+"""What has come of a run so far: its rows on the host, what the progress bar says, how many examples were used."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
 from jaxpt.data import examples_seen
@@ -46,3 +48,18 @@ def drawn(engine: Engine, trace: Trace, num_examples: int, period: int, limit: i
 def counted(counts: np.ndarray, period: int, limit: int) -> int:
     """Returns how many examples of given minibatches [P, T, B] count, if at most the first `limit` of each do."""
     return int(counts[period, :, :limit].sum())
+
+
+def swaps(trace: Trace) -> Any:
+    """Returns how many swaps were accepted and how many offered, [2]."""
+    return np.array([trace.info.accepted.sum(), trace.info.attempted.sum()], int)
+
+
+def filled(trace: Trace, count: int) -> Trace:
+    """Returns the first rows on the host; copies, since on CPUs a view would hold on to all of them."""
+    return jax.tree.map(lambda leaf: np.array(np.asarray(leaf)[:count]), trace)
+
+
+def joined(traces: Sequence[Trace]) -> Trace:
+    """Returns the rows of all of them, in this order."""
+    return jax.tree.map(lambda *rows: np.concatenate(rows), *traces)
