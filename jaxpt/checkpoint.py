@@ -215,8 +215,9 @@ class Checkpoints:
         """Removes what was never finished, and what a process was removing when it was killed."""
         for step in self.steps[:-1]:
             if not all((self._steps / name).exists() for name in self._written(step)):
-                (self._sums / f"{step}.json").unlink()
+                # In this order: killed in between, it still lacks files and is cleared the next time.
                 shutil.rmtree(self._steps / str(step), ignore_errors=True)
+                (self._sums / f"{step}.json").unlink()
         whole = set(self.steps)
         others = [int(path.name) for path in self._steps.iterdir() if path.name.isdecimal()]
         others = [step for step in others if step > max(whole, default=-1)]

@@ -104,6 +104,15 @@ def test_what_was_not_finished_is_cleared_away(saved):
     assert not list(saved.glob("checkpoints/*tmp*"))
 
 
+def test_what_was_being_removed_is_cleared_away(saved):
+    """A process killed while Orbax removed an earlier checkpoint."""
+    earlier = min(int(path.stem) for path in (saved / "checksums").iterdir())
+    next(path for path in (saved / "checkpoints" / str(earlier)).rglob("*") if path.is_file()).unlink()
+    assert_same_result(go_on(saved), jaxpt.fit(bowl(), steps=16, progress=False))
+    assert not (saved / "checkpoints" / str(earlier)).exists()
+    assert not (saved / "checksums" / f"{earlier}.json").exists()
+
+
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove"])
 def test_damage_is_found_and_said_and_the_earlier_checkpoint_stays(harm, saved):
     """Any file, any byte: here the middle one of each kind of file."""
