@@ -148,8 +148,8 @@ def _arm(result: jaxpt.Result, mixtures: Mixtures, options: BaseOptions) -> dict
     rate = acceptance_rate(info.attempted, info.accepted)
     pairs = pair_acceptance(np.concatenate(info.attempted), np.concatenate(info.accepted))  # seeds pooled
     return {
-        "test_error": over_seeds([_percent(b, b.test) for b in best]),
-        "validation_error": over_seeds([_percent(b, b.valid) for b in best]),
+        "test_error": over_seeds([percent(b, b.test) for b in best]),
+        "validation_error": over_seeds([percent(b, b.valid) for b in best]),
         "best_replica": [b.replica for b in best],
         "mixture": {
             which: {f"{split}_error": over_seeds(100 * error) for split, error in errors.items()}
@@ -168,7 +168,7 @@ def _arm(result: jaxpt.Result, mixtures: Mixtures, options: BaseOptions) -> dict
     }
 
 
-def _percent(best: Best, scores: dict[str, float]) -> float:
+def percent(best: Best, scores: dict[str, float]) -> float:
     """Returns the error in percent; NaN if even the best replica has diverged, whatever it then predicts."""
     return 100 * scores["error"] if np.isfinite(best.valid["energy"]) else float("nan")
 
