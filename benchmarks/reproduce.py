@@ -63,6 +63,8 @@ class Options:
     """Arms, in the order of work."""
     shorten: float | None = None
     """Divide the paper's steps, period, burn-in and switch by this, instead of the quick preset's divisor."""
+    batch_size: int | None = None
+    """Examples in a minibatch, if not the preset's."""
     data_dir: Path | None = None
     """Folder with prepared data sets, as in the experiments."""
     out: Path | None = None
@@ -89,6 +91,8 @@ def panel_options(panel: Panel, options: Options) -> Any:
         paper = preset("paper", **panel.arguments)
         times = {name: max(1, round(getattr(paper, name) / options.shorten)) for name in TIMES}
         chosen = dataclasses.replace(chosen, **times)
+    if options.batch_size is not None:
+        chosen = dataclasses.replace(chosen, batch_size=options.batch_size)
     return dataclasses.replace(
         chosen,
         data_dir=options.data_dir,
