@@ -130,7 +130,8 @@ def run(options: Options) -> dict[str, Any]:
     summary = {
         "experiment": "diffusion",
         "dataset": dataset,
-        **report.environment(),
+        **report.provenance(),
+        "seeds": list(range(options.seeds)),
         "settings": report.chosen_options(options),
         "hyperparameters": {name: _entry(found[name], study) for name, study in chosen.items()},
     }

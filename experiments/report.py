@@ -1,10 +1,14 @@
 """What a run comes to, for people: the summary, its table and the pictures."""
 
 import dataclasses
+import datetime
 import importlib.metadata
 import os
 import platform
+import shlex
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,11 +39,21 @@ def summary(
     return {
         "experiment": experiment,
         "dataset": dataset,
-        **environment(),
+        **provenance(),
+        "seeds": list(options.all_seeds()),
         "settings": _settings(options, next(iter(results.values())).engine),
         "arms": arms,
         "differences": _differences(arms),
     }
+
+
+def provenance() -> dict[str, Any]:
+    """Returns the command (folders by their last name), date, device and versions that a result came from."""
+    program, *arguments = sys.argv
+    shown = [Path(argument).name if Path(argument).is_absolute() else argument for argument in arguments]
+    folder, name = Path(program).parts[-2:] if len(Path(program).parts) > 1 else ("", program)
+    command = ["-m", f"{folder}.{Path(name).stem}"] if folder == "experiments" else [f"{folder}/{name}".lstrip("/")]
+    return {"command": shlex.join([*command, *shown]), "date": datetime.date.today().isoformat(), **environment()}
 
 
 def environment() -> dict[str, Any]:
