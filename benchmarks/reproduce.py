@@ -228,8 +228,7 @@ def main(options: Options) -> None:
         print(f"{stopped}; the same command goes on", file=sys.stderr)
         code = stopped.code
     signal.setitimer(signal.ITIMER_REAL, 0)
-    print(reproduce_tables.page(options.folder()))
-    reproduce_tables.draw(options.folder())
+    reproduce_tables.publish(options.folder())
     raise SystemExit(code)
 
 

@@ -214,12 +214,19 @@ def draw(folder: Path) -> list[Path]:
     return files
 
 
+def publish(folder: Path) -> None:
+    """Prints a folder's tables, and writes them there as a page with pictures."""
+    text = page(folder)
+    print(text)
+    if pictures := draw(folder):
+        shown = "\n".join(f"![{file.stem}]({file.name})" for file in pictures)
+        (folder / "README.md").write_text(f"# Figure 2 of arXiv 1909.04013\n\n{text}\n\n{shown}\n")
+
+
 def main(arguments: Sequence[str]) -> None:
-    """Prints the tables and draws the pictures of the folders that are named."""
+    """Publishes the folders that are named."""
     for folder in map(Path, arguments):
-        print(page(folder))
-        for file in draw(folder):
-            print(f"drawn: {file}", file=sys.stderr)
+        publish(folder)
 
 
 if __name__ == "__main__":
