@@ -2,10 +2,11 @@
 
 XLA:CPU vectorises the innermost axis, but unrolls one of up to 32 numbers first, which leaves a call for each number: a
 tanh of [128, 10, 10, 16] takes four times as long as one of [204800]. A reshape alone is merged with what comes before
-and after; a loop over a few parts is not.
+and after; a loop over a few parts is not. What is added to each feature, or multiplies it, goes into the loop, too.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,12 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import JaxprEqn
+from jax.extend.core import JaxprEqn, Literal
 from jaxtyping import Array, Key, UInt32
 
 _FUNCTIONS = frozenset(("exp", "expm1", "log", "log1p", "logistic", "tanh", "erf"))
+_CHEAP = frozenset(("add", "sub", "mul", "div", "neg", "max", "min"))
+_DEPTH = 4  # of such arithmetic
+_SMALL = 32  # numbers, of an axis that XLA:CPU unrolls
 _PARTS = 4  # of a loop: few, and each large; 2 to 8 are as fast
-_LEAST = 16384  # numbers that are worth a loop
+LEAST = 16384  # numbers that are worth it
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
@@ -28,20 +32,73 @@ def applies(eqn: JaxprEqn) -> bool:
     if name not in _FUNCTIONS and name != "random_bits":
         return False
     given, shape = (tuple(getattr(atom.aval, "shape", ())) for atom in (eqn.invars[0], eqn.outvars[0]))
-    if not _LEAST <= math.prod(shape) < 2**32:
+    if not LEAST <= math.prod(shape) < 2**32:
         return False
     if name == "random_bits":
         partitionable: bool = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
         return given == () and eqn.params["bit_width"] == 32 and partitionable
-    return len(shape) > 1 and shape[-1] <= 32 and math.prod(shape) % _PARTS == 0
+    return len(shape) > 1 and shape[-1] <= _SMALL and math.prod(shape) % _PARTS == 0
 
 
-def apply(eqn: JaxprEqn, x: Any) -> Array:
-    """Returns the output of an equation that `applies`; x is its argument. Bits are those of JAX."""
-    bind = partial(eqn.primitive.bind, **eqn.params)
-    if eqn.primitive.name != "random_bits":
+def apply(eqn: JaxprEqn, read: Callable[[Any], Any], made_by: Mapping[Any, JaxprEqn]) -> Array:
+    """Returns the output of an equation that `applies`. Bits are those of JAX.
+
+    Args:
+        eqn: the equation.
+        read: gives the value of an argument of any equation so far.
+        made_by: the equations so far, by what they give.
+    """
+    bind, x = partial(eqn.primitive.bind, **eqn.params), read(eqn.invars[0])
+    if eqn.primitive.name == "random_bits":
+        return random_bits(x, eqn.params["shape"]) if str(jax.random.key_impl(x)) == "threefry2x32" else bind(x)
+    wholes, compute = _in_rows(eqn.invars[0], x.shape, read, made_by)
+    if compute is None:
         return lax.map(bind, x.reshape(_PARTS, -1)).reshape(x.shape)
-    return random_bits(x, eqn.params["shape"]) if str(jax.random.key_impl(x)) == "threefry2x32" else bind(x)
+    rows = [whole.reshape(_PARTS, -1, row(x.shape)) for whole in wholes]
+    return lax.map(lambda parts: bind(compute(parts)), rows).reshape(x.shape)
+
+
+def row(shape: tuple[int, ...]) -> int:
+    """Returns how many numbers the last axes have together, as many axes as make more than `_SMALL`."""
+    return math.prod(shape[_before(shape) :])
+
+
+def _before(shape: tuple[int, ...]) -> int:
+    return next((i for i in range(len(shape) - 1, -1, -1) if math.prod(shape[i:]) > _SMALL), 0)
+
+
+def _in_rows(
+    atom: Any, shape: tuple[int, ...], read: Callable[[Any], Any], made_by: Mapping[Any, JaxprEqn]
+) -> tuple[list[Array], Callable[[list[Array]], Array] | None]:
+    """Returns arrays of this shape, and how the argument follows from parts of them, in rows; None: by nothing cheap.
+
+    A number for each feature, repeated until it fills a row, takes part in vector instructions; as it stands, each
+    number of the last axis is looked up.
+    """
+    lead, wholes, repeated = _before(shape), [], []
+    part = (math.prod(shape[:lead]) // _PARTS, row(shape))
+
+    def take(atom: Any, depth: int) -> Callable[[list[Array]], Array]:
+        made = None if isinstance(atom, Literal) else made_by.get(atom)
+        name, of, axes = "" if made is None else made.primitive.name, atom, tuple(range(len(shape)))
+        if made is not None and name == "broadcast_in_dim":
+            of, axes = made.invars[0], made.params["broadcast_dimensions"]
+        if of.aval.shape == ():
+            return lambda _: jnp.broadcast_to(read(of), part)
+        if of.aval.shape != shape and all(a >= lead or n == 1 for a, n in zip(axes, of.aval.shape, strict=True)):
+            one = lax.broadcast_in_dim(read(of), (1,) * lead + shape[lead:], axes).reshape(-1)
+            repeated.append(one)
+            return lambda _: jnp.broadcast_to(one, part)
+        if made is not None and name in _CHEAP and depth:
+            inputs = [take(argument, depth - 1) for argument in made.invars]
+            return lambda parts: made.primitive.bind(*(of(parts) for of in inputs), **made.params)
+        place = len(wholes)
+        wholes.append(jnp.broadcast_to(read(atom), shape))
+        return lambda parts: parts[place]
+
+    fits = math.prod(shape[:lead]) % _PARTS == 0
+    compute = take(atom, _DEPTH) if fits else None
+    return wholes, compute if wholes and repeated else None
 
 
 def random_bits(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
