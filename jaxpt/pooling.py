@@ -17,7 +17,7 @@ from jax import lax
 from jax.extend.core import JaxprEqn, Literal
 from jaxtyping import Array, Float
 
-from jaxpt.vectors import LEAST, row
+from jaxpt.vectors import CHEAP, LEAST, row
 
 Shape = tuple[int, ...]
 
@@ -41,9 +41,13 @@ def applies(eqn: JaxprEqn) -> bool:
 
 def apply(eqn: JaxprEqn, read: Callable[[Any], Any], made_by: Mapping[Any, JaxprEqn]) -> Array:
     """Returns the output of an equation that `applies`; arguments as in `vectors.apply`."""
-    x, window = read(eqn.invars[0]), eqn.params.get("window_dimensions", ())
+    x = read(eqn.invars[0])
     if eqn.primitive.name == "reduce_sum":
-        return _sum(partial(eqn.primitive.bind, **{**eqn.params, "axes": (0,)}), x)
+        # XLA:CPU makes one loop of a sum and a product that leads to it, and takes that by features again.
+        bind = partial(eqn.primitive.bind, **eqn.params)
+        made = made_by.get(eqn.invars[0])
+        return bind(x) if made is not None and made.primitive.name in CHEAP else _sum(partial(bind, axes=(0,)), x)
+    window = eqn.params["window_dimensions"]
     made = made_by.get(eqn.invars[0])
     if made is not None and _is_gradient(eqn, made):
         return _spread(read(made.invars[0]), window, eqn.outvars[0].aval.shape)
@@ -63,7 +67,11 @@ def _is_gradient(eqn: JaxprEqn, made: JaxprEqn) -> bool:
 
     JAX writes it as a sum over all windows of numbers that are as far apart.
     """
-    if eqn.primitive.name != "reduce_window_sum" or made.primitive.name != "pad" or {*eqn.params["window_strides"]} != {1}:
+    if (
+        eqn.primitive.name != "reduce_window_sum"
+        or made.primitive.name != "pad"
+        or {*eqn.params["window_strides"]} != {1}
+    ):
         return False
     zero = isinstance(made.invars[1], Literal) and made.invars[1].val == 0
     apart = zip(eqn.params["window_dimensions"], made.params["padding_config"], strict=True)
@@ -72,8 +80,8 @@ def _is_gradient(eqn: JaxprEqn, made: JaxprEqn) -> bool:
 
 def _sum(total: Callable[[Array], Array], x: Float[Array, "... C"]) -> Float[Array, " C"]:
     """Returns the sum over all axes but the last; `total` sums over the first of two."""
-    rows = lax.optimization_barrier(x.reshape(-1, row(x.shape)))  # else XLA makes one sum of the two
-    return total(lax.optimization_barrier(total(rows)).reshape(-1, x.shape[-1]))
+    rows = total(x.reshape(-1, row(x.shape)))
+    return total(lax.optimization_barrier(rows).reshape(-1, x.shape[-1]))  # XLA would make one sum of the two
 
 
 def _pooled(combine: Callable[[Array, Array], Array], x: Array, window: Shape, strides: Shape) -> Array:

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import JaxprEqn, Literal
-from jaxtyping import Array, Key, UInt32
+from jaxtyping import Array, Float, Key, UInt32
 
 _FUNCTIONS = frozenset(("exp", "expm1", "log", "log1p", "logistic", "tanh", "erf"))
-_CHEAP = frozenset(("add", "sub", "mul", "div", "neg", "max", "min"))
+CHEAP = frozenset(("add", "sub", "mul", "div", "neg", "max", "min"))
 _DEPTH = 4  # of such arithmetic
 _SMALL = 32  # numbers, of an axis that XLA:CPU unrolls
 _PARTS = 4  # of a loop: few, and each large; 2 to 8 are as fast
@@ -51,32 +51,40 @@ def apply(eqn: JaxprEqn, read: Callable[[Any], Any], made_by: Mapping[Any, Jaxpr
     bind, x = partial(eqn.primitive.bind, **eqn.params), read(eqn.invars[0])
     if eqn.primitive.name == "random_bits":
         return random_bits(x, eqn.params["shape"]) if str(jax.random.key_impl(x)) == "threefry2x32" else bind(x)
-    wholes, compute = _in_rows(eqn.invars[0], x.shape, read, made_by)
-    if compute is None:
+    found = _in_rows(eqn.invars[0], read, made_by)
+    if found is None:
         return lax.map(bind, x.reshape(_PARTS, -1)).reshape(x.shape)
-    rows = [whole.reshape(_PARTS, -1, row(x.shape)) for whole in wholes]
-    return lax.map(lambda parts: bind(compute(parts)), rows).reshape(x.shape)
+    compute, wholes = found
+    return lax.map(lambda parts: bind(compute(parts)), wholes).reshape(x.shape)
 
 
 def row(shape: tuple[int, ...]) -> int:
-    """Returns how many numbers the last axes have together, as many axes as make more than `_SMALL`."""
-    return math.prod(shape[_before(shape) :])
+    """Returns how many numbers the last axes have together: as many axes as make more than `_SMALL`, or all."""
+    return math.prod(shape[_first(shape) :])
 
 
-def _before(shape: tuple[int, ...]) -> int:
+def _first(shape: tuple[int, ...]) -> int:
     return next((i for i in range(len(shape) - 1, -1, -1) if math.prod(shape[i:]) > _SMALL), 0)
 
 
 def _in_rows(
-    atom: Any, shape: tuple[int, ...], read: Callable[[Any], Any], made_by: Mapping[Any, JaxprEqn]
-) -> tuple[list[Array], Callable[[list[Array]], Array] | None]:
-    """Returns arrays of this shape, and how the argument follows from parts of them, in rows; None: by nothing cheap.
+    atom: Any, read: Callable[[Any], Any], made_by: Mapping[Any, JaxprEqn]
+) -> tuple[Callable[[list[Array]], Array], list[Float[Array, "parts rows width"]]] | None:
+    """Returns how parts of a variable, in rows, follow from parts of others by cheap arithmetic, and those others.
 
-    A number for each feature, repeated until it fills a row, takes part in vector instructions; as it stands, each
-    number of the last axis is looked up.
+    A number for each feature, repeated until it fills a row, takes part in vector instructions; as it stands, XLA:CPU
+    looks one up for each number of the result. None: there is no such number, or there are no equal parts.
+
+    Args:
+        atom: the variable.
+        read: as in `apply`.
+        made_by: as in `apply`.
     """
-    lead, wholes, repeated = _before(shape), [], []
-    part = (math.prod(shape[:lead]) // _PARTS, row(shape))
+    shape, wholes, repeated = tuple(atom.aval.shape), [], []
+    lead, width = _first(shape), row(shape)
+    part = (math.prod(shape) // width // _PARTS, width)
+    if math.prod(shape[:lead]) % _PARTS:
+        return None
 
     def take(atom: Any, depth: int) -> Callable[[list[Array]], Array]:
         made = None if isinstance(atom, Literal) else made_by.get(atom)
@@ -89,16 +97,15 @@ def _in_rows(
             one = lax.broadcast_in_dim(read(of), (1,) * lead + shape[lead:], axes).reshape(-1)
             repeated.append(one)
             return lambda _: jnp.broadcast_to(one, part)
-        if made is not None and name in _CHEAP and depth:
+        if made is not None and name in CHEAP and depth:
             inputs = [take(argument, depth - 1) for argument in made.invars]
-            return lambda parts: made.primitive.bind(*(of(parts) for of in inputs), **made.params)
+            return lambda given: made.primitive.bind(*(of(given) for of in inputs), **made.params)
         place = len(wholes)
-        wholes.append(jnp.broadcast_to(read(atom), shape))
-        return lambda parts: parts[place]
+        wholes.append(jnp.broadcast_to(read(atom), shape).reshape(_PARTS, *part))
+        return lambda given: given[place]
 
-    fits = math.prod(shape[:lead]) % _PARTS == 0
-    compute = take(atom, _DEPTH) if fits else None
-    return wholes, compute if wholes and repeated else None
+    compute = take(atom, _DEPTH)
+    return (compute, wholes) if wholes and repeated else None
 
 
 def random_bits(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
