@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Key, UInt32
 _FUNCTIONS = frozenset(("exp", "expm1", "log", "log1p", "logistic", "tanh", "erf"))
 CHEAP = frozenset(("add", "sub", "mul", "div", "neg", "max", "min"))
 _DEPTH = 4  # of such arithmetic
-_SMALL = 32  # numbers, of an axis that XLA:CPU unrolls
+SMALL = 32  # numbers, of an axis that XLA:CPU unrolls
 _PARTS = 4  # of a loop: few, and each large; 2 to 8 are as fast
 LEAST = 16384  # numbers that are worth it
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -37,7 +37,7 @@ def applies(eqn: JaxprEqn) -> bool:
     if name == "random_bits":
         partitionable: bool = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
         return given == () and eqn.params["bit_width"] == 32 and partitionable
-    return len(shape) > 1 and shape[-1] <= _SMALL and math.prod(shape) % _PARTS == 0
+    return len(shape) > 1 and shape[-1] <= SMALL and math.prod(shape) % _PARTS == 0
 
 
 def apply(eqn: JaxprEqn, read: Callable[[Any], Any], made_by: Mapping[Any, JaxprEqn]) -> Array:
@@ -59,12 +59,12 @@ def apply(eqn: JaxprEqn, read: Callable[[Any], Any], made_by: Mapping[Any, Jaxpr
 
 
 def row(shape: tuple[int, ...]) -> int:
-    """Returns how many numbers the last axes have together: as many axes as make more than `_SMALL`, or all."""
+    """Returns how many numbers the last axes have together: as many axes as make more than `SMALL`, or all."""
     return math.prod(shape[_first(shape) :])
 
 
 def _first(shape: tuple[int, ...]) -> int:
-    return next((i for i in range(len(shape) - 1, -1, -1) if math.prod(shape[i:]) > _SMALL), 0)
+    return next((i for i in range(len(shape) - 1, -1, -1) if math.prod(shape[i:]) > SMALL), 0)
 
 
 def _in_rows(
@@ -80,32 +80,36 @@ def _in_rows(
         read: as in `apply`.
         made_by: as in `apply`.
     """
-    shape, wholes, repeated = tuple(atom.aval.shape), [], []
+    shape, repeats = tuple(atom.aval.shape), False
+    wholes: list[Any] = []
     lead, width = _first(shape), row(shape)
     part = (math.prod(shape) // width // _PARTS, width)
     if math.prod(shape[:lead]) % _PARTS:
         return None
 
     def take(atom: Any, depth: int) -> Callable[[list[Array]], Array]:
+        nonlocal repeats
         made = None if isinstance(atom, Literal) else made_by.get(atom)
         name, of, axes = "" if made is None else made.primitive.name, atom, tuple(range(len(shape)))
         if made is not None and name == "broadcast_in_dim":
             of, axes = made.invars[0], made.params["broadcast_dimensions"]
         if of.aval.shape == ():
-            return lambda _: jnp.broadcast_to(read(of), part)
+            return lambda _: jnp.broadcast_to(jnp.asarray(read(of), of.aval.dtype), part)
         if of.aval.shape != shape and all(a >= lead or n == 1 for a, n in zip(axes, of.aval.shape, strict=True)):
-            one = lax.broadcast_in_dim(read(of), (1,) * lead + shape[lead:], axes).reshape(-1)
-            repeated.append(one)
+            one, repeats = lax.broadcast_in_dim(read(of), (1,) * lead + shape[lead:], axes).reshape(-1), True
             return lambda _: jnp.broadcast_to(one, part)
         if made is not None and name in CHEAP and depth:
             inputs = [take(argument, depth - 1) for argument in made.invars]
             return lambda given: made.primitive.bind(*(of(given) for of in inputs), **made.params)
-        place = len(wholes)
-        wholes.append(jnp.broadcast_to(read(atom), shape).reshape(_PARTS, *part))
+        if atom not in wholes:
+            wholes.append(atom)
+        place = wholes.index(atom)
         return lambda given: given[place]
 
     compute = take(atom, _DEPTH)
-    return (compute, wholes) if wholes and repeated else None
+    if not wholes or not repeats:
+        return None
+    return compute, [jnp.broadcast_to(read(whole), shape).reshape(_PARTS, *part) for whole in wholes]
 
 
 def random_bits(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
