@@ -57,7 +57,7 @@ def test_pooling_keeps_its_value_and_gradient(window, strides, shape, pool, cont
         function = lambda x: lax.map(inner, x)
     elif context == "second derivatives" and pool is nnx.avg_pool:
         inner = function
-        function = jax.grad(lambda x: jnp.sum(jnp.sin(inner(x)[1])))
+        function = jax.grad(lambda x: jnp.sum(jnp.sin(inner(x)[1][0])))
     with jax.enable_x64(True):
         x = images(shape, ties=pool is nnx.max_pool)
         again, names = rewritten(function, x)
@@ -88,10 +88,10 @@ def test_infinite_numbers_are_pooled():
     x = images((2, 4, 4, 2)).astype(jnp.float32).at[0, 0, 0, 0].set(-jnp.inf).at[1, 1, 1, 1].set(jnp.inf)
     for pool in (nnx.avg_pool, nnx.max_pool):
         again, _ = rewritten(lambda x, pool=pool: pool(x, (2, 2), strides=(2, 2)), x)
-        np.testing.assert_allclose(again(x), pool(x, (2, 2), strides=(2, 2)), rtol=1e-6)
+        np.testing.assert_allclose(again(x), pool(x, (2, 2), strides=(2, 2)), rtol=1e-6, atol=1e-6)
 
 
-def test_a_large_cotangent_of_windows_with_a_padding_of_ones_is_no_gradient():
+def test_padding_by_ones_is_no_gradient():
     """What looks like a gradient of average pooling, but for the number between."""
 
     def ones(x):
