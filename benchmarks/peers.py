@@ -53,7 +53,7 @@ from experiments.models import LeNetEMNIST
 from jaxpt.data import Data
 from jaxpt.period import DATA
 
-MOMENTUM, DROPOUT = 0.9, 0.05
+MOMENTUM = 0.9
 _METRICS = {"error": mixture_error}
 _PAUSE = 0.5  # seconds between arms: a library's threads may spin for a while after their work
 
@@ -85,7 +85,7 @@ def work(options: argparse.Namespace, data: Data, seed: int) -> Work:
         jaxpt.Independent(),
         every=options.every,
         batch_size=options.batch,
-        fixed={"dropout_rate": DROPOUT},
+        fixed={"dropout_rate": options.dropout},
         probe=options.probe,
         drop_remainder=True,
     )
@@ -104,7 +104,7 @@ def work(options: argparse.Namespace, data: Data, seed: int) -> Work:
         rates=engine.ladder.values["learning_rate"],
         weights=to_torch(start.replicas.params),
         momentum=MOMENTUM,
-        dropout=DROPOUT,
+        dropout=options.dropout,
         every=options.every,
         probe=options.probe,
         seed=seed,
@@ -288,6 +288,7 @@ def main() -> None:
     parser.add_argument("--probe", type=int, default=1024, help="validation examples behind an energy")
     parser.add_argument("--coldest", type=float, default=0.002, help="smallest learning rate; ratios are equal")
     parser.add_argument("--hottest", type=float, default=0.02, help="largest one")
+    parser.add_argument("--dropout", type=float, default=0.05, help="of all replicas")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--dataset", default="emnist_letters", help="images of 28x28 pixels, at most 26 classes")
     parser.add_argument("--data-dir", type=Path, help="folder with the data; else it is downloaded once")
