@@ -11,6 +11,7 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # workers take this environment as it is
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # nobody reads Tune's own logs here
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # whose tables cannot be turned off
 
 import numpy as np
 import ray
@@ -129,6 +130,7 @@ def population(task: Task) -> Trained:
                 verbose=0,
             ),
         )
+        fitting = time.time()
         results = tuner.fit()
         ended = time.time()
         if results.errors:
@@ -141,7 +143,7 @@ def population(task: Task) -> Trained:
         weights,
         ended - periods.started,
         periods.started - begun,
-        f"{replicas} trials of {share:g} cores, {how}",
+        f"{replicas} trials of {share:g} cores, {how}; Tuner.fit took {ended - fitting:.1f} s, start of trials included",
         task.rows.shape[1] * task.every * periods.count,
     )
 
