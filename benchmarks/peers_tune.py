@@ -89,7 +89,7 @@ def population(task: Task) -> Trained:
         RuntimeError: a trial failed.
     """
     replicas, rates = len(task.rates), [float(rate) for rate in task.rates]
-    share = cores() / replicas
+    share = cores() / replicas if cores() < replicas else cores() // replicas  # above one Ray wants whole numbers
     threads = max(1, int(share))
     how = peers_torch.fastest(task, threads=[threads])
     for seed in (random.seed, np.random.seed):  # the scheduler explores by both
@@ -143,7 +143,7 @@ def population(task: Task) -> Trained:
         weights,
         ended - periods.started,
         periods.started - begun,
-        f"{replicas} trials of {share:g} cores, {how}; Tuner.fit took {ended - fitting:.1f} s, start of trials included",
+        f"{replicas} trials of {share:g} cores, {how}; Tuner.fit took {ended - fitting:.1f} s, trials' start included",
         task.rows.shape[1] * task.every * periods.count,
     )
 
