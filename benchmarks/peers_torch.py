@@ -169,7 +169,7 @@ def fastest(task: Task, threads: Sequence[int] | None = None, *, stacked: bool =
         threads: numbers of threads to compare; by default one, two, and one for each core.
         stacked: compare them for all replicas at once instead of one.
     """
-    threads = sorted({1, 2, cores()}) if threads is None else threads
+    threads = sorted({1, min(2, cores()), cores()}) if threads is None else threads
     times = {}
     for settings in [Settings(count, layout) for layout in list(_LAYOUTS)[stacked:] for count in threads]:
         torch.set_num_threads(settings.threads)
