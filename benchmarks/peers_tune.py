@@ -98,6 +98,7 @@ def population(task: Task) -> Trained:
     folder = tempfile.mkdtemp()
     # The processes talk to each other on this machine only.
     ray.init(
+        "local",
         num_cpus=cores(),
         include_dashboard=False,
         log_to_driver=False,
