@@ -1,6 +1,5 @@
 """The networks that the benchmarks train, for jaxpt and, if it is installed, for PyTorch; and their work by hand."""
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -74,52 +73,9 @@ def torch_model(model: str) -> Any:
     Raises:
         ImportError: PyTorch is not installed.
     """
-    import torch
-    from torch import nn
+    from benchmarks import torch_networks
 
-    class Pooling(nn.Module):
-        def __init__(self, maps: int):
-            super().__init__()
-            self.scale, self.bias = nn.Parameter(torch.ones(maps, 1, 1)), nn.Parameter(torch.zeros(maps, 1, 1))
-
-        def forward(self, x: Any) -> Any:
-            return torch.tanh(nn.functional.avg_pool2d(x, 2) * self.scale + self.bias)
-
-    class Distance(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.centres = nn.Parameter(0.1 * torch.randn(84, 26))
-
-        def forward(self, x: Any) -> Any:
-            return ((x[:, :, None] - self.centres) ** 2).sum(1)
-
-    class Block(nn.Module):
-        def __init__(self, fan_in: int, fan_out: int):
-            super().__init__()
-            self.stride, self.grow = (1 if fan_in == fan_out else 2), fan_out - fan_in
-            self.conv1 = nn.Conv2d(fan_in, fan_out, 3, self.stride, 1, bias=False)
-            self.conv2 = nn.Conv2d(fan_out, fan_out, 3, 1, 1, bias=False)
-            self.norm1, self.norm2 = nn.BatchNorm2d(fan_out), nn.BatchNorm2d(fan_out)
-
-        def forward(self, x: Any) -> Any:
-            y = torch.relu(self.norm1(self.conv1(x)))
-            y = self.norm2(self.conv2(y))
-            if self.grow:
-                half = self.grow // 2
-                x = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, half, half))
-            return torch.relu(x + y)
-
-    if model == "lenet":
-        drop = nn.Dropout(DROPOUT)
-        return nn.Sequential(
-            *(nn.Conv2d(1, 6, 5), nn.Tanh(), Pooling(6), drop, nn.Conv2d(6, 16, 5), nn.Tanh(), Pooling(16), drop),
-            *(nn.Conv2d(16, 120, 5), nn.Tanh(), drop, nn.Flatten(), drop, nn.Linear(120, 84), nn.Tanh(), drop),
-            Distance(),
-        )
-    widths = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
-    blocks = [Block(i, o) for i, o in itertools.pairwise(widths)]
-    stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    return torch_networks.lenet(DROPOUT) if model == "lenet" else torch_networks.resnet20()
 
 
 def parameters(tree: Any) -> int:

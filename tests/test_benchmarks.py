@@ -1,13 +1,20 @@
 """The benchmarks run and write what they say; what they measure is looked at elsewhere."""
 
+import argparse
 import importlib
+import importlib.util
 import json
 import sys
 
 import jax
+import numpy as np
 import pytest
+from flax import nnx
 
-from benchmarks import devices
+from benchmarks import devices, peers
+from experiments import datasets
+from experiments.models import LeNetEMNIST
+from tests.experiments import small_sets
 
 TOYS = {
     "throughput": "--replicas 2 --batch 4 --steps 1 --rounds 1 --variants sequential own",
@@ -17,8 +24,9 @@ TOYS = {
     "precisions": "--replicas 1 --seeds 1 --batch 2 --every 1 --steps 2",
     "convolutions": "--model lenet --replicas 1 --batch 2 --rounds 1 --least 0",
     "devices": "--replicas 2 --batch 2 --devices 1 --steps 1 --rounds 1 --counted 2",
+    "peers": "--replicas 2 --batch 2 --steps 4 --every 2 --probe 4 --arms pbt torch_func tune_pbt",
 }
-SLOW = ("throughput", "precisions", "step_costs", "devices")
+SLOW = ("throughput", "precisions", "step_costs", "devices", "peers")
 ROW = {
     "throughput": {"model", "replicas", "batch", "variant", "time_ratio", "seconds", "spread"},
     "exchange_overhead": {"model", "replicas", "batch", "every", "what", "seconds", "share_of_training"},
@@ -26,6 +34,7 @@ ROW = {
     "step_costs": {"replicas", "compile_seconds", "to_the_first"},
     "precisions": {"precision", "steps", "training_loss", "test_error", "time_ratio", "seconds"},
     "devices": {"model", "replicas", "batch", "devices", "images_per_second", "speedup", "speedup_spread"},
+    "peers": {"arm", "seed", "seconds", "startup_seconds", "images_per_second", "test_error", "mixture_test_error"},
     "convolutions": {"model", "layer", "part", "lowering", "seconds", "spread", "chosen", "time_ratio"},
 }
 
@@ -56,9 +65,13 @@ def test_each_says_what_it_takes(name, monkeypatch, capsys):
 )
 def test_each_measures_and_says_how(name, tmp_path, monkeypatch, quick_compiler):
     out = tmp_path / "deep" / "out.json"
-    run(name, f"{TOYS[name]} --out {out}", monkeypatch)
+    arguments = f"{TOYS[name]} --out {out}"
+    if name == "peers":
+        arguments += f" --data-dir {small_sets.write('emnist_letters', tmp_path / 'data')}"
+    run(name, arguments, monkeypatch)
     written = json.loads(out.read_text())
-    assert written["command"] == f"benchmarks/{name}.py {TOYS[name]} --out out.json", "folders by name"
+    said = f"{TOYS[name]} --out out.json" + (" --data-dir data" if name == "peers" else "")
+    assert written["command"] == f"benchmarks/{name}.py {said}", "folders by their last name"
     assert written["seeds"][0] == 0
     assert {"date", "device", "versions"} <= set(written)
     rows = written["rows"]
@@ -68,6 +81,40 @@ def test_each_measures_and_says_how(name, tmp_path, monkeypatch, quick_compiler)
         assert rows[0]["time_ratio"] == 1
         by_hand, by_xla = rows[0]["flops_per_image_by_hand"], rows[0]["flops_per_image_by_xla"]
         assert 0.8 < by_xla / by_hand < 1.5, "layers counted by hand against XLA's own count"
+    if name == "peers":
+        arms = ["pbt", "torch_func", "tune_pbt"]
+        assert [row["arm"] for row in rows] == [arm for arm in arms if arm not in written["left_out"]]
+        assert all(row["replica_images"] == 2 * 2 * 4 for row in rows if row["arm"] != "tune_pbt")
+
+
+@pytest.fixture
+def small_work(tmp_path):
+    data, _ = datasets.load("emnist_letters", data_dir=small_sets.write("emnist_letters", tmp_path))
+    numbers = {"replicas": 2, "batch": 3, "steps": 4, "every": 2, "probe": 4, "dropout": 0.0}
+    return peers.work(argparse.Namespace(coldest=0.01, hottest=0.02, **numbers), data, 1)
+
+
+def test_weights_come_back_from_their_names_in_pytorch():
+    params = jax.tree.map(lambda w: np.stack([w, 2 * w]), nnx.state(LeNetEMNIST(rngs=nnx.Rngs(0)), nnx.Param))
+    weights = peers.to_torch(params)
+    assert weights["conv3.weight"].shape == (2, 120, 16, 5, 5)
+    assert weights["dense.weight"].shape == (2, 84, 120)
+    jax.tree.map(np.testing.assert_array_equal, peers.from_torch(weights, params), params)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="PyTorch is not installed")
+def test_peers_in_pytorch_do_the_same_work_to_the_last_weight(small_work):
+    from benchmarks import peers_torch
+
+    _, state = peers.OURS["grid"](small_work)
+    ours = peers.to_torch(state.replicas.params)
+    peers.check_networks(small_work)
+    in_a_row = peers_torch.train_in_a_row(small_work.task, range(2), peers_torch.Settings(1, "channels-last")).weights
+    for theirs in in_a_row, peers_torch.at_once(small_work.task).weights:
+        for name, first in small_work.task.weights.items():
+            np.testing.assert_allclose(theirs[name], ours[name], rtol=1e-4, atol=1e-5)
+            assert np.abs(ours[name] - first).max() > 1e-4, "it learned"
 
 
 def test_what_crosses_devices_is_read_from_the_program():
