@@ -16,6 +16,7 @@ from experiments.augment import Standardise, pixel_mean
 from experiments.classification import channels_of, classes_of, classifier
 from experiments.models import LeNetCIFAR10
 from experiments.options import PaperOptions, Preset, paper_command, shorten
+from experiments.runner import Work
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,8 @@ def preset(preset: Preset = "quick") -> Options:
     return paper if preset == "paper" else shorten(paper, 600, probe=128, curve=64)
 
 
-def main(options: Options) -> None:
-    """Runs the experiment."""
+def prepare(options: Options) -> Work:
+    """Returns what is to be run."""
     data, dataset = datasets.load(options.dataset, data_dir=options.data_dir)
     mean = pixel_mean(data.train["image"])
 
@@ -66,7 +67,12 @@ def main(options: Options) -> None:
         batch_size=options.batch_size,
         probe=options.probe,
     )
-    runner.run("cifar10_dropout", engine, data, options, dataset=dataset)
+    return Work("cifar10_dropout", engine, data, dataset)
+
+
+def main(options: Options) -> None:
+    """Runs the experiment."""
+    runner.run(prepare(options), options)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from experiments import datasets, runner
 from experiments.classification import classifier
 from experiments.models import SmallConvNet
 from experiments.options import BaseOptions, command
+from experiments.runner import Work
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,8 @@ class Options(BaseOptions):
     """Dropout rate of all replicas."""
 
 
-def main(options: Options) -> None:
-    """Runs the experiment."""
+def prepare(options: Options) -> Work:
+    """Returns what is to be run."""
     if options.coldest >= options.hottest:
         raise ValueError(f"--coldest {options.coldest} must be below --hottest {options.hottest}")
     engine = jaxpt.Engine(
@@ -52,7 +53,12 @@ def main(options: Options) -> None:
         probe=options.probe,
     )
     what = "digits from scikit-learn, 1,797 examples, a fixed split of 1,077 / 360 / 360"
-    runner.run("digits", engine, datasets.digits(), options, dataset=what)
+    return Work("digits", engine, datasets.digits(), what)
+
+
+def main(options: Options) -> None:
+    """Runs the experiment."""
+    runner.run(prepare(options), options)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from experiments.augment import Standardise
 from experiments.classification import channels_of, classes_of, classifier
 from experiments.models import LeNetEMNIST
 from experiments.options import PaperOptions, Preset, paper_command, shorten
+from experiments.runner import Work
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,8 +49,8 @@ def preset(preset: Preset = "quick") -> Options:
     return paper if preset == "paper" else shorten(paper, 500, probe=256, curve=256)
 
 
-def main(options: Options) -> None:
-    """Runs the experiment."""
+def prepare(options: Options) -> Work:
+    """Returns what is to be run."""
     data, dataset = datasets.load(options.dataset, data_dir=options.data_dir)
 
     def network(*, rngs: nnx.Rngs) -> nnx.Module:
@@ -71,7 +72,12 @@ def main(options: Options) -> None:
         batch_size=options.batch_size,
         probe=options.probe,
     )
-    runner.run("emnist_learning_rate", engine, data, options, dataset=dataset)
+    return Work("emnist_learning_rate", engine, data, dataset)
+
+
+def main(options: Options) -> None:
+    """Runs the experiment."""
+    runner.run(prepare(options), options)
 
 
 if __name__ == "__main__":

@@ -163,6 +163,7 @@ def _arm(result: jaxpt.Result, mixtures: Mixtures, options: BaseOptions) -> dict
         "execution": str(result.execution),
         "wall_seconds": result.seconds,
         "compile_seconds": result.compile_seconds,
+        "replica_images": result.replica_images,
         "replica_images_per_second": result.replica_images / result.seconds,
     }
 

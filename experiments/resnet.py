@@ -17,6 +17,7 @@ from experiments.augment import Augment, Standardise, pixel_mean
 from experiments.classification import channels_of, classes_of, classifier
 from experiments.models import ResNet
 from experiments.options import PaperOptions, Preset, paper_command, shorten
+from experiments.runner import Work
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,8 +62,8 @@ def preset(preset: Preset = "quick", depth: int = 20) -> Options:
     return shorten(paper, 600 if deep else 300, **less)
 
 
-def main(options: Options) -> None:
-    """Runs the experiment."""
+def prepare(options: Options) -> Work:
+    """Returns what is to be run."""
     data, dataset = datasets.load(options.dataset, data_dir=options.data_dir)
     mean = pixel_mean(data.train["image"])
 
@@ -94,7 +95,12 @@ def main(options: Options) -> None:
         batch_size=options.batch_size,
         probe=options.probe,
     )
-    runner.run(f"resnet{options.depth}", engine, data, options, dataset=dataset)
+    return Work(f"resnet{options.depth}", engine, data, dataset)
+
+
+def main(options: Options) -> None:
+    """Runs the experiment."""
+    runner.run(prepare(options), options)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,27 +18,32 @@ from jaxpt import files
 from jaxpt.data import Data
 
 
-def run(experiment: str, engine: jaxpt.Engine, data: Data, options: BaseOptions, *, dataset: str) -> dict[str, Any]:
+class Work(NamedTuple):
+    """What an experiment is about."""
+
+    experiment: str
+    """Its name."""
+    engine: jaxpt.Engine
+    """With whatever rule; each arm puts in its own. Its problem is a `classification.classifier`."""
+    data: Data
+    """All three splits."""
+    dataset: str
+    """What the data is, for the summary."""
+
+
+def run(work: Work, options: BaseOptions) -> dict[str, Any]:
     """Runs all arms on the same seeds, prints a table, writes everything and returns the summary.
 
     The replica of each seed is the one with the lowest error on validation at the end (ties: the lower energy).
 
     Args:
-        experiment: its name.
-        engine: with whatever rule; each arm puts in its own. Its problem is a `classification.classifier`.
-        data: all three splits.
+        work: what is to be run.
         options: what the user chose.
-        dataset: what the data is, for the summary.
 
     Raises:
         ValueError: an option is out of range, or the directory cannot be written.
     """
-    if options.sample is not None:
-        data = data._replace(valid=_drawn(data.valid, options.sample), test=_drawn(data.test, options.sample))
-        dataset += f"; scores on at most {options.sample:,} examples"
-    if options.probe is not None and options.probe >= len(data.valid["label"]):
-        engine = dataclasses.replace(engine, probe=None)  # it covers the whole split
-    engine = dataclasses.replace(engine, placement=options.placed())
+    experiment, engine, data, dataset = placed(work, options)
     engines = {name: dataclasses.replace(engine, rule=rule) for name, rule in arms_rules(options).items()}
     directory = make_directory(options.directory)
     if not options.resume:
@@ -46,12 +51,12 @@ def run(experiment: str, engine: jaxpt.Engine, data: Data, options: BaseOptions,
     if jaxpt.placement.is_first():
         (directory / "summary.json").unlink(missing_ok=True)  # until this run is finished, too
     try:
-        results = {name: _fit(arm, data, options, name) for name, arm in engines.items()}
+        results = {name: fit(arm, data, options, name) for name, arm in engines.items()}
     except jaxpt.Interrupted:
         if jaxpt.placement.is_first():
             print("the same command with --resume goes on", file=sys.stderr)
         raise
-    mixtures = {name: _mixtures(result, data, options) for name, result in results.items()}
+    mixtures = {name: mixture_errors(result, data, options) for name, result in results.items()}
     summary = report.summary(experiment, results, mixtures, options, dataset)
     pictures = report.pictures(results, options, len(_drawn(data.test, options.curve)["label"]))
     if not jaxpt.placement.is_first():  # until here all processes work together
@@ -64,6 +69,17 @@ def run(experiment: str, engine: jaxpt.Engine, data: Data, options: BaseOptions,
     print(f"{experiment} on {dataset}\n\n{report.table(summary)}")
     print(f"\nwritten to {directory}: summary.json, trace.npz, {', '.join(pictures)}")
     return summary
+
+
+def placed(work: Work, options: BaseOptions) -> Work:
+    """Returns the work with the engine where the options want it, and the samples that they want to score on."""
+    _, engine, data, dataset = work
+    if options.sample is not None:
+        data = data._replace(valid=_drawn(data.valid, options.sample), test=_drawn(data.test, options.sample))
+        dataset += f"; scores on at most {options.sample:,} examples"
+    if options.probe is not None and options.probe >= len(data.valid["label"]):
+        engine = dataclasses.replace(engine, probe=None)  # it covers the whole split
+    return work._replace(engine=dataclasses.replace(engine, placement=options.placed()), data=data, dataset=dataset)
 
 
 def arms_rules(options: BaseOptions) -> dict[str, jaxpt.Rule]:
@@ -131,15 +147,25 @@ def _drawn(examples: dict[str, np.ndarray], count: int | None) -> dict[str, np.n
     return {name: leaf[rows] for name, leaf in examples.items()}
 
 
-def _fit(engine: jaxpt.Engine, data: Data, options: BaseOptions, name: str) -> jaxpt.Result:
-    """Returns what one arm came to; its test scores at the end are those on the whole test split."""
+def fit(
+    engine: jaxpt.Engine, data: Data, options: BaseOptions, name: str, seeds: Sequence[int] | None = None
+) -> jaxpt.Result:
+    """Returns what one arm came to; its test scores at the end are those on the whole test split.
+
+    Args:
+        engine: with the arm's rule.
+        data: all three splits.
+        options: what the user chose.
+        name: of the arm, and of its folder in the directory.
+        seeds: 0 .. options.seeds - 1, if not given.
+    """
     result = jaxpt.fit(
         engine,
         data.train,
         data.valid,
         test=_drawn(data.test, options.curve),
         steps=options.steps,
-        seeds=range(options.seeds),
+        seeds=range(options.seeds) if seeds is None else seeds,
         directory=options.directory / name,
         save_minutes=options.save_minutes,
         progress=None if options.progress else False,
@@ -151,7 +177,7 @@ def _fit(engine: jaxpt.Engine, data: Data, options: BaseOptions, name: str) -> j
     return dataclasses.replace(result, test={name: np.asarray(score) for name, score in whole.items()})
 
 
-def _mixtures(result: jaxpt.Result, data: Data, options: BaseOptions) -> report.Mixtures:
+def mixture_errors(result: jaxpt.Result, data: Data, options: BaseOptions) -> report.Mixtures:
     """Returns {which replicas: {split: error of their mean prediction, per seed}}."""
     metrics = {"error": classification.mixture_error}
     ladder, replicas = next(iter(result.engine.ladders)), result.engine.num_replicas
