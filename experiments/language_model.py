@@ -96,7 +96,7 @@ class Options(BaseOptions):
     every: int = 25
     burn_in: int = 200
     batch_size: int = 16
-    C: float = 0.5
+    C: float = 30.0
     seeds: int = 1
     probe: int | None = 256
     curve: int | None = 512

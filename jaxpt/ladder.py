@@ -50,12 +50,19 @@ _DOMAIN: dict[str, tuple[float, float]] = {
 
 
 def linear(start: float, stop: float, num_rungs: int) -> np.ndarray:
-    """Returns `num_rungs` values from `start` to `stop` with equal differences."""
+    """Returns `num_rungs` values from `start` to `stop` with equal differences.
+
+    >>> jaxpt.linear(0.1, 0.4, 4)
+    array([0.1, 0.2, 0.3, 0.4])
+    """
     return np.linspace(start, stop, num_rungs)
 
 
 def geometric(start: float, stop: float, num_rungs: int) -> np.ndarray:
     """Returns `num_rungs` values from `start` to `stop` with equal ratios.
+
+        >>> jaxpt.geometric(1, 8, 4)
+        array([1., 2., 4., 8.])
 
     Raises:
         ValueError: an end is not positive.
@@ -72,9 +79,13 @@ class Ladder:
 
     Rung 0 is the coldest (largest beta). Values given hot end first are turned round.
 
-        Ladder(learning_rate=geometric(0.009, 0.018, 8))
-        Ladder(learning_rate=linear(0.01, 0.1, 4), dropout_rate=linear(0.1, 0.4, 4), beta="learning_rate")
-        Ladder(weight_decay=[1e-4, 3e-4], beta=[2.0, 1.0])
+        >>> ladder = jaxpt.Ladder(learning_rate=jaxpt.geometric(0.01, 0.04, 3))
+        >>> ladder.values["learning_rate"].tolist(), ladder.beta.tolist()
+        ([0.009999999776482582, 0.019999999552965164, 0.03999999910593033], [100.0, 50.0, 25.0])
+        >>> rates, dropout = jaxpt.linear(0.01, 0.1, 4), jaxpt.linear(0.1, 0.4, 4)
+        >>> jaxpt.Ladder(learning_rate=rates, dropout_rate=dropout, beta="learning_rate").name
+        'learning_rate+dropout_rate'
+        >>> ladder = jaxpt.Ladder(weight_decay=[1e-4, 3e-4], beta=[2.0, 1.0])
 
     Args:
         beta: inverse temperatures, one per rung; or the name of the hyperparameter that gives them, when several are

@@ -75,6 +75,13 @@ def lineage(trace: Trace, replica: int, seed: int | None = None) -> Lineage:
     Where a rule copies weights (PBT), it is the path of the replica's ancestors: at each copy it goes over to the one
     that was copied.
 
+    >>> path = jaxpt.lineage(result.trace, result.best().replica)
+    >>> path.step[:3].tolist(), path.hyper["learning_rate"].shape
+    ([10, 20, 30], (20,))
+    >>> optimizer = optax.sgd(path.schedule("learning_rate"))  # for any training loop
+    >>> jaxpt.Lineage.from_json(path.to_json()).step.tolist() == path.step.tolist()
+    True
+
     Args:
         trace: of the whole run, `result.trace`.
         replica: which one, `result.best().replica` say.
@@ -116,6 +123,11 @@ def replay(
 
     The model starts with weights of its own. Its result is that of `fit`, with one replica, whose trace records the
     hyperparameters again.
+
+    >>> path = jaxpt.lineage(result.trace, result.best().replica)
+    >>> alone = jaxpt.replay(path, engine, train, valid, seed=1)
+    >>> bool((alone.trace.hyper["learning_rate"][:, 0] == path.hyper["learning_rate"]).all())
+    True
 
     Args:
         path: `lineage(result.trace, result.best().replica)`.

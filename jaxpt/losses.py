@@ -14,6 +14,9 @@ def cross_entropy(
 ) -> Float[Array, "*B"]:
     """Cross-entropy of each example.
 
+    >>> jaxpt.cross_entropy(jnp.array([[0.0, 0.0], [0.0, 100.0]]), jnp.array([0, 1])).round(3).tolist()
+    [0.693..., 0.0]
+
     Args:
         logits: unnormalised log probabilities of K classes.
         labels: the class, 0 .. K - 1.
@@ -34,6 +37,9 @@ def cross_entropy(
 
 def errors(logits: Float[Array, "*B K"], labels: Int[Array, "*B"]) -> Bool[Array, "*B"]:
     """Whether the most probable class of each example is the wrong one; its mean is the error rate.
+
+    >>> jaxpt.errors(jnp.array([[2.0, 1.0], [0.0, 1.0]]), jnp.array([0, 0])).tolist()
+    [False, True]
 
     Probabilities will do as well as logits.
     """

@@ -34,10 +34,12 @@ def mixture(
 ) -> dict[str, Float[Array, "..."]]:
     """Returns {metric: []} of the mean predicted probability of several replicas, means over all the examples.
 
-        jaxpt.mixture(result.engine, result.state, test, {
-            "error": lambda p, batch: jaxpt.errors(p, batch["y"]),
-            "nll": lambda p, batch: jaxpt.negative_log_likelihood(p, batch["y"]),
-        }, coldest=3)
+        >>> mixed = jaxpt.mixture(result.engine, result.state, valid, {
+        ...     "error": lambda p, batch: jaxpt.errors(p, batch["y"]),
+        ...     "nll": lambda p, batch: jaxpt.negative_log_likelihood(p, batch["y"]),
+        ... }, coldest=3)
+        >>> {name: value.shape for name, value in mixed.items()}
+        {'error': (), 'nll': ()}
 
     Evaluated on the device, `engine.evaluation_batch` examples at a time. A replica is left out wherever its
     probabilities are not finite; where that leaves none the metrics are computed from NaN. Pass the same `metrics`

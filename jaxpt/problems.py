@@ -32,6 +32,18 @@ def nnx_problem(
     keys at each step, fills its `Hyperparameter` variables by name, trains its `nnx.Param` and carries every other
     variable (batch statistics) along. Values that the model sows (`nnx.Intermediate`) are dropped.
 
+    >>> class Net(nnx.Module):
+    ...     def __init__(self, *, rngs):
+    ...         self.hidden, self.out = nnx.Linear(2, 32, rngs=rngs), nnx.Linear(32, 2, rngs=rngs)
+    ...         self.dropout = jaxpt.Dropout("dropout_rate", rngs=rngs)
+    ...
+    ...     def __call__(self, x):
+    ...         return self.out(self.dropout(nnx.tanh(self.hidden(x))))
+    >>> def loss(model, batch):
+    ...     return jaxpt.cross_entropy(model(batch["x"]), batch["y"])
+    >>> sorted(jaxpt.nnx_problem(Net, loss).hyperparameters)
+    ['dropout_rate']
+
     Args:
         make: called as `make(rngs=nnx.Rngs(key))`: the module's class, or a function.
         loss: `loss(model, batch)` or `loss(model, batch, hyper)` -> [B], one number per example.
@@ -101,6 +113,16 @@ def linen_problem(
     The `model` that losses and metrics get is called like the module, `model(x)`; its variables, random keys and (if
     the module's `__call__` has one) the training flag are bound. `params` is trained,
     `hyperparameters` is filled by name (see `jaxpt.linen.Dropout`), every other collection is carried along.
+
+    >>> class Net(linen.Module):
+    ...     @linen.compact
+    ...     def __call__(self, x, train):
+    ...         x = linen.tanh(linen.Dense(32)(x))
+    ...         return linen.Dense(2)(jaxpt.linen.Dropout("dropout_rate")(x, deterministic=not train))
+    >>> def loss(model, batch):
+    ...     return jaxpt.cross_entropy(model(batch["x"]), batch["y"])
+    >>> sorted(jaxpt.linen_problem(Net(), loss, example=train["x"][:1]).hyperparameters)
+    ['dropout_rate']
 
     Args:
         module: the module.
@@ -179,6 +201,13 @@ def energy_problem(
     metrics: Mapping[str, Callable[..., Array]] | None = None,
 ) -> Problem:
     """A bare energy over a pytree of parameters, with or without data.
+
+    >>> wells = jaxpt.energy_problem(lambda w: 20 * (w**2 - 1) ** 2, jax.random.normal, metrics={"w": lambda w: w})
+    >>> step = lambda h: jaxpt.langevin(1e-3, h["temperature"])
+    >>> ladder = jaxpt.Ladder(temperature=[1.0, 3.0, 10.0])
+    >>> found = jaxpt.fit(jaxpt.Engine(wells, step, ladder, jaxpt.Tempering(C=1.0), every=20), steps=400)
+    >>> found.trace.valid["w"].shape  # [periods, replicas]
+    (20, 3)
 
     Args:
         energy: `energy(params)` -> [] for a problem without data, or `energy(params, batch)` -> [B].

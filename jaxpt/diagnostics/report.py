@@ -41,6 +41,12 @@ class Diagnosis:
 def diagnose(trace: Trace, ladder: str | None = None) -> None:
     """Prints a page: acceptance pair by pair, barrier, round trips, and verdicts that say what to do.
 
+    >>> jaxpt.diagnose(result.trace)
+    ladder learning_rate: 4 rungs, 20 exchanges
+    C 100
+    rung       beta     energy  flow longest stay   acceptance with the next, and over time
+       0         20 ...
+
     Args:
         trace: `result.trace`, or a stretch of it.
         ladder: which one; by default every ladder has a page.
