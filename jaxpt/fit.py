@@ -1,42 +1,35 @@
 """The host's loop around `Engine.run`: dispatches of about a second, a progress bar, checkpoints, and the result."""
 
 import contextlib
-import dataclasses
-import itertools
 import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
-from jaxpt import memory, settings, tree
-from jaxpt.data import Batches, Data
+from jaxpt import tree
+from jaxpt.data import Data
 from jaxpt.divergence import Watch
-from jaxpt.engine import Engine, RunState, Trace
+from jaxpt.engine import Engine
 from jaxpt.failures import Interrupted
 from jaxpt.interruption import Request, requests
+from jaxpt.job import keys, prepare
 from jaxpt.processes import clear_errors, is_first
-from jaxpt.progress import counted, drawn, filled, joined, postfix, replica_images
+from jaxpt.progress import filled, joined, postfix
 from jaxpt.progress import swaps as swaps_of
-from jaxpt.replica_axis import Execution
 from jaxpt.result import Result
-from jaxpt.stream import is_stream, prefetch
 
 if TYPE_CHECKING:
     from jaxpt.checkpoint import Checkpoints
 
 _NEVER = np.iinfo(np.int32).max
-_GENERATORS = ("threefry2x32", "rbg", "unsafe_rbg")
-_ROOMS = (64, 1024)  # periods that a dispatch may hold, its trace's rows; few kinds, so that runs share programs
 _SECONDS = 1.0  # that a dispatch should take: signals wait for its end, and each costs about a millisecond
 
 
@@ -114,7 +107,7 @@ def fit(
         raise ValueError(f"save_minutes must be positive, but it is {save_minutes!r}")
     if not isinstance(directory, str | os.PathLike | None):
         raise ValueError(f"directory must be a path, but it is {directory!r}")
-    key = _keys(seed, seeds, prng)
+    key = keys(seed, seeds, prng)
     whole, rest = divmod(int(steps), engine.every)
     early = getattr(engine.rule, "swap_while_tuning", False)
     if engine.rule.exchanges and not early and engine.every * whole <= engine.burn_in:
@@ -128,7 +121,7 @@ def fit(
         request = stack.enter_context(requests(directory is not None))
         store = None if directory is None else _opened(stack, directory)
         done = _periods_done(store, engine, whole)
-        job = _prepare(engine, train, Data(None, valid, test), whole, rest, done, key, store)
+        job = prepare(engine, train, Data(None, valid, test), whole, rest, done, key, store)
         state, traces, earlier, images = job.begin(store)
         # None: tqdm shows the bar on a terminal only.
         hidden = not is_first() or (None if progress is None else not progress)
@@ -197,84 +190,6 @@ def fit(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """A run that is ready to go: data on its devices, programs compiled."""
-
-    engine: Engine
-    short: Engine
-    """For the last period, if it is short."""
-    key: jax.Array
-    data: Data
-    batches: Batches | None
-    """Of the first period, if they come from a stream, and then of the further ones."""
-    feed: Iterator[Batches | None]
-    room: int
-    """Periods that a dispatch may hold."""
-    form: RunState
-    """The state as shapes with their places."""
-    row: Trace
-    """A trace as shapes, of any number of rows."""
-    execution: Execution
-    compile_seconds: float
-
-    def begin(self, store: "Checkpoints | None") -> tuple[RunState, list[Trace], float, int]:
-        """Returns the state to go on from, the rows so far, seconds and images: from a checkpoint, if there is one."""
-        if store is None or not store.steps:
-            return self.engine.init(self.key), [], 0.0, 0
-        state, trace, progress = store.load(self.form, self.row, jax.random.key_impl(self.key))
-        return state, [trace], progress.seconds, progress.images
-
-    def images(self, engine: Engine, trace: Trace, batches: Batches | None) -> int:
-        """Returns how many training examples these rows stand for."""
-        if batches is not None:
-            return replica_images(engine, trace, partial(counted, np.asarray(batches.counts)))
-        if self.data.train is None:
-            return 0
-        return replica_images(engine, trace, partial(drawn, engine, trace, tree.leading(self.data.train)))
-
-
-def _prepare(
-    engine: Engine,
-    train: Any,
-    scored: Data,
-    whole: int,
-    rest: int,
-    done: int,
-    key: jax.Array,
-    store: "Checkpoints | None",
-) -> _Job:
-    """Checks the data and brings it to the devices, compiles what is left to run, and sees that it fits."""
-    feed: Iterator[Batches | None] = itertools.repeat(None)
-    if streaming := is_stream(train):
-        lengths = [engine.every] * (whole - done) + [rest] * (rest > 0)
-        feed, train = prefetch(train, lengths, engine.batch_size, engine.every * done), None
-    batches = next(feed, None)
-    host = scored._replace(train=train)
-    seen = host if batches is None else host._replace(train=tree.take(batches.examples, (0, 0)))
-    engine.check(seen)
-    data = engine.placed.put(host)  # once, to every device
-    execution = engine.execution(seen)
-    form = engine.abstract(key)
-    if store is not None:
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), seen.train)
-        store.match(settings.describe(engine, form, key, seen._replace(train=shapes) if streaming else host))
-    short = dataclasses.replace(engine, every=rest or 1, burn_in=_NEVER)
-    room = 1 if streaming else _ROOMS[whole > 40 * _ROOMS[0]]
-    started = time.perf_counter()
-    row: Any = None
-    for part, periods, left in ((engine, room, done < whole), (short, 1, rest > 0)):
-        if left or (part is engine and whole):
-            given = _shapes(batches, part.every)
-            lowered = part.lower(form, data, periods=periods, batches=given, donate=True)
-            row = lowered.out_info[1] if row is None else row
-            if left:
-                most = memory.limit(engine.placed)
-                memory.check(lowered.compile(), form.replicas, (data, given), execution, most, engine.placed.num_shards)
-    seconds = time.perf_counter() - started
-    return _Job(engine, short, key, data, batches, feed, room, form, row, execution, seconds)
-
-
 def _opened(stack: contextlib.ExitStack, directory: str | os.PathLike[str]) -> "Checkpoints":
     from jaxpt.checkpoint import Checkpoints  # Orbax takes a second to import, so only who saves imports it
 
@@ -319,24 +234,3 @@ def _interrupted(
 def _kept(store: "Checkpoints | None") -> str:
     """What there is to go back to, for an error message."""
     return f"; {store.directory} keeps step {store.steps[-1]}" if store is not None and store.steps else ""
-
-
-def _keys(seed: int, seeds: Sequence[int] | None, prng: str | None) -> jax.Array:
-    """Returns the key of one seed, or those of several."""
-    if prng not in (None, *_GENERATORS):
-        raise ValueError(f"prng must be one of {', '.join(_GENERATORS)}, or None for JAX's own, but it is {prng!r}")
-    wanted = [seed] if seeds is None else list(seeds) if isinstance(seeds, Sequence | np.ndarray) else None
-    if not wanted or not all(isinstance(s, int | np.integer) for s in wanted) or len(set(wanted)) < len(wanted):
-        raise ValueError(
-            "seed must be an integer, and seeds a sequence of one or more different integers, e.g. range(5), but they "
-            f"are seed={seed!r}, seeds={seeds!r}"
-        )
-    if seeds is not None and seed != 0:
-        raise ValueError(f"give seed={seed!r} or seeds={seeds!r}, not both")
-    make = partial(jax.random.key, impl=prng)
-    return make(seed) if seeds is None else jax.vmap(make)(jnp.asarray(wanted))
-
-
-def _shapes(batches: Batches | None, every: int) -> PyTree:
-    """Returns one period's minibatches as shapes, for a period of so many steps."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, every, *leaf.shape[2:]), leaf.dtype), batches)
