@@ -12,6 +12,7 @@ from jaxpt.ladder import Ladder, geometric, linear
 from jaxpt.lineage import Lineage, lineage, replay
 from jaxpt.losses import cross_entropy, errors, negative_log_likelihood
 from jaxpt.mixture import mixture
+from jaxpt.monitor import Callback, Status
 from jaxpt.nn import Dropout, GaussianNoise, Hyperparameter
 from jaxpt.noise import gradient_noise, langevin
 from jaxpt.pairing import deo, random_adjacent, seo
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "PBT",
     "Batches",
+    "Callback",
     "CheckpointError",
     "CopyBest",
     "Data",
@@ -48,6 +50,7 @@ __all__ = [
     "Result",
     "Rule",
     "RunState",
+    "Status",
     "Tempering",
     "Trace",
     "conv_by_products",

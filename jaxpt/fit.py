@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
@@ -18,13 +18,16 @@ from jaxpt import tree
 from jaxpt.data import Data
 from jaxpt.divergence import Watch
 from jaxpt.engine import Engine
+from jaxpt.extras import extra
 from jaxpt.failures import Interrupted
 from jaxpt.interruption import Request, requests
 from jaxpt.job import keys, prepare
+from jaxpt.monitor import Callback, Monitor, Recorder
 from jaxpt.processes import clear_errors, is_first
-from jaxpt.progress import filled, joined, postfix
-from jaxpt.progress import swaps as swaps_of
+from jaxpt.progress import filled, joined
+from jaxpt.recorders import Lines, Scalars
 from jaxpt.result import Result
+from jaxpt.state import Trace
 
 if TYPE_CHECKING:
     from jaxpt.checkpoint import Checkpoints
@@ -46,6 +49,9 @@ def fit(
     directory: str | os.PathLike[str] | None = None,
     save_every: int | None = None,
     save_minutes: float = 10.0,
+    callbacks: Sequence[Callback] = (),
+    patience: int | None = None,
+    tensorboard: bool = False,
     progress: bool | None = None,
     description: str = "training",
 ) -> Result:
@@ -64,7 +70,12 @@ def fit(
     devices always to the same bits); with more `steps` it trains on. SIGTERM and SIGINT then end
     the run after the period at work: it saves itself and raises `Interrupted`, which ends the process with code 75; a
     second signal ends it at once. A stream begins anew in a resumed run, and what was used of it is passed over; its
-    examples, unlike those of arrays, are not compared with those of before.
+    examples, unlike those of arrays, are not compared with those of before. DIRECTORY/periods.jsonl has a line for
+    each period of the trace (`jaxpt.recorders.Lines`), also while the run goes on.
+
+    A run can end before its last step: when a callback asks for it, or when the energies do not get better any more
+    (`patience`). It then returns its result as ever, saved in the directory if there is one, and steps that do not fill
+    a period are left out. The same call goes on from there, unless its patience has come to an end already.
 
     Args:
         engine: what to run.
@@ -82,6 +93,14 @@ def fit(
         directory: where checkpoints go and come from; the latest two and the best are kept.
         save_every: periods between checkpoints, if they are not to go by time alone.
         save_minutes: minutes between them at most; there is always one at the end.
+        callbacks: functions that are called with a `Status` after every dispatch, that is after every second or so,
+            and if a period takes longer than that, after every period. One that returns true ends the run. In several
+            processes all of them call theirs, and one is enough to end the run.
+        patience: end the run after so many whole periods without an energy, on the validation split (or probe batches),
+            lower than all before; with seeds, once this holds for each of them. However a run is cut, it ends at the
+            same period.
+        tensorboard: write scalars of every period to DIRECTORY/tensorboard (`jaxpt.recorders.Scalars`); needs
+            tensorboardX, `pip install "jaxpt[tensorboard]"`.
         progress: show a progress bar on stderr; by default if that is a terminal. Of several processes only the first
             does.
         description: what the bar is called.
@@ -92,7 +111,9 @@ def fit(
     Raises:
         ValueError: steps is not a positive integer, seeds are not distinct integers, prng is unknown, or the data does
             not fit the engine, see `Engine.check`; a stream ends early or changes its shapes, see
-            `jaxpt.stream.prefetch`; the directory holds a longer run, or one with other settings.
+            `jaxpt.stream.prefetch`; the directory holds a longer run, or one with other settings; an option is out of
+            range.
+        ModuleNotFoundError: tensorboardX is asked for and not installed.
         MemoryError: the run does not fit on its devices; the message says how many replicas do.
         CheckpointError: a checkpoint cannot be written or read.
         Diverged: a replica's energy is not finite, and the engine says `diverged="stop"`.
@@ -107,6 +128,13 @@ def fit(
         raise ValueError(f"save_minutes must be positive, but it is {save_minutes!r}")
     if not isinstance(directory, str | os.PathLike | None):
         raise ValueError(f"directory must be a path, but it is {directory!r}")
+    callbacks = _checked_callbacks(callbacks)
+    if patience is not None and (not isinstance(patience, int | np.integer) or patience < 1):
+        raise ValueError(f"patience must be a number of periods, at least 1, but it is {patience!r}")
+    if tensorboard:
+        extra("tensorboardX", "tensorboard", "tensorboard=True")
+        if directory is None:
+            raise ValueError("tensorboard=True writes to DIRECTORY/tensorboard; give directory=...")
     key = keys(seed, seeds, prng)
     whole, rest = divmod(int(steps), engine.every)
     early = getattr(engine.rule, "swap_while_tuning", False)
@@ -129,46 +157,47 @@ def fit(
         bar = stack.enter_context(
             tqdm(total=steps, initial=start, desc=description, unit="step", disable=hidden, dynamic_ncols=True)
         )
+        recorders = _recorders(stack, engine, store, joined(traces) if traces else None, tensorboard)
+        monitor = Monitor(steps, traces, earlier, images, bar, recorders, callbacks, patience)
         watch = Watch(engine)
-        batches, (count, _, ended) = job.batches, _agreed(1, False, request.name is not None)
-        swaps = sum(map(swaps_of, traces), np.zeros(2, int))
-        started = saved = time.perf_counter()
-        while done < whole and not ended:
+        batches, (count, _, ended, _) = job.batches, _agreed(1, False, request.name is not None, False)
+        saved = time.perf_counter()
+        stopped: Literal["callback", "patience"] | None = None if monitor.left != 0 else "patience"
+        while done < whole and not ended and not stopped:
             before = time.perf_counter()
             state, trace = engine.run(state, job.data, periods=count, room=job.room, batches=batches, donate=True)
-            traces.append(filled(trace, count))
+            rows = filled(trace, count)
             done += count
             now = time.perf_counter()
-            images += job.images(engine, traces[-1], batches)
-            watch.look(traces[-1], _kept(store))
-            swaps += swaps_of(traces[-1])
-            rate = images / (earlier + now - started)
-            bar.set_postfix(postfix(traces[-1], swaps[0], swaps[1], rate), refresh=False)
-            bar.update(engine.every * count)
+            monitor.add(state, rows, job.images(engine, rows, batches))
+            watch.look(rows, _kept(store))
             batches = next(job.feed, None)
             due = done == whole or now - saved > 60 * save_minutes or (save_every and done % save_every == 0)
-            count, due, ended = _agreed(_SECONDS * count / (now - before), bool(due), request.name is not None)
+            count, due, ended, asked = _agreed(
+                _SECONDS * count / (now - before), bool(due), request.name is not None, monitor.asked
+            )
+            stopped = "callback" if asked else "patience" if monitor.left == 0 else None
             until = save_every - done % save_every if save_every else whole
-            count = min(max(1, count), job.room, until, max(1, whole - done))
-            if store is not None and (due or ended):
-                traces = [joined(traces)]
-                store.save(state, traces[0], earlier + now - started, images)
+            # No dispatch goes past the end of patience: where a run ends does not depend on how it is cut.
+            patient = monitor.left or whole
+            count = min(max(1, count), job.room, until, patient, max(1, whole - done))
+            if store is not None and (due or ended or stopped):
+                store.save(state, monitor.join(), monitor.seconds, monitor.images)
                 saved = now
         if ended and store is not None:
             store.wait()
             raise _interrupted(request, description, engine.every * done, steps, directory)
-        if rest:
+        if rest and not stopped:
             state, trace = job.short.run(state, job.data, periods=1, batches=batches, donate=True)
-            traces.append(filled(trace, 1))
-            images += job.images(job.short, traces[-1], batches)
-            watch.look(traces[-1], _kept(store))
-            bar.update(rest)
-        seconds = earlier + time.perf_counter() - started
+            rows = filled(trace, 1)
+            monitor.add(state, rows, job.images(job.short, rows, batches), whole=False)
+            watch.look(rows, _kept(store))
+        seconds = monitor.seconds
         if store is not None:
             store.wait()
-            if _agreed(0, False, request.name is not None)[2]:
+            if _agreed(0, False, request.name is not None, False)[2]:
                 raise _interrupted(request, description, engine.every * done, steps, directory)
-    whole_trace: Any = joined(traces)
+    whole_trace: Any = monitor.join()
     last_valid, last_test = tree.take((whole_trace.valid, whole_trace.test), -1)
     if (parents := whole_trace.info.parents) is not None:  # the last copies carry their scores with them
         last_valid, last_test = jax.tree.map(
@@ -185,9 +214,16 @@ def fit(
         test=last_test,
         seconds=seconds,
         compile_seconds=job.compile_seconds,
-        replica_images=images,
+        replica_images=monitor.images,
         execution=job.execution,
+        stopped=stopped,
     )
+
+
+def _checked_callbacks(callbacks: Sequence[Callback]) -> list[Callback]:
+    if not isinstance(callbacks, Iterable) or not all(map(callable, found := list(callbacks))):
+        raise ValueError(f"callbacks must be a list of functions that take a Status, but it is {callbacks!r}")
+    return found
 
 
 def _opened(stack: contextlib.ExitStack, directory: str | os.PathLike[str]) -> "Checkpoints":
@@ -208,13 +244,27 @@ def _periods_done(store: "Checkpoints | None", engine: Engine, whole: int) -> in
     return begun // engine.every
 
 
-def _agreed(count: float, due: bool, ended: bool) -> tuple[int, bool, bool]:
+def _recorders(
+    stack: contextlib.ExitStack, engine: Engine, store: "Checkpoints | None", trace: Trace | None, tensorboard: bool
+) -> list[Recorder]:
+    """Returns what writes the run's periods to its directory, in the first process."""
+    if store is None or not is_first():
+        return []
+    found: list[Recorder] = [Lines(store.directory / "periods.jsonl", engine, trace)]
+    if tensorboard:
+        found.append(Scalars(store.directory / "tensorboard", engine, trace))
+    for recorder in found:
+        stack.callback(recorder.close)
+    return found
+
+
+def _agreed(count: float, due: bool, ended: bool, asked: bool) -> tuple[int, bool, bool, bool]:
     """Returns the first process's numbers, and whether any process was asked to end: all must do the same."""
-    found = np.array([min(count, _NEVER), due, ended], np.int64)
+    found = np.array([min(count, _NEVER), due, ended, asked], np.int64)
     if jax.process_count() > 1:
         each = multihost_utils.process_allgather(found)
-        found = np.array([*each[0, :2], each[:, 2].max()])
-    return int(found[0]), bool(found[1]), bool(found[2])
+        found = np.array([*each[0, :2], *each[:, 2:].max(0)])
+    return int(found[0]), bool(found[1]), bool(found[2]), bool(found[3])
 
 
 def _interrupted(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -55,6 +55,8 @@ class Result:
     """Training examples that all replicas were trained on, repeats counted; batch sizes as in `trace.hyper`."""
     execution: Execution
     """How the replica axis was executed and on how many devices; `str` says it in words."""
+    stopped: Literal["callback", "patience"] | None = None
+    """What ended the run before its last step, if anything did."""
 
     def best(self, on: str = "energy", seed: int | None = None) -> Best:
         """Returns the replica with the lowest score on the validation split (ties: the lower energy).

@@ -9,7 +9,7 @@ import jaxpt
 
 ROOT = Path(jaxpt.__file__).parent
 FLOORS = [
-    ["types", "tree", "files"],
+    ["types", "tree", "files", "extras"],
     ["ladder", "metropolis", "pairing", "noise", "losses", "data", "stream"],
     [
         "convolution.geometry",
@@ -30,18 +30,8 @@ FLOORS = [
     ["period", "checks", "engine"],
     [*(f"diagnostics.{name}" for name in ("counts", "exchanges", "barrier", "index", "report")), "diagnostics"],
     [
-        *(
-            "failures",
-            "settings",
-            "checkpoint",
-            "memory",
-            "interruption",
-            "divergence",
-            "result",
-            "progress",
-            "job",
-            "fit",
-        ),
+        *("failures", "settings", "checkpoint", "memory", "interruption", "divergence", "result", "progress"),
+        *("job", "recorders", "monitor", "fit"),
         *("lineage", "mixture", "diffusion", "plots", "sampling"),
     ],
     [""],
