@@ -11,17 +11,20 @@ from jaxpt.fit import fit
 from jaxpt.ladder import Ladder, geometric, linear
 from jaxpt.lineage import Lineage, lineage, replay
 from jaxpt.losses import cross_entropy, errors, negative_log_likelihood
-from jaxpt.mixture import mixture
+from jaxpt.mixture import Mixture, mixture
+from jaxpt.model_files import load_model
+from jaxpt.monitor import Callback, Status
 from jaxpt.nn import Dropout, GaussianNoise, Hyperparameter
 from jaxpt.noise import gradient_noise, langevin
 from jaxpt.pairing import deo, random_adjacent, seo
 from jaxpt.placement import use_all_cores
 from jaxpt.precision import with_compute_dtype
 from jaxpt.problems import energy_problem, linen_problem, nnx_problem, with_weight_noise
-from jaxpt.result import Result
+from jaxpt.result import Best, Result
 from jaxpt.rules import PBT, CopyBest, Independent, Tempering, exchange
 from jaxpt.sampling import mala, sampler
 from jaxpt.stream import prefetch
+from jaxpt.summary import Summary
 from jaxpt.types import Info, Move, Problem, Rule
 
 __version__ = "0.1.0"
@@ -58,7 +61,12 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     # The run.
     "Engine",
     "fit",
+    "Callback",
+    "Status",
     "Result",
+    "Best",
+    "Summary",
+    "load_model",
     "Data",
     "RunState",
     "Trace",
@@ -73,6 +81,7 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "Lineage",
     "replay",
     "mixture",
+    "Mixture",
     "diffusion",
     "Diffusion",
     # Sampling.
