@@ -15,11 +15,11 @@ from jaxpt.mixture import Mixture, mixture
 from jaxpt.model_files import load_model
 from jaxpt.monitor import Callback, Status
 from jaxpt.nn import Dropout, GaussianNoise, Hyperparameter
-from jaxpt.noise import gradient_noise, langevin
+from jaxpt.noise import gradient_noise, langevin, with_weight_noise
 from jaxpt.pairing import deo, random_adjacent, seo
 from jaxpt.placement import use_all_cores
 from jaxpt.precision import with_compute_dtype
-from jaxpt.problems import energy_problem, linen_problem, nnx_problem, with_weight_noise
+from jaxpt.problems import energy_problem, linen_problem, nnx_problem
 from jaxpt.result import Best, Result
 from jaxpt.rules import PBT, CopyBest, Independent, Tempering, exchange
 from jaxpt.sampling import mala, sampler

@@ -175,7 +175,7 @@ def diffusion(
         raise ValueError(f"burn_in must be at least 0, but it is {burn_in}")
     if own_burn_in and not burn_in:
         raise ValueError("own_burn_in=True asks for a burn-in; give burn_in, its steps")
-    if not len(seeds) or len(set(seeds)) < len(seeds):
+    if not isinstance(seeds, Sequence | np.ndarray) or not len(seeds) or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be one or more different integers, e.g. range(5), but they are {seeds!r}")
     make = partial(
         Engine,

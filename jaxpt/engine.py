@@ -187,6 +187,8 @@ class Engine:
             ValueError: the data or the batches do not fit (see `check`, which also looks at labels), or the state comes
                 from an engine with another rule or other ladders.
         """
+        if not isinstance(periods, int | np.integer | jax.Array):
+            raise ValueError(f"periods must be an integer, how many of them, but it is {periods!r}")
         room = operator.index(periods) if room is None else room
         if not isinstance(periods, jax.Array) and not 0 <= periods <= room:
             raise ValueError(f"periods must be 0 .. room={room}, but it is {periods!r}")

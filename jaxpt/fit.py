@@ -120,6 +120,8 @@ def fit(
         Interrupted: a signal ended a run that has a directory.
         ProcessLost: another process of the run is gone, see `jaxpt.placement.clear_errors`.
     """
+    if not isinstance(engine, Engine):
+        raise ValueError(f"engine must be a jaxpt.Engine, fit(engine, train, valid, steps=...), not {type(engine)}")
     if not isinstance(steps, int | np.integer) or steps < 1:
         raise ValueError(f"steps must be an integer of at least 1, but it is {steps!r}")
     if save_every is not None and (not isinstance(save_every, int | np.integer) or save_every < 1):

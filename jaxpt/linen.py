@@ -1,5 +1,7 @@
 """Flax Linen layers whose strength is a hyperparameter: an array, filled in by name, different in every replica."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
@@ -10,6 +12,14 @@ COLLECTION = "hyperparameters"
 """The variable collection whose entries the engine fills by name before each step."""
 
 
+def _check_name(hyperparameter: Any) -> None:
+    if not isinstance(hyperparameter, str):
+        raise ValueError(
+            f"hyperparameter must be a name, 'dropout_rate' say, but it is {hyperparameter!r}; the number itself goes "
+            "on a ladder or into Engine(fixed={name: number})"
+        )
+
+
 class Dropout(nn.Module):
     """Dropout whose rate is the hyperparameter `hyperparameter`, a traced array.
 
@@ -18,6 +28,10 @@ class Dropout(nn.Module):
     """
 
     hyperparameter: str = "dropout_rate"
+
+    def __post_init__(self) -> None:
+        _check_name(self.hyperparameter)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Array, *, deterministic: bool) -> Array:
@@ -34,6 +48,10 @@ class GaussianNoise(nn.Module):
     """
 
     hyperparameter: str = "input_noise"
+
+    def __post_init__(self) -> None:
+        _check_name(self.hyperparameter)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Array, *, deterministic: bool) -> Array:

@@ -42,7 +42,11 @@ def errors(logits: Float[Array, "*B K"], labels: Int[Array, "*B"]) -> Bool[Array
     [False, True]
 
     Probabilities will do as well as logits.
+
+    Raises:
+        ValueError: not one integer label per example.
     """
+    _check_kinds(logits, labels)
     return jnp.argmax(logits, -1) != labels
 
 
@@ -52,7 +56,11 @@ def negative_log_likelihood(probabilities: Float[Array, "*B K"], labels: Int[Arr
     return -jnp.log(jnp.take_along_axis(probabilities, labels[..., None], -1)[..., 0])
 
 
-def _check_labels(logits: Array, labels: Array) -> None:
+def _check_kinds(logits: Array, labels: Array) -> None:
+    """Raises ValueError unless there is one integer per example."""
+    for name, value in {"logits": logits, "labels": labels}.items():
+        if not hasattr(value, "dtype"):
+            raise ValueError(f"{name} must be an array, but it is {value!r}")
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
             f"labels must be integers, the classes, but their dtype is {labels.dtype}; cast them, or take the argmax "
@@ -63,6 +71,11 @@ def _check_labels(logits: Array, labels: Array) -> None:
             f"labels need one class per example, shape {logits.shape[:-1]} for logits of shape {logits.shape}, but "
             f"their shape is {labels.shape}"
         )
+
+
+def _check_labels(logits: Array, labels: Array) -> None:
+    """Raises ValueError unless there is one integer per example, in range wherever it is known."""
+    _check_kinds(logits, labels)
     if isinstance(labels, jax.core.Tracer) or labels.size == 0:
         return
     known, classes = np.asarray(labels), logits.shape[-1]

@@ -66,7 +66,7 @@ def names():
     ladder = jaxpt.Ladder(learning_rate=jaxpt.geometric(0.05, 0.3, 4))
     engine = jaxpt.Engine(problem, sgd, ladder, jaxpt.Tempering(C=100.0), every=10, batch_size=32)
     result = jaxpt.fit(engine, train, valid, steps=200)
-    made = {"problem": problem, "engine": engine, "train": train, "valid": valid, "result": result}
+    made = {"problem": problem, "loss": loss, "engine": engine, "train": train, "valid": valid, "result": result}
     modules = {"dataclasses": dataclasses, "jax": jax, "jnp": jnp, "np": np, "optax": optax, "nnx": nnx, "linen": linen}
     return {"jaxpt": jaxpt, **modules, **made}
 

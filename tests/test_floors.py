@@ -9,7 +9,7 @@ import jaxpt
 
 ROOT = Path(jaxpt.__file__).parent
 FLOORS = [
-    ["types", "tree", "files", "extras"],
+    ["types", "tree", "arguments", "files", "extras"],
     ["ladder", "metropolis", "pairing", "noise", "losses", "data", "stream"],
     [
         "convolution.geometry",

@@ -19,7 +19,14 @@ BLOCKS = [
 
 CHECKS = {
     "print(result.best())": 'assert result.best().valid["energy"] < 0.1, "it learns which quadrant a point is in"',
-    "plots.exchange_picture": 'from pathlib import Path; assert wrong < 0.1 and Path("exchanges.png").exists()',
+    "result.report": (
+        'from pathlib import Path; assert wrong < 0.1 and Path("report.html").stat().st_size > 100_000;'
+        'assert list(Path("pictures").glob("*.png")) and set(jaxpt.load_model("best")) == {"hidden", "out"}'
+    ),
+    "good_enough": (
+        'assert stopped.stopped == "callback" and stopped.state.step < 5000;'
+        'assert Path("runs/watched/periods.jsonl").read_text().count("\\n") == len(stopped.trace.step)'
+    ),
     "jaxpt.PBT()": 'assert found.best().valid["energy"] < 0.1',
     "LinenNet": 'assert result.best().valid["energy"] < 0.2 and "dropout_rate" in result.trace.hyper',
     "@jax.jit": "assert final._cache_size() == 1 and energy < 0.2 and 0 < acceptance < 1",

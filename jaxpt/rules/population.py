@@ -49,6 +49,9 @@ class PBT:
     needs_beta: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        for name in ("quantile", "low", "high", "resample"):
+            if not isinstance(value := getattr(self, name), int | float | np.number):
+                raise ValueError(f"{name} must be a number, but it is of {type(value)}")
         if not 0 < self.quantile <= 0.5:
             raise ValueError(f"quantile must lie in (0, 0.5], the share that is replaced, but it is {self.quantile!r}")
         if not (0 < self.low < np.inf and 0 < self.high < np.inf):

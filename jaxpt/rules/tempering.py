@@ -142,7 +142,7 @@ class Tempering:
     def __post_init__(self) -> None:
         auto = _is_auto(self.C)
         C = np.array(np.nan, np.float32) if auto else _as_numbers(self.C)
-        if not 0 < self.target < 1:
+        if not isinstance(self.target, int | float | np.number) or not 0 < self.target < 1:
             raise ValueError(f"target must be an acceptance probability between 0 and 1, but it is {self.target!r}")
         for name, low in {"window": 1, "settle": 0}.items():
             value = getattr(self, name)
@@ -248,6 +248,11 @@ def _as_numbers(C: Any) -> Any:
     Raises:
         ValueError: it is not positive and finite, one number or a row of them.
     """
+    if isinstance(C, jax.core.Tracer):
+        raise ValueError(
+            "C is traced, but a rule is made of known numbers; make it outside jit, and hand the engine that has it to "
+            "the function as an argument: another C compiles nothing"
+        )
     try:
         numbers = np.full((), np.nan) if isinstance(C, str) else np.asarray(C).astype(np.float64)
     except (TypeError, ValueError):  # lists of lists of different lengths, say
