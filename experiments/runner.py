@@ -54,6 +54,8 @@ def run(experiment: str, engine: jaxpt.Engine, data: Data, options: BaseOptions,
     mixtures = {name: _mixtures(result, data, options) for name, result in results.items()}
     summary = report.summary(experiment, results, mixtures, options, dataset)
     pictures = report.pictures(results, options, len(_drawn(data.test, options.curve)["label"]))
+    for name, result in results.items():
+        result.report(directory / f"report-{name}.html", title=f"{experiment}: {name}")
     if not jaxpt.placement.is_first():  # until here all processes work together
         return summary
     np.savez_compressed(directory / "trace.npz", **flat_traces(results))  # type: ignore[arg-type]
