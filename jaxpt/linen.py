@@ -36,6 +36,8 @@ class Dropout(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, deterministic: bool) -> Array:
         """Returns x with dropout, or x itself if `deterministic`."""
+        if deterministic and not self.is_initializing():
+            return x  # so that a trained model's variables will do without the collection
         rate = self.variable(COLLECTION, self.hyperparameter, jnp.zeros, ())
         return x if deterministic else noise.dropout(self.make_rng("dropout"), x, rate.value)
 

@@ -32,8 +32,9 @@ def pictures(result: Result, seed: int | None = None) -> dict[str, Figure]:
             )
             found[f"acceptance{last}"] = plots.acceptance_picture(acceptance(trace, name), values, name=label)
             found[f"flow{last}"] = plots.flow_picture(flow(trace, name), values, name=label)
-        energies = energy_by_rung(trace, name) if moves else _last_by_rung(result, name)
-        found[f"energies{last}"] = plots.energy_picture(energies, values, name=label)
+        if trace.info.parents is None:  # rules that copy weights change the values, too, so rungs mean nothing
+            energies = energy_by_rung(trace, name) if moves else _last_by_rung(result, name)
+            found[f"energies{last}"] = plots.energy_picture(energies, values, name=label)
     for score in trace.valid:
         curves = {"validation": best_curve(trace, trace.valid[score])}
         if score in trace.test:
@@ -41,7 +42,7 @@ def pictures(result: Result, seed: int | None = None) -> dict[str, Figure]:
         found[f"score-{score}"] = plots.error_curves(
             trace.step,
             curves,
-            ylabel=f"{score.replace('_', ' ')} of the replica then best on validation",
+            ylabel=f"{score.replace('_', ' ')} of the replica\nthen best on validation",
             burn_in=int(engine.burn_in),
             window=max(1, len(trace.step) // 20),
             least_span=0.0,

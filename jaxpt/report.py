@@ -22,6 +22,7 @@ from jaxpt.settings import rule_in_words
 from jaxpt.summary import Summary
 
 _ROWS = 60  # of a lineage's table
+_WIDE, _HALF = 10.6, 5.4  # inches: a hundred pixels each on the page, so that all letters have the same size there
 _CAPTIONS = {
     "paths": "Paths of the replicas over the ladder",
     "acceptance": "Acceptance per pair of rungs",
@@ -76,7 +77,7 @@ def _page(result: Result, summary: Summary, figures: Mapping[str, Figure], title
     yield from (f"<p>{_text(line)}</p>" for line in more if not line.startswith("best replica"))
     yield f'<p class="quiet">{_text(summary["device"])}; jaxpt {_text(summary["versions"]["jaxpt"])}, {now}</p>'
     yield "<h2>Best replica</h2>"
-    yield '<p class="quiet">Chosen by the energy on the validation split at the end; standing after the last exchange.</p>'
+    yield '<p class="quiet">The lowest energy on validation at the end; where it stands after the last exchange.</p>'
     yield _best(summary["best"])
     yield "<h2>Pictures</h2>"
     yield from (_picture(name, shown[name], result) for name in wide)
@@ -105,6 +106,10 @@ def _picture(name: str, figure: Figure, result: Result) -> str:
     if kind in ("paths", "lineage") and result.num_seeds:
         caption += " (seed 0)"
     held = io.BytesIO()
+    if kind in ("paths", "lineage"):
+        figure.set_size_inches(_WIDE, 1.1 * figure.get_figheight())
+    else:
+        figure.set_size_inches(_HALF, 3.4)
     figure.savefig(held, format="png")
     data = base64.b64encode(held.getvalue()).decode("ascii")
     image = f'<img alt="{_text(caption)}" src="data:image/png;base64,{data}">'

@@ -29,7 +29,7 @@ class Summary(dict[str, Any]):
         ]
         for name, ladder in self["ladders"].items():
             ends = ", ".join(f"{key} {v[0]:.4g} to {v[-1]:.4g}" for key, v in ladder["values"].items())
-            swaps = "no exchanges"
+            swaps = "no exchanges" if self["copies"] is None else f"weights copied {self['copies']:,} times"
             if ladder["exchanges"]:
                 swaps = f"{ladder['exchanges']} exchanges, {_share(ladder['accepted'])} of the swaps accepted"
                 swaps += f", {ladder['round_trips']} round trips"
@@ -56,6 +56,8 @@ def summary(result: Result) -> Summary:
             "acceptance": acceptance(trace, name) if len(made.step) else [],
             "round_trips": int(round_trips(trace.rung[name]).sum()),
         }
+    parents = trace.info.parents
+    copies = None if parents is None else int((parents != np.arange(engine.num_replicas)).sum())
     found = {
         "replicas": engine.num_replicas,
         "seeds": result.num_seeds,
@@ -63,6 +65,7 @@ def summary(result: Result) -> Summary:
         "stopped": result.stopped,
         "rule": type(engine.rule).__name__,
         "C": None if trace.info.C is None else trace.info.C[-1],
+        "copies": copies,
         "ladders": ladders,
         "best": [about_replica(result.best(seed=seed)) for seed in seeds],
         "seconds": result.seconds,

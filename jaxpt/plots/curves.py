@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from jaxpt.diagnostics import interval, running_mean
 from jaxpt.lineage import Lineage
@@ -68,7 +69,7 @@ def lineage_picture(path: Lineage, *, burn_in: int = 0) -> Figure:
         burn_in: marked by a shaded stretch, if positive.
     """
     changing = [name for name, values in path.hyper.items() if np.ptp(values) > 0] or list(path.hyper)[:1]
-    figure, column = new_column(8, 1.0 + 1.7 * len(changing), len(changing))
+    figure, column = new_column(8, 1.0 + 2.0 * len(changing), len(changing))
     edges = np.concatenate([[0], path.step])
     for name, axes in zip(changing, column, strict=True):
         values = path.hyper[name]
@@ -81,6 +82,11 @@ def lineage_picture(path: Lineage, *, burn_in: int = 0) -> Figure:
             axes.axvspan(0, min(burn_in, int(path.step[-1])), color="#000000", alpha=0.06, zorder=0)
         if values.min() > 0 and values.max() > 5 * values.min():
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
+        if len(rungs := np.unique(values)) <= 10:
+            axes.set_yticks(rungs, [f"{value:.3g}" for value in rungs])
         axes.set(ylabel=words(name), xlim=(0, int(path.step[-1])))
     column[-1].set_xlabel("step")
     return figure

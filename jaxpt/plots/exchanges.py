@@ -30,11 +30,12 @@ def exchange_picture(
         step: steps done at each period's end, `trace.step`.
         rung: the index process of one ladder, `trace.rung[ladder]`.
         values: what the rungs stand for, coldest first: one hyperparameter of the ladder.
-        best: the replica whose path is highlighted; the others are drawn thin.
+        best: the replica whose path is highlighted; the others are drawn thin, and have no names if they are many.
         name: the hyperparameter's name, for the axis.
         burn_in: marked by a shaded stretch, if positive.
     """
-    figure, axes = new_axes(8, max(3.2, 1.6 + 0.4 * len(values)))
+    figure, axes = new_axes(8, min(8.0, max(3.2, 1.6 + 0.4 * len(values))))
+    few = best is None or rung.shape[1] <= len(COLORS)  # so that a colour stands for one replica
     # A period's rung holds from the end of the period before to its own.
     edges = np.concatenate([[0], step])
     for replica in range(rung.shape[1]):
@@ -48,16 +49,17 @@ def exchange_picture(
             linewidth=2.4 if chosen else 1.3,
             alpha=1 if chosen or best is None else 0.55,
             zorder=3 if chosen else 2,
-            label=f"replica {replica}" + (" (best)" if chosen else ""),
+            label=f"replica {replica}" + (" (best)" if chosen else "") if chosen or few else None,
         )[0]
         if chosen:
             line.set_path_effects([Stroke(linewidth=7, foreground="#bbbbbb"), Normal()])
     if burn_in > 0:
         axes.axvspan(0, min(burn_in, int(step[-1])), color="#000000", alpha=0.06, zorder=0, label="burn-in")
-    axes.set_yticks(range(len(values)), [f"{v:.3g}" for v in values])
+    every = -(-len(values) // 20)
+    axes.set_yticks(range(0, len(values), every), [f"{v:.3g}" for v in values[::every]])
     axes.set_ylim(-0.5, len(values) - 0.5)
     axes.set_xlim(0, int(step[-1]))
-    axes.set(xlabel="step", ylabel=f"{words(name)} (coldest rung at the bottom)")
+    axes.set(xlabel="step", ylabel=f"{words(name)}\n(coldest rung at the bottom)")
     figure.legend(loc="outside right upper", frameon=False)
     return figure
 
@@ -73,7 +75,7 @@ def acceptance_picture(
         name: the hyperparameter's name, for the axis.
     """
     figure, axes = new_axes(6.4, 3.6)
-    mean, low, high = over_seeds(acceptance)
+    mean, low, high = np.clip(over_seeds(acceptance), 0, 1)
     pairs = np.arange(len(mean))
     axes.bar(pairs, mean, width=0.7, color=COLORS[0], alpha=0.85, zorder=2)
     _whiskers(axes, pairs, mean, low, high)
@@ -94,7 +96,7 @@ def flow_picture(flow: Float[AnyArray, "*S M"], values: Float[AnyArray, " M"], *
         values: what the rungs stand for, coldest first.
         name: the hyperparameter's name, for the axis.
     """
-    figure, axes = _per_rung(flow, values, name)
+    figure, axes = _per_rung(np.clip(over_seeds(flow), 0, 1), values, name)
     rungs = len(values)
     axes.plot([0, rungs - 1], [1, 0], color="#555555", linestyle="--", linewidth=1.2, label="a good ladder", zorder=1)
     axes.set_ylim(-0.03, 1.03)
@@ -111,7 +113,7 @@ def energy_picture(energy: Float[AnyArray, "*S M"], values: Float[AnyArray, " M"
         values: what the rungs stand for, coldest first.
         name: the hyperparameter's name, for the axis.
     """
-    figure, axes = _per_rung(energy, values, name)
+    figure, axes = _per_rung(over_seeds(energy), values, name)
     axes.set_ylabel("mean energy on the rung")
     return figure
 
@@ -126,9 +128,11 @@ def over_seeds(
     return found[:, 0], found[:, 1], found[:, 2]
 
 
-def _per_rung(numbers: Float[AnyArray, "*S M"], values: Float[AnyArray, " M"], name: str) -> tuple[Figure, Axes]:
+def _per_rung(
+    numbers: Sequence[Float[np.ndarray, " M"]], values: Float[AnyArray, " M"], name: str
+) -> tuple[Figure, Axes]:
     figure, axes = new_axes(6.4, 3.6)
-    mean, low, high = over_seeds(numbers)
+    mean, low, high = numbers
     rungs = np.arange(len(mean))
     axes.plot(rungs, mean, "o-", color=COLORS[0], linewidth=1.8, markersize=5, zorder=3)
     _whiskers(axes, rungs, mean, low, high)
@@ -146,6 +150,7 @@ def _whiskers(axes: Axes, at: np.ndarray, mean: np.ndarray, low: np.ndarray, hig
 
 def _label_rungs(axes: Axes, labels: Sequence[str]) -> None:
     """Labels as many as find room, at equal distances."""
-    every = -(-len(labels) // 12)
+    longest = max(len(line) for label in labels for line in label.splitlines())
+    every = -(-len(labels) * (longest + 1) // 60)
     axes.set_xticks(range(0, len(labels), every), labels[::every])
     axes.set_xlim(-0.6, len(labels) - 0.4)
