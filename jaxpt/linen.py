@@ -58,5 +58,7 @@ class GaussianNoise(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, deterministic: bool) -> Array:
         """Returns x with noise, or x itself if `deterministic`."""
+        if deterministic and not self.is_initializing():
+            return x
         std = self.variable(COLLECTION, self.hyperparameter, jnp.zeros, ())
         return x if deterministic else noise.gaussian(self.make_rng("noise"), x, std.value)

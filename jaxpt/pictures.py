@@ -16,7 +16,7 @@ def pictures(result: Result, seed: int | None = None) -> dict[str, Figure]:
     """Returns {name: figure}, see `Result.plot`; names end in the ladder's where there are several."""
     trace, engine = result.trace, result.engine
     shown = 0 if seed is None and result.num_seeds else seed
-    best = result.best(seed=shown).replica
+    best = result._pick("energy", shown)
     ladders = engine.placed.to_host(result.state.ladders)
     found: dict[str, Figure] = {}
     for name, ladder in sorted(ladders.items()):

@@ -96,16 +96,7 @@ class Result:
         Raises:
             ValueError: no such score, or no such seed.
         """
-        on = "energy" if on == "validation" and on not in self.valid else on
-        if on not in self.valid:
-            raise ValueError(f"on={on!r} is not a score of this run; there are {', '.join(self.valid)}")
-        lead = self._lead(seed)
-        # A diverged replica comes last, whatever its other scores say.
-        healthy = np.isfinite(self.valid["energy"])
-        ranked = [np.where(healthy, self.valid[name], np.inf)[lead] for name in ("energy", on)]
-        if not np.isfinite(ranked[0]).any():
-            warnings.warn(f"all {len(ranked[0])} replicas have diverged; none is the best", stacklevel=2)
-        return self._replicas([int(np.lexsort(ranked)[0])], seed)[0]
+        return self._replicas([self._pick(on, seed)], seed)[0]
 
     def coldest(self, k: int = 1, seed: int | None = None, *, ladder: str | None = None) -> list[Best]:
         """Returns the replicas on the k coldest rungs after the last exchange, the coldest first.
@@ -152,7 +143,7 @@ class Result:
         """
         from jaxpt.lineage import lineage  # which stands on `fit`, and so on this module
 
-        return lineage(self.trace, self.best(seed=seed).replica if replica is None else replica, seed)
+        return lineage(self.trace, self._pick("energy", seed) if replica is None else replica, seed)
 
     def summary(self) -> "Summary":
         """Returns the run in a few numbers: a dict ready for JSON, whose `str` is a short text."""
@@ -251,13 +242,26 @@ class Result:
         from jaxpt.summary import about_replica, versions
 
         if replica is None:
-            replica = self.best(on, seed).replica
+            replica = self._pick(on, seed)
         if not isinstance(replica, int | np.integer) or not 0 <= replica < self.engine.num_replicas:
             raise ValueError(f"replica must be one of 0 .. {self.engine.num_replicas - 1}, but it is {replica!r}")
         index = (*self._lead(seed), int(replica))
         params, rest = self.engine.placed.gathered(tree.take(self._weights(), index))
-        about = about_replica(self._replicas([int(replica)], seed)[0])
+        about = about_replica(self._replicas([int(replica)], seed, models=False)[0])
         save_model(path, params, rest, about | {"step": int(self.state.step), "versions": versions()})
+
+    def _pick(self, on: str, seed: int | None) -> int:
+        """Returns the slot of the best replica, see `best`."""
+        on = "energy" if on == "validation" and on not in self.valid else on
+        if on not in self.valid:
+            raise ValueError(f"on={on!r} is not a score of this run; there are {', '.join(self.valid)}")
+        lead = self._lead(seed)
+        # A diverged replica comes last, whatever its other scores say.
+        healthy = np.isfinite(self.valid["energy"])
+        ranked = [np.where(healthy, self.valid[name], np.inf)[lead] for name in ("energy", on)]
+        if not np.isfinite(ranked[0]).any():
+            warnings.warn(f"all {len(ranked[0])} replicas have diverged; none is the best", stacklevel=3)
+        return int(np.lexsort(ranked)[0])
 
     def _lead(self, seed: int | None) -> tuple[int, ...]:
         """Returns the index of a seed's ladder; raises ValueError unless there is one."""
@@ -277,22 +281,22 @@ class Result:
     def _weights(self) -> tuple[Any, Any]:
         return self.state.replicas.params, self.state.replicas.model_state
 
-    def _replicas(self, chosen: list[int], seed: int | None) -> list[Best]:
-        """Returns replicas of one seed with their models."""
+    def _replicas(self, chosen: list[int], seed: int | None, models: bool = True) -> list[Best]:
+        """Returns replicas of one seed, with their models if these are wanted."""
         lead = self._lead(seed)
         rung, hyper = self.engine.placed.to_host((self.state.replicas.rung, self.state.replicas.hyper))
         build = self.engine.problem.model
         found = []
         for replica in chosen:
             index = (*lead, replica)
-            weights = self.engine.placed.gathered(tree.take(self._weights(), index))
+            weights = self.engine.placed.gathered(tree.take(self._weights(), index)) if models else None
             found.append(
                 Best(
                     replica,
                     seed,
                     {name: float(v[index]) for name, v in self.valid.items()},
                     {name: float(v[index]) for name, v in self.test.items()},
-                    build(*weights) if build else weights,
+                    build(*weights) if build and weights else weights,
                     {name: int(v[index]) for name, v in rung.items()},
                     {name: float(v[index]) for name, v in hyper.items()},
                 )

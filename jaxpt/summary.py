@@ -20,7 +20,7 @@ class Summary(dict[str, Any]):
     """The numbers, ready for JSON (None where there is no number); `str` says the same in a few lines."""
 
     def __str__(self) -> str:
-        seeds = "" if self["seeds"] is None else f", {self['seeds']} seeds"
+        seeds = "" if self["seeds"] is None else f", {self['seeds']} seed{'s' * (self['seeds'] > 1)}"
         ended = f", ended by {self['stopped']}" if self["stopped"] else ""
         lines = [
             f"{self['replicas']} replicas{seeds}, {self['steps']:,} steps{ended}, in {_duration(self['seconds'])}"
@@ -56,6 +56,7 @@ def summary(result: Result) -> Summary:
             "acceptance": acceptance(trace, name) if len(made.step) else [],
             "round_trips": int(round_trips(trace.rung[name]).sum()),
         }
+    chosen = [result._replicas([result._pick("energy", seed)], seed, models=False)[0] for seed in seeds]
     parents = trace.info.parents
     copies = None if parents is None else int((parents != np.arange(engine.num_replicas)).sum())
     found = {
@@ -67,7 +68,7 @@ def summary(result: Result) -> Summary:
         "C": None if trace.info.C is None else trace.info.C[-1],
         "copies": copies,
         "ladders": ladders,
-        "best": [about_replica(result.best(seed=seed)) for seed in seeds],
+        "best": [about_replica(best) for best in chosen],
         "seconds": result.seconds,
         "compile_seconds": result.compile_seconds,
         "replica_images": result.replica_images,

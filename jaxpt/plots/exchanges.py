@@ -70,7 +70,7 @@ def acceptance_picture(
     """Draws how often each pair of neighbouring rungs swaps: the mean over seeds, with its 95 % interval.
 
     Args:
-        acceptance: mean acceptance probability of each pair, from `diagnostics.acceptance`; NaN where none is known.
+        acceptance: mean acceptance probability of each pair, from `diagnostics.acceptance`; NaN without offers.
         values: what the rungs stand for, coldest first.
         name: the hyperparameter's name, for the axis.
     """
@@ -79,6 +79,8 @@ def acceptance_picture(
     pairs = np.arange(len(mean))
     axes.bar(pairs, mean, width=0.7, color=COLORS[0], alpha=0.85, zorder=2)
     _whiskers(axes, pairs, mean, low, high)
+    for pair in pairs[np.isnan(mean)]:
+        axes.text(pair, 0.02, "no\noffer", ha="center", va="bottom", color="#555555", fontsize=8)
     axes.axhline(0.5, color="#555555", linestyle=":", zorder=3)
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
