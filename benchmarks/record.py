@@ -1,9 +1,6 @@
 """What every benchmark's JSON file says besides its rows: how they were made, on what, when."""
 
-import datetime
 import json
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +20,8 @@ def write(out: Path | None, rows: Sequence[dict[str, Any]], *, seeds: Sequence[i
     if out is None:
         return
     content = {
-        "command": shlex.join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        **report.provenance(),
         "seeds": list(seeds),
-        "date": datetime.date.today().isoformat(),
-        **report.environment(),
         **more,
         "rows": list(rows),
     }

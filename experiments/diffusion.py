@@ -97,8 +97,8 @@ def preset(preset: Preset = "quick") -> Options:
     return paper if preset == "paper" else shorten(paper, 200)
 
 
-def main(options: Options) -> None:
-    """Runs the experiment."""
+def run(options: Options) -> dict[str, Any]:
+    """Runs the experiment, prints a table, writes everything and returns the summary."""
     chosen = {name: studies(options)[name] for name in dict.fromkeys(options.hyperparameters)}
     directory = runner.make_directory(options.directory)
     data, dataset = datasets.load(options.dataset, data_dir=options.data_dir)
@@ -130,18 +130,25 @@ def main(options: Options) -> None:
     summary = {
         "experiment": "diffusion",
         "dataset": dataset,
-        **report.environment(),
+        **report.provenance(),
+        "seeds": list(range(options.seeds)),
         "settings": report.chosen_options(options),
         "hyperparameters": {name: _entry(found[name], study) for name, study in chosen.items()},
     }
     if not jaxpt.placement.is_first():
-        return
+        return summary
     files.write(directory / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     traces = {f"{name}/{what}": getattr(d, what) for name, d in found.items() for what in ("steps", "displacement")}
     np.savez_compressed(directory / "trace.npz", **traces)
     plots.diffusion_panels(list(found.values())).savefig(directory / "diffusion.png")
     print(f"diffusion on {dataset}\n\n{_table(summary)}")
     print(f"\nwritten to {directory}: summary.json, trace.npz, diffusion.png")
+    return summary
+
+
+def main(options: Options) -> None:
+    """Runs the experiment."""
+    run(options)
 
 
 def _entry(found: jaxpt.Diffusion, study: Study) -> dict[str, Any]:

@@ -4,9 +4,12 @@ uv run -m experiments.digits
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 
 import jaxpt
 from experiments import datasets, runner
@@ -33,6 +36,8 @@ class Options(BaseOptions):
     """Learning rate of the hottest rung; the rungs between are spaced geometrically."""
     momentum: float = 0.9
     """Momentum of SGD; it stays with the replica in a swap."""
+    decay: bool = False
+    """Let every learning rate fall to zero along half a cosine, as one would without exchanges."""
     dropout_rate: float = 0.1
     """Dropout rate of all replicas."""
 
@@ -41,6 +46,10 @@ def prepare(options: Options) -> Work:
     """Returns what is to be run."""
     if options.coldest >= options.hottest:
         raise ValueError(f"--coldest {options.coldest} must be below --hottest {options.hottest}")
+
+    def falling(h: Mapping[str, Array], step: Array) -> dict[str, Array]:
+        return {**h, "learning_rate": h["learning_rate"] * 0.5 * (1 + jnp.cos(jnp.pi * step / options.steps))}
+
     engine = jaxpt.Engine(
         classifier(SmallConvNet),
         lambda h: optax.sgd(h["learning_rate"], momentum=options.momentum),
@@ -48,6 +57,7 @@ def prepare(options: Options) -> Work:
         jaxpt.Independent(),  # each arm puts in its own
         every=options.every,
         burn_in=options.burn_in,
+        schedule=falling if options.decay else None,
         batch_size=options.batch_size,
         fixed={"dropout_rate": options.dropout_rate},
         probe=options.probe,

@@ -61,7 +61,7 @@ class TrainingOptions:
                 raise ValueError(f"{given} is not a finite number")
             if name in ("learning_rate", "later_learning_rate", "save_minutes") and value <= 0:
                 raise ValueError(f"{given} must be positive")
-            least = {"burn_in": 0, "switch": 0, "process": 0}.get(name, 1)
+            least = dict.fromkeys(("burn_in", "switch", "process", "first_seed"), 0).get(name, 1)
             if isinstance(value, int) and not isinstance(value, bool) and value < least:
                 raise ValueError(f"{given} must be at least {least}")
 
@@ -86,6 +86,8 @@ class TrainingOptions:
 class BaseOptions(TrainingOptions):
     """Options of every experiment that exchanges."""
 
+    first_seed: int = 0
+    """The first of --seeds seeds in a row; others than those by which a setting was chosen are a fair test of it."""
     replicas: int = 8
     """Replicas, one per rung of the ladder."""
     C: float
@@ -107,6 +109,10 @@ class BaseOptions(TrainingOptions):
     """Minutes between checkpoints. SIGTERM and Ctrl-C save as well, and end the run with code 75."""
     coldest_k: int = 3
     """Beside the mixture of all replicas, that of so many on the coldest rungs."""
+
+    def all_seeds(self) -> range:
+        """Returns the seeds."""
+        return range(self.first_seed, self.first_seed + self.seeds)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

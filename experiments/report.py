@@ -1,10 +1,14 @@
 """What a run comes to, for people: the summary, its table and the pictures."""
 
 import dataclasses
+import datetime
 import importlib.metadata
 import os
 import platform
+import shlex
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,11 +39,21 @@ def summary(
     return {
         "experiment": experiment,
         "dataset": dataset,
-        **environment(),
+        **provenance(),
+        "seeds": list(options.all_seeds()),
         "settings": _settings(options, next(iter(results.values())).engine),
         "arms": arms,
         "differences": _differences(arms),
     }
+
+
+def provenance() -> dict[str, Any]:
+    """Returns the command (folders by their last name), date, device and versions that a result came from."""
+    program, *arguments = sys.argv
+    shown = [Path(argument).name if Path(argument).is_absolute() else argument for argument in arguments]
+    folder, name = Path(program).parts[-2:] if len(Path(program).parts) > 1 else ("", program)
+    command = ["-m", f"{folder}.{Path(name).stem}"] if folder == "experiments" else [f"{folder}/{name}".lstrip("/")]
+    return {"command": shlex.join([*command, *shown]), "date": datetime.date.today().isoformat(), **environment()}
 
 
 def environment() -> dict[str, Any]:
@@ -148,8 +162,8 @@ def _arm(result: jaxpt.Result, mixtures: Mixtures, options: BaseOptions) -> dict
     rate = acceptance_rate(info.attempted, info.accepted)
     pairs = pair_acceptance(np.concatenate(info.attempted), np.concatenate(info.accepted))  # seeds pooled
     return {
-        "test_error": over_seeds([_percent(b, b.test) for b in best]),
-        "validation_error": over_seeds([_percent(b, b.valid) for b in best]),
+        "test_error": over_seeds([percent(b, b.test) for b in best]),
+        "validation_error": over_seeds([percent(b, b.valid) for b in best]),
         "best_replica": [b.replica for b in best],
         "mixture": {
             which: {f"{split}_error": over_seeds(100 * error) for split, error in errors.items()}
@@ -168,7 +182,7 @@ def _arm(result: jaxpt.Result, mixtures: Mixtures, options: BaseOptions) -> dict
     }
 
 
-def _percent(best: Best, scores: dict[str, float]) -> float:
+def percent(best: Best, scores: dict[str, float]) -> float:
     """Returns the error in percent; NaN if even the best replica has diverged, whatever it then predicts."""
     return 100 * scores["error"] if np.isfinite(best.valid["energy"]) else float("nan")
 

@@ -159,7 +159,7 @@ def fit(
         data: all three splits.
         options: what the user chose.
         name: of the arm, and of its folder in the directory.
-        seeds: 0 .. options.seeds - 1, if not given.
+        seeds: those of the options, if not given.
     """
     result = jaxpt.fit(
         engine,
@@ -167,7 +167,7 @@ def fit(
         data.valid,
         test=_drawn(data.test, options.curve),
         steps=options.steps,
-        seeds=range(options.seeds) if seeds is None else seeds,
+        seeds=options.all_seeds() if seeds is None else seeds,
         directory=options.directory / name,
         save_minutes=options.save_minutes,
         progress=None if options.progress else False,

@@ -40,7 +40,7 @@ def quick_compiler():
 
 
 def run(name, arguments, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments.split()])
+    monkeypatch.setattr(sys, "argv", [f"benchmarks/{name}.py", *arguments.split()])
     importlib.import_module(f"benchmarks.{name}").main()
 
 
@@ -60,7 +60,7 @@ def test_each_measures_and_says_how(name, tmp_path, monkeypatch, quick_compiler)
     out = tmp_path / "deep" / "out.json"
     run(name, f"{TOYS[name]} --out {out}", monkeypatch)
     written = json.loads(out.read_text())
-    assert written["command"] == f"benchmarks/{name}.py {TOYS[name]} --out {out}"
+    assert written["command"] == f"benchmarks/{name}.py {TOYS[name]} --out out.json", "folders by name"
     assert written["seeds"][0] == 0
     assert {"date", "device", "versions"} <= set(written)
     rows = written["rows"]

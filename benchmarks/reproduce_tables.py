@@ -1,0 +1,233 @@
+"""Tables and pictures of what `reproduce.py` saved; every number comes from its JSON files.
+
+uv run benchmarks/reproduce_tables.py benchmarks/results/reproduce/quick
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
+
+from experiments import intervals, report
+from jaxpt import plots
+from jaxpt.diagnostics import interval, running_mean
+
+BASELINE = "independent"
+NAMES = {"independent": "grid search", "tempering": "tempering", "auto": "DEO, C and ladder tuned", "pbt": "PBT"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One panel of figure 2 and what the paper's curves end at: the lowest test error of any replica, one run each."""
+
+    name: str
+    title: str
+    experiment: str
+    tempered: float
+    """Test error in percent of the best replica with exchanges, read off the figure to about 0.05."""
+    fixed: float
+    """The same without exchanges."""
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What the experiment's preset takes."""
+
+
+PANELS = {
+    panel.name: panel
+    for panel in (
+        Panel("emnist_dropout", "LeNet, EMNIST, dropout", "emnist_dropout", 5.65, 5.80),
+        Panel("emnist_learning_rate", "LeNet, EMNIST, learning rate", "emnist_learning_rate", 7.3, 7.4),
+        Panel("cifar10_dropout", "LeNet, CIFAR-10, dropout", "cifar10_dropout", 22.3, 23.0),
+        Panel("cifar10_learning_rate", "LeNet, CIFAR-10, learning rate", "cifar10_learning_rate", 29.5, 29.8),
+        Panel("resnet20", "ResNet-20, CIFAR-10, learning rate", "resnet", 9.25, 9.5, {"depth": 20}),
+        Panel("resnet44", "ResNet-44, CIFAR-10, learning rate", "resnet", 8.15, 8.35, {"depth": 44}),
+    )
+}
+
+
+def read_rows(file: Path, settings: Mapping[str, Any], device: str) -> list[dict[str, Any]]:
+    """Returns the rows of a file; none if there is no such file.
+
+    Raises:
+        ValueError: they were made with other settings or on another device.
+    """
+    if not file.exists():
+        return []
+    content = json.loads(file.read_text())
+    now = json.loads(json.dumps({**settings, "device": device}))
+    then = {**content["settings"], "device": content["device"]}
+    if differ := [name for name in now if now[name] != then.get(name)]:
+        said = "; ".join(f"{name} was {then.get(name)}, now {now[name]}" for name in differ)
+        raise ValueError(f"{file} holds another run ({said}): give another --out")
+    return content["rows"]
+
+
+def read(folder: Path) -> dict[str, dict[str, Any]]:
+    """Returns {panel: its file's content} in the order of the figure; raises ValueError if there is none."""
+    found = {name: folder / f"{name}.json" for name in PANELS if (folder / f"{name}.json").exists()}
+    return {name: json.loads(file.read_text()) for name, file in found.items()}
+
+
+def by_seed(content: Mapping[str, Any], arm: str, score: str) -> dict[int, float]:
+    """Returns {seed: test error in percent}; NaN where the arm diverged.
+
+    Args:
+        content: of a panel's file.
+        arm: which.
+        score: "best", or whose mixture: "all", "coldest 3".
+    """
+    rows = [row for row in content["rows"] if row["arm"] == arm]
+    pick = {row["seed"]: row["test_error"] if score == "best" else row["mixture"][score]["test"] for row in rows}
+    return {seed: np.nan if value is None else value for seed, value in pick.items()}
+
+
+def paired(content: Mapping[str, Any], arm: str, score: str = "best", base: str = "best") -> np.ndarray:
+    """Returns an arm's test errors minus those of the baseline's seeds, for the seeds that both have."""
+    own, fixed = by_seed(content, arm, score), by_seed(content, BASELINE, base)
+    return np.array([own[seed] - fixed[seed] for seed in sorted(own.keys() & fixed.keys())])
+
+
+def reached(content: Mapping[str, Any], arm: str) -> np.ndarray:
+    """Returns, for each seed, the steps until an arm's curve is at the error that the baseline's ends with.
+
+    Both curves are running means over a twentieth of the run; NaN where the arm never gets there.
+    """
+    step = np.asarray(content["curve_step"])
+    window = max(1, len(step) // 20)
+    curves = {(row["arm"], row["seed"]): np.array(row["curve"], float) for row in content["rows"]}
+    found = []
+    for seed in sorted(seed for name, seed in curves if name == arm and (BASELINE, seed) in curves):
+        own, fixed = (running_mean(curves[name, seed], window) for name in (arm, BASELINE))
+        there = np.flatnonzero(own <= fixed[-1])
+        found.append(step[there[0]] if len(there) else np.nan)
+    return np.array(found, float)
+
+
+def show(values: np.ndarray, sign: str = "") -> str:
+    """Returns a mean and its 95 % interval in words."""
+    if not len(values):
+        return "-"
+    mean, low, high = interval(values)
+    if not np.isfinite(mean):
+        return "diverged"
+    ends = f" [{low:{sign}.2f}, {high:{sign}.2f}]" if np.isfinite(low) else " (one seed)"
+    return f"{mean:{sign}.2f}{ends}"
+
+
+def panel_table(panel: Panel, content: Mapping[str, Any]) -> str:
+    """Returns one panel's table in Markdown, the paper's readings below it."""
+    settings = content["settings"]
+    arms = [arm for arm in NAMES if by_seed(content, arm, "best")]
+    title = ("arm", "seeds", "best replica", "minus grid search", "mixture of all", "minus grid search's mixture")
+    lines = [(*title, "steps to grid search's final error", "accepted")]
+    for arm in arms:
+        rows = [row for row in content["rows"] if row["arm"] == arm]
+        steps = reached(content, arm)
+        hits = steps[np.isfinite(steps)]
+        when = f"{np.median(hits):,.0f} in {len(hits)} of {len(steps)}" if len(hits) else "never"
+        rates = [row["acceptance_rate"] for row in rows if row["acceptance_rate"] is not None]
+        lines.append(
+            (
+                NAMES[arm],
+                str(len(rows)),
+                show(np.array(list(by_seed(content, arm, "best").values()))),
+                "-" if arm == BASELINE else show(paired(content, arm), "+"),
+                show(np.array(list(by_seed(content, arm, "all").values()))),
+                "-" if arm == BASELINE else show(paired(content, arm, "all", "all"), "+"),
+                when if len(steps) else "-",
+                f"{np.mean(rates):.0%}" if rates else "-",
+            )
+        )
+    times = f"{settings['steps']:,} steps of {settings['batch_size']}, exchanges every {settings['every']:,}"
+    seconds = sum(row["seconds"] / row["seeds_at_once"] for row in content["rows"])
+    return "\n".join(
+        [
+            f"### {panel.title}",
+            "",
+            f"{times} from step {settings['burn_in']:,}; {content['device']}, {seconds / 60:,.0f} minutes in all.",
+            f"The paper: {panel.tempered:g} with exchanges, {panel.fixed:g} without.",
+            "",
+            *report.markdown(lines),
+        ]
+    )
+
+
+def overview(folder: Path) -> str:
+    """Returns one line per panel: what each arm gains over grid search, beside the paper's reading."""
+    arms = [arm for arm in NAMES if arm != BASELINE]
+    title = ("test error, points", "seeds", "grid search", *(NAMES[arm] for arm in arms), "grid search's mixture")
+    lines = [(*title, "tempering in the paper")]
+    for name, content in read(folder).items():
+        panel, fixed = PANELS[name], by_seed(content, BASELINE, "best")
+        lines.append(
+            (
+                panel.title,
+                str(len(fixed)),
+                show(np.array(list(fixed.values()))),
+                *(show(paired(content, arm), "+") for arm in arms),
+                show(paired(content, BASELINE, "all"), "+"),
+                f"{panel.tempered - panel.fixed:+.2f}",
+            )
+        )
+    return "\n".join(report.markdown(lines))
+
+
+def page(folder: Path) -> str:
+    """Returns the tables of all panels in a folder, the overview first."""
+    panels = [panel_table(PANELS[name], content) for name, content in read(folder).items()]
+    if not panels:
+        return f"nothing of figure 2 in {folder} yet"
+    head = "Test error in percent, replica chosen on validation; 95 % intervals over seeds, differences paired by seed."
+    return "\n\n".join([head, overview(folder), *panels])
+
+
+def draw(folder: Path) -> list[Path]:
+    """Draws every panel's curves and intervals beside its JSON file, and returns the pictures."""
+    files = []
+    for name, content in read(folder).items():
+        arms = [arm for arm in NAMES if by_seed(content, arm, "best")]
+        curves = {
+            NAMES[arm]: np.array([row["curve"] for row in content["rows"] if row["arm"] == arm], float).T
+            for arm in arms
+        }
+        step = np.asarray(content["curve_step"])
+        figure = plots.error_curves(
+            step,
+            curves,
+            ylabel="test error %, best on validation",
+            burn_in=content["settings"]["burn_in"],
+            window=max(1, len(step) // 20),
+        )
+        files += [folder / f"{name}-curves.png", folder / f"{name}-intervals.png"]
+        figure.savefig(files[-2])
+        scores = {"best replica": "best", "mixture of all": "all"}
+        errors = {
+            what: {NAMES[arm]: np.array(list(by_seed(content, arm, score).values())) for arm in arms}
+            for what, score in scores.items()
+        }
+        intervals.picture(errors, NAMES[BASELINE], title=PANELS[name].title).savefig(files[-1])
+    return files
+
+
+def publish(folder: Path) -> None:
+    """Prints a folder's tables, and writes them there as a page with pictures."""
+    text = page(folder)
+    print(text)
+    if pictures := draw(folder):
+        shown = "\n".join(f"![{file.stem}]({file.name})" for file in pictures)
+        (folder / "README.md").write_text(f"# Figure 2 of arXiv 1909.04013\n\n{text}\n\n{shown}\n")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Publishes the folders that are named."""
+    for folder in map(Path, arguments):
+        publish(folder)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,104 @@
+"""Writes the README's tables anew from the JSON files under benchmarks/results; a test sees that they are the same.
+
+uv run benchmarks/tables.py
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
+
+from benchmarks import reproduce_tables
+from experiments import report
+
+HOME = Path(__file__).resolve().parents[1]
+RESULTS = HOME / "benchmarks" / "results"
+THROUGHPUT = (  # later files have the later word
+    "throughput-lenet.json",
+    "throughput-lenet-repeat.json",
+    "throughput-resnet20-batch32.json",
+    "throughput-resnet20-batch32-repeat.json",
+    "throughput-resnet20-batch128.json",
+)
+NETWORKS = {"lenet": "LeNet", "resnet20": "ResNet-20"}
+VARIANTS = {
+    "naive": "`jit(vmap(step))`",
+    "stock": "jaxpt, stock layers",
+    "own": "jaxpt's convolutions",
+    "torch": "PyTorch, one after another",
+}
+SHOWN = (
+    *(("lenet", 128, 4), ("lenet", 128, 8), ("lenet", 128, 16)),
+    *(("resnet20", 32, 4), ("resnet20", 32, 8), ("resnet20", 128, 4)),
+)
+
+
+def load(name: str) -> Any:
+    """Returns what a file under benchmarks/results says."""
+    return json.loads((RESULTS / name).read_text())
+
+
+def throughput() -> str:
+    """Returns how many times as fast as single steps in a row each variant is."""
+    times: dict[tuple[str, int, int], dict[str, float]] = {}
+    for name in THROUGHPUT:
+        for row in load(f"cpu/{name}")["rows"]:
+            place = row["model"], row["batch"], row["replicas"]
+            times.setdefault(place, {})[row["variant"]] = 1 / row["time_ratio"]
+    lines = [("network, minibatch", "M", *VARIANTS.values())]
+    for place in SHOWN:
+        model, batch, replicas = place
+        found = (f"{times[place][v]:.1f}" if v in times[place] else "-" for v in VARIANTS)
+        lines.append((f"{NETWORKS[model]}, {batch}", str(replicas), *found))
+    return "\n".join(report.markdown(lines))
+
+
+def digits() -> str:
+    """Returns what exchanges gained on the digits."""
+    summary = load("digits/summary.json")
+    lines = [("arm", "test error", "95 % interval over seeds")]
+    names = {"tempering": "tempering", "independent": "grid search, same seeds"}
+    for arm, label in names.items():
+        error = summary["arms"][arm]["test_error"]
+        lines.append((label, f"{error['mean']:.2f} %", "{:.2f} to {:.2f}".format(*error["ci95"])))
+    difference = summary["differences"]["tempering-independent"]
+    ends = "{:+.2f} to {:+.2f}".format(*difference["ci95"])
+    lines.append(("difference, paired by seed", f"{difference['mean']:+.2f} points", ends))
+    return "\n".join(report.markdown(lines))
+
+
+def reproduction() -> str:
+    """Returns what each rule gains over grid search on the paper's panels."""
+    return reproduce_tables.overview(RESULTS / "reproduce" / "quick")
+
+
+TABLES: dict[str, Callable[[], str]] = {"throughput": throughput, "digits": digits, "reproduction": reproduction}
+
+
+def renewed(text: str) -> str:
+    """Returns a page with its tables made anew.
+
+    Raises:
+        ValueError: it asks for a table that there is none of, or does not end one.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in TABLES:
+            raise ValueError(f"no table is called {name!r}; there are {', '.join(TABLES)}")
+        return f"<!-- table {name} -->\n{TABLES[name]()}\n<!-- end -->"
+
+    if text.count("<!-- table ") != text.count("<!-- end -->"):
+        raise ValueError("every <!-- table NAME --> needs its <!-- end -->")
+    return re.sub(r"<!-- table (?P<name>\w+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    readme = HOME / "README.md"
+    readme.write_text(renewed(readme.read_text()))

@@ -1,0 +1,141 @@
+"""The reproduction of the paper's panels: what it saves, how it goes on, and what its tables say of known numbers."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from matplotlib import image
+
+from benchmarks import reproduce, reproduce_tables
+from benchmarks.reproduce_tables import PANELS
+from experiments import compare
+from experiments.options import RuleName
+from tests.experiments import small_sets
+
+
+def quick(tmp_path, sets, **others):
+    given = {"panels": ("emnist_dropout",), "arms": ("independent", "tempering"), "shorten": 40_000, "data_dir": sets}
+    given["batch_size"] = 16
+    return reproduce.Options(out=tmp_path / "out", work=tmp_path / "work", progress=False, **given | others)
+
+
+def ended(options):
+    with pytest.raises(SystemExit) as stop:
+        reproduce.main(options)
+    return stop.value.code
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sets")
+    small_sets.write("emnist_letters", folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:JAX has started already")
+def test_a_panel_is_saved_goes_on_and_takes_more_seeds(tmp_path, sets, capsys):
+    assert ended(quick(tmp_path, sets, seeds=1, budget=1e-9)) == 75, "a spent budget ends it as a signal would"
+    file = tmp_path / "out" / "emnist_dropout.json"
+    assert not file.exists()
+    assert ended(quick(tmp_path, sets, seeds=1, arms=("independent",))) == 0
+    assert {(r["arm"], r["seed"]) for r in json.loads(file.read_text())["rows"]} == {("independent", 0)}
+    assert ended(quick(tmp_path, sets, seeds=2)) == 0
+    content = json.loads(file.read_text())
+    rows = {(r["arm"], r["seed"]): r for r in content["rows"]}
+    assert set(rows) == {(arm, seed) for arm in ("independent", "tempering") for seed in (0, 1)}
+    assert {"command", "date", "device", "versions", "settings", "dataset"} <= set(content)
+    assert content["seeds"] == [0, 1]
+    for row in rows.values():
+        assert len(row["curve"]) == len(content["curve_step"]) == row["steps"] == 9
+        assert row["replica_images"] > 0
+        assert row["test_error"] * 20 / 100 == pytest.approx(round(row["test_error"] * 20 / 100), abs=1e-4)
+    assert not list((tmp_path / "work").rglob("settings.json")), "checkpoints go when their arm is done"
+    assert "| LeNet, EMNIST, dropout | 2 " in capsys.readouterr().out
+    before = file.stat().st_mtime_ns
+    assert ended(quick(tmp_path, sets, seeds=2)) == 0
+    assert file.stat().st_mtime_ns == before, "there was nothing left to do"
+    for picture in ("curves", "intervals"):
+        assert image.imread(tmp_path / "out" / f"emnist_dropout-{picture}.png")[..., :3].std() > 0.02
+    with pytest.raises(ValueError, match=r"another run .*steps was 9, now 4"):
+        reproduce.main(quick(tmp_path, sets, seeds=3, shorten=80_000))
+
+
+@pytest.fixture
+def content():
+    """Two seeds; tempering is 1 and 3 points better, and gets to the grid's error at steps 20 and never."""
+
+    def row(arm, seed, error, mixed, curve):
+        return {
+            "arm": arm,
+            "seed": seed,
+            "test_error": error,
+            "mixture": {"all": {"test": mixed}},
+            "acceptance_rate": 0.5 if arm == "tempering" else None,
+            "curve": curve,
+            "seconds": 60,
+            "seeds_at_once": 1,
+        }
+
+    rows = [row("independent", 0, 10.0, 9.0, [30, 20, 10]), row("independent", 1, 12.0, 9.0, [30, 12, 5])]
+    rows += [row("tempering", 0, 9.0, 8.5, [30, 10, 9]), row("tempering", 1, 9.0, 8.5, [30, 20, 9])]
+    settings = {"steps": 30, "every": 10, "burn_in": 0, "batch_size": 128}
+    return {"rows": rows, "curve_step": [10, 20, 30], "settings": settings, "device": "cpu, 2 cores"}
+
+
+def test_differences_are_paired_and_steps_counted(content):
+    np.testing.assert_allclose(reproduce_tables.paired(content, "tempering"), [-1, -3])
+    np.testing.assert_allclose(reproduce_tables.paired(content, "independent", "all"), [-1, -3])
+    np.testing.assert_array_equal(reproduce_tables.reached(content, "tempering"), [20, np.nan])
+    np.testing.assert_array_equal(reproduce_tables.reached(content, "independent"), [30, 30])
+    page = reproduce_tables.panel_table(PANELS["resnet20"], content)
+    # Student's t for two seeds: 12.706 times the standard error, which is 1.
+    assert "-2.00 [-14.71, +10.71]" in page
+    assert "20 in 1 of 2" in page
+    assert "9.25 with exchanges, 9.5 without" in page
+    assert "4 minutes in all" in page
+
+
+def test_a_seed_of_one_arm_only_is_not_compared(content):
+    content["rows"] = content["rows"][:3]
+    np.testing.assert_allclose(reproduce_tables.paired(content, "tempering"), [-1])
+    content["rows"][2]["test_error"] = None
+    assert reproduce_tables.show(reproduce_tables.paired(content, "tempering")) == "diverged"
+    assert reproduce_tables.show(np.array([])) == "-"
+
+
+def test_every_panel_has_an_experiment_and_every_arm_a_name(tmp_path):
+    for panel in PANELS.values():
+        chosen = reproduce.panel_options(panel, quick(tmp_path, None, shorten=None, preset="paper"))
+        assert chosen.steps >= 64_000
+        assert panel.fixed > panel.tempered
+    assert set(reproduce.ARMS) == set(reproduce_tables.NAMES)
+    assert reproduce.chunks([0, 1, 2], 2) == [[0, 1], [2]]
+    assert reproduce.chunks([0, 1, 2], None) == [[0, 1, 2]]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:JAX has started already")
+def test_rules_are_compared_by_one_command(tmp_path, capsys):
+    given = ["--experiment", "digits", "--rules", "pbt", "independent", "--seeds", "2", "--steps", "4"]
+    given += ["--every", "2", "--burn-in", "0", "--replicas", "2", "--no-progress", "--directory", str(tmp_path)]
+    compare.start(given)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert list(summary["arms"]) == ["pbt", "independent"]
+    assert summary["settings"]["seeds"] == 2
+    assert {arm["replica_images"] for arm in summary["arms"].values()} == {4 * 64 * 2 * 2}
+    assert image.imread(tmp_path / "comparison.png")[..., :3].std() > 0.02
+    out = capsys.readouterr().out
+    assert "pbt-independent:" in out
+    assert "compute: 1,024 training images per arm" in out
+
+
+def test_an_unknown_rule_or_experiment_is_refused(capsys):
+    for given in (["--rules", "greedy"], ["--experiment", "imagenet"]):
+        with pytest.raises(SystemExit) as stop:
+            compare.start(given)
+        assert stop.value.code == 2
+        assert given[1] in capsys.readouterr().err
+    assert set(compare.Options().rules) <= set(RuleName.__args__)
+    assert {field.name for field in dataclasses.fields(compare.Options)} == {"experiment", "rules", "seeds"}
