@@ -57,6 +57,13 @@ def fit(
 ) -> Result:
     """Trains all replicas for so many steps and shows how far it is.
 
+        >>> found = jaxpt.fit(engine, train, valid, steps=100, seeds=range(2))
+        >>> found.trace.valid["energy"].shape  # [periods, seeds, replicas]
+        (10, 2, 4)
+        >>> best = found.best(seed=0)
+        >>> best.model(valid["x"]).shape  # ready to call
+        (80, 2)
+
     Data goes to the device once. Dispatches hold as many periods as take about a second; steps that do not fill a last
     period are done without an exchange. However a run is cut, its bits are the same.
 

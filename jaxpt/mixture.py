@@ -60,11 +60,10 @@ def mixture(
             is not given or not one of the engine's.
     """
     _require_predict(engine)
-    if not metrics or not isinstance(metrics, Mapping):
-        raise ValueError(
-            'metrics must be {name: function}, one at least, e.g. {"error": lambda p, batch: errors(p, batch["y"])}, '
-            f"but it is {metrics!r}"
-        )
+    if not isinstance(metrics, Mapping):
+        raise ValueError(f"metrics must be {{name: function(probabilities, batch)}}, but it is {metrics!r}")
+    if not metrics:
+        raise ValueError('metrics is empty; give one at least, e.g. {"error": lambda p, batch: errors(p, batch["y"])}')
     tree.leading(examples, "examples")
     counts = np.asarray(engine.num_replicas if coldest is None else coldest)
     name = ladder_of(engine, ladder, coldest)

@@ -49,13 +49,18 @@ class Best:
 class Result:
     """What came of a run.
 
-    result.best("error").model(x)                # the replica that is best on validation, ready to call
-    result.mixture(coldest=3)(batch)             # the mean of several replicas' predictions
-    result.trace.valid["energy"]                 # [periods, replicas], or [periods, seeds, replicas]
-    result.trace.rung["learning_rate"]           # where each replica stood, period by period
-    print(result.summary())                      # the same as a dict, ready for JSON
-    result.report("report.html")                 # pictures, settings, diagnosis on one page
-    result.save_model("best")                    # jaxpt.load_model("best") gets it back
+        >>> result.best().model(valid["x"]).shape  # the replica that is best on validation, ready to call
+        (80, 2)
+        >>> result.mixture(coldest=3)(valid).shape  # the mean of several replicas' predictions
+        (80, 2)
+        >>> result.trace.valid["energy"].shape  # [periods, replicas], or [periods, seeds, replicas]
+        (20, 4)
+        >>> result.trace.rung["learning_rate"][-1].tolist()  # where each replica stands, [periods, replicas]
+        [..., ..., ..., ...]
+        >>> result.summary()["steps"]  # its str is a short text
+        200
+        >>> result.report("report.html")  # pictures, settings, diagnosis on one page
+        >>> result.save_model("best")  # jaxpt.load_model("best") gets it back
 
     In several processes whatever looks into the state (all of these but the trace) is called by all or by none.
     """

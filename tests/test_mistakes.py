@@ -120,7 +120,7 @@ MISTAKES = {
     "replica must be one of 0 .. 1, but it is 0.0": lambda: jaxpt.lineage(result().trace, 0.0),
     "result.trace, but it is of <class 'jaxpt.result.Result'>": lambda: jaxpt.diagnose(result()),
     "takes what jaxpt.lineage gave, and the engine that made it": lambda: jaxpt.replay(engine(), result().trace, None),
-    "metrics must be {name: function}, one at least": lambda: jaxpt.mixture(
+    "metrics must be {name: function(probabilities, batch)}": lambda: jaxpt.mixture(
         conftest.make_engine(problem(), LADDER), result().state, {"x": ONE}, loss
     ),
     "examples holds no arrays": lambda: jaxpt.mixture(

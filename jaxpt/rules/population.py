@@ -27,9 +27,7 @@ class PBT:
     (and a batch size a whole number). From then on hyperparameters belong to replicas, not to rungs, so `rung` stays
     what it was, replica k on rung k, and `trace.info` records no swaps but `parents`; see `jaxpt.lineage`.
 
-    >>> trained = jaxpt.fit(dataclasses.replace(engine, rule=jaxpt.PBT()), train, valid, steps=100)
-    >>> trained.trace.info.parents.shape  # whose weights each replica goes on with, [periods, replicas]
-    (10, 4)
+    >>> searching = dataclasses.replace(engine, rule=jaxpt.PBT(quantile=0.25))  # first values and range: its ladder
 
     Args:
         quantile: share of the replicas that are overwritten, and of those that are copied; one replica at least.
