@@ -20,6 +20,10 @@ LONG_IN_CODE = re.compile(
 )
 TEMPLATE = """
 {% extends "default/module.html.jinja2" %}
+{% block style %}
+    {{ super() }}
+    <style>main, header { max-width: 72rem !important; } .pdoc pre { font-size: 0.85rem; }</style>
+{% endblock %}
 {% macro decorators(doc) %}
     {% for d in doc.decorators if d in ("@property", "@classmethod") %}<div class="decorator">{{ d }}</div>{% endfor %}
 {% endmacro %}

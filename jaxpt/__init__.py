@@ -1,4 +1,11 @@
-"""Parallel tempering of neural networks: many replicas train as one JAX program and exchange hyperparameters."""
+"""Parallel tempering of neural networks: many replicas train as one JAX program and exchange hyperparameters.
+
+A problem (`nnx_problem`, `linen_problem`, `energy_problem`), a `Ladder` of hyperparameters and a rule (`Tempering`,
+`Independent`, `PBT`, `CopyBest`) make an `Engine`; `fit` runs it and returns a `Result`.
+
+The examples go on from the README's first script, made smaller: `problem`, `loss`, `engine`, `train`, `valid` and
+`result` are its own, and `dataclasses`, `jax`, `jnp`, `np`, `optax`, `nnx` and `linen` are imported. The tests run them.
+"""
 
 from jaxpt import diagnostics, linen, placement
 from jaxpt.convolution import conv_by_products, conv_general_dilated, fast_convolutions
