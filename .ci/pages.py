@@ -22,7 +22,7 @@ TEMPLATE = """
 {% extends "default/module.html.jinja2" %}
 {% block style %}
     {{ super() }}
-    <style>main, header { max-width: 72rem !important; } .pdoc pre { font-size: 0.85rem; }</style>
+    <style>body { width: calc(72rem + var(--sidebar-width)) !important; }</style>
 {% endblock %}
 {% macro decorators(doc) %}
     {% for d in doc.decorators if d in ("@property", "@classmethod") %}<div class="decorator">{{ d }}</div>{% endfor %}

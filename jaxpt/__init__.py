@@ -4,7 +4,7 @@ A problem (`nnx_problem`, `linen_problem`, `energy_problem`), a `Ladder` of hype
 `Independent`, `PBT`, `CopyBest`) make an `Engine`; `fit` runs it and returns a `Result`.
 
 The examples go on from the README's first script, made smaller: `problem`, `loss`, `engine`, `train`, `valid` and
-`result` are its own, and `dataclasses`, `jax`, `jnp`, `np`, `optax`, `nnx` and `linen` are imported. The tests run them.
+`result` are its own, and `dataclasses`, `jax`, `jnp`, `np`, `optax`, `nnx` and `linen` are imported.
 """
 
 from jaxpt import diagnostics, linen, placement
