@@ -93,7 +93,9 @@ def test_every_command_exists_with_the_options_that_are_shown(name, monkeypatch,
 
 
 def test_every_file_it_points_to_exists():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+    targets = re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r'src="([^"]+)"', README)
+    assert len(targets) > 10
+    for target in targets:
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target
 
