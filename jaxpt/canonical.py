@@ -12,7 +12,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxprs_in_par
 from jax.extend.core.primitives import conv_general_dilated_p
 from jaxtyping import Array
 
-from jaxpt import vectors
+from jaxpt import pooling, vectors
 from jaxpt.convolution.choice import choose
 from jaxpt.convolution.direct import in_portions
 from jaxpt.convolution.geometry import Geometry, geometry
@@ -32,7 +32,7 @@ def evaluate(closed: ClosedJaxpr, *args: Array) -> list[Array]:
     written with the transpositions spelled out, or as the matrix products that `jaxpt.convolution` takes for such
     shapes. That changes nothing but the order of sums, as long as all numbers are finite: products multiply zeros with
     pixels nearby, so one that is not finite spreads further. Elementwise functions and random bits are computed by
-    `jaxpt.vectors`.
+    `jaxpt.vectors`, pooling and sums over few features by `jaxpt.pooling`.
 
     Args:
         closed: the program; what is in loops, branches and calls of it is treated alike.
@@ -40,14 +40,20 @@ def evaluate(closed: ClosedJaxpr, *args: Array) -> list[Array]:
     """
     jaxpr = closed.jaxpr
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args), strict=True))
+    made_by: dict[Any, JaxprEqn] = {}
 
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, Literal) else values[atom]
 
     debug = jaxpr.debug_info.with_unknown_names()
     for eqn in jaxpr.eqns:
-        inputs = [read(atom) for atom in eqn.invars]
-        values.update(zip(eqn.outvars, _apply(eqn, inputs, debug), strict=True))
+        faster = next((module for module in (vectors, pooling) if module.applies(eqn)), None)
+        if faster is not None:
+            values[eqn.outvars[0]] = faster.apply(eqn, read, made_by)
+        else:
+            inputs = [read(atom) for atom in eqn.invars]
+            values.update(zip(eqn.outvars, _apply(eqn, inputs, debug), strict=True))
+        made_by.update(dict.fromkeys(eqn.outvars, eqn))
     return [read(atom) for atom in jaxpr.outvars]
 
 
@@ -55,8 +61,6 @@ def _apply(eqn: JaxprEqn, inputs: Sequence[Any], debug: Any) -> Sequence[Any]:
     """Returns the outputs of one equation."""
     if eqn.primitive is conv_general_dilated_p:
         return [_channels_last(*inputs, **eqn.params)]
-    if vectors.applies(eqn):
-        return [vectors.apply(eqn, *inputs)]
     if _slow(eqn):
         eqn = eqn.replace(params={name: _rewritten(value) for name, value in eqn.params.items()})
     # A program of one equation: JAX's own interpreter knows how each primitive wants to be applied.
@@ -72,7 +76,7 @@ def _convolves(eqn: JaxprEqn) -> bool:
 
 def _slow(eqn: JaxprEqn) -> bool:
     """Whether it is written in another way, or something in it."""
-    if eqn.primitive is conv_general_dilated_p or vectors.applies(eqn):
+    if eqn.primitive is conv_general_dilated_p or vectors.applies(eqn) or pooling.applies(eqn):
         return True
     return not _is_own(eqn) and any(_slow(inner) for jaxpr in jaxprs_in_params(eqn.params) for inner in jaxpr.eqns)
 

@@ -21,6 +21,7 @@ FLOORS = [
         "convolution.layers",
         "convolution",
         "vectors",
+        "pooling",
         "canonical",
     ],
     ["nn", "linen"],

@@ -5,6 +5,7 @@ import pytest
 from jax import lax
 
 from jaxpt import canonical, vectors
+from tests.test_canonical import programs
 
 FUNCTIONS = (jnp.exp, jnp.expm1, jnp.log, jnp.log1p, jax.nn.sigmoid, jnp.tanh, lax.erf)
 
@@ -29,6 +30,38 @@ def test_gradients_and_branches_are_rewritten_and_finite_where_they_were():
     for function in (jax.grad(lambda x: jnp.tanh(x).sum()), jax.nn.silu, jax.jit(jax.nn.softplus)):
         again, _ = rewritten(function, x)
         np.testing.assert_allclose(again(x), function(x), rtol=1e-6, atol=1e-7)
+
+
+BIASES = {
+    "of a feature": lambda x, b: x + b,
+    "of a layer": lambda x, b: x + b.reshape(1, 1, 1, -1),
+    "scaled, by a number, twice": lambda x, b: -(x * b / 4.0 + 2.0 * b) * 0.5 + x,
+    "of a column": lambda x, b: x + jnp.arange(8, dtype=x.dtype)[:, None],
+    "of an example": lambda x, b: (x + x[:, :1, :1]) * b,
+    "one as large": lambda x, b: jnp.maximum(x, jnp.flip(x, 0)) - b,
+}
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("name", BIASES)
+def test_what_is_added_to_each_feature_is_added_in_the_loop(name, kind):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, b = jnp.asarray(rng.normal(size=(16, 8, 8, 16)), kind), jnp.asarray(rng.normal(size=16), kind)
+        function = lambda x, b: jnp.tanh(BIASES[name](x, b))
+        again, _ = rewritten(function, x, b)
+        np.testing.assert_allclose(again(x, b), function(x, b), rtol=1e-13 if kind is np.float64 else 1e-6, atol=1e-7)
+        (loop,) = (e for e in programs(jax.make_jaxpr(again)(x, b).jaxpr) if e.primitive.name == "scan")
+        inside = {eqn.primitive.name for eqn in loop.params["jaxpr"].jaxpr.eqns}
+        assert inside & {"add", "sub"}
+
+
+def test_what_the_loop_takes_may_be_needed_elsewhere():
+    x, b = jnp.asarray(np.random.default_rng(0).normal(size=(16, 8, 8, 16)), jnp.float32), jnp.arange(16.0)
+    function = lambda x, b: jnp.stack([jnp.tanh(x + b), x + b])
+    again, _ = rewritten(function, x, b)
+    np.testing.assert_allclose(again(x, b), function(x, b), rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(again, (None, 0))(x, b[None]), function(x, b)[None], rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(16, 8, 8, 33), (16384,), (8, 16), (5, 3277)])
