@@ -106,7 +106,7 @@ def fit(
         patience: end the run after so many whole periods without an energy, on the validation split (or probe batches),
             lower than all before; with seeds, once this holds for each of them. However a run is cut, it ends at the
             same period.
-        tensorboard: write scalars of every period to DIRECTORY/tensorboard (`jaxpt.recorders.Scalars`); needs
+        tensorboard: write scalars of the periods to DIRECTORY/tensorboard (`jaxpt.recorders.Scalars`); needs
             tensorboardX, `pip install "jaxpt[tensorboard]"`.
         progress: show a progress bar on stderr; by default if that is a terminal. Of several processes only the first
             does.

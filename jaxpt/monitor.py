@@ -74,10 +74,13 @@ class Lowest:
             counts: whether they are whole periods, which alone count as periods without improvement.
         """
         energy = np.asarray(trace.valid["energy"], np.float64)
-        for row in np.where(np.isfinite(energy), energy, np.inf).min(-1):
-            better = row < self.energy
-            self.energy = np.where(better, row, self.energy)
-            self._since = np.where(better, 0, self._since + counts)
+        rows = np.where(np.isfinite(energy), energy, np.inf).min(-1)
+        before = np.broadcast_to(self.energy, rows[:1].shape)
+        lowest = np.minimum.accumulate(np.concatenate([before, rows]))
+        better = lowest[1:] < lowest[:-1]
+        passed = len(rows) * counts
+        after = np.argmax(better[::-1], 0) * counts  # whole periods since the last improvement among these rows
+        self.energy, self._since = lowest[-1], np.where(better.any(0), after, self._since + passed)
 
     @property
     def stale(self) -> int:

@@ -17,6 +17,7 @@ from jaxpt.extras import extra
 from jaxpt.state import Trace
 
 _REPLICAS = 16  # whose hyperparameters have a scalar each
+_POINTS = 64  # of a curve in one dispatch; TensorBoard draws about a thousand of a whole run
 
 
 class Lines:
@@ -90,7 +91,7 @@ class Lines:
 
 
 class Scalars:
-    """DIRECTORY/tensorboard: scalars of every period, by tensorboardX.
+    """DIRECTORY/tensorboard: scalars of every period, by tensorboardX; of a dispatch of more than 64 periods, of 64.
 
     Best is the replica with the lowest energy in that period; with seeds, scalars are means over them. Hyperparameters
     of the ladders are shown for each replica of the first seed, 16 at most, and for the best.
@@ -127,12 +128,13 @@ class Scalars:
         now = time.time()
         make = self._summaries.Summary
         with self._writing:
-            for row, step in enumerate(trace.step.tolist()):
+            last, every = len(trace.step) - 1, math.ceil(len(trace.step) / _POINTS)
+            for row in range(last % every, last + 1, every):
                 found = {tag: values[row] for tag, values in columns.items() if math.isfinite(values[row])}
-                if row == len(trace.step) - 1 and images:
+                if row == last and images:
                     found["speed/replica images per second"] = images / (seconds[1] - seconds[0])
                 summary = make(value=[make.Value(tag=tag, simple_value=value) for tag, value in found.items()])
-                self._file.write_event(self._events.Event(step=step, wall_time=now, summary=summary))
+                self._file.write_event(self._events.Event(step=int(trace.step[row]), wall_time=now, summary=summary))
             self._file.flush()
 
     def close(self) -> None:

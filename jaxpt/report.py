@@ -158,6 +158,7 @@ def _settings(result: Result, summary: Summary) -> dict[str, dict[str, Any]]:
     """Returns {heading: {name: value}}."""
     engine = result.engine
     simple = {f.name: getattr(engine, f.name) for f in dataclasses.fields(engine)}
+    simple["schedule"] = engine.schedule and getattr(engine.schedule, "__name__", "given")
     simple = {name: value for name, value in simple.items() if isinstance(value, int | float | str | None)}
     simple |= {"burn_in": int(engine.burn_in), **{f"fixed {name}": value for name, value in engine.fixed.items()}}
     ladders = {

@@ -19,7 +19,7 @@ TOYS = {
     "convolutions": "--model lenet --replicas 1 --batch 2 --rounds 1 --least 0",
     "devices": "--replicas 2 --batch 2 --devices 1 --steps 1 --rounds 1 --counted 2",
 }
-SLOW = ("throughput", "precisions", "step_costs", "devices")
+SLOW = ("throughput", "precisions", "step_costs", "devices", "fit_overhead")
 ROW = {
     "throughput": {"model", "replicas", "batch", "variant", "time_ratio", "seconds", "spread"},
     "exchange_overhead": {"model", "replicas", "batch", "every", "what", "seconds", "share_of_training"},

@@ -85,6 +85,9 @@ def test_what_is_not_finite_is_no_improvement():
         lowest.look(row)
         stale.append(lowest.stale)
     assert stale == [1, 0, 0, 1, 2]
+    at_once = Lowest()
+    at_once.look(jaxpt.Trace(None, None, {"energy": nothing}, {}, {}, {}, None))
+    assert at_once.stale == 2
     lowest.look(rows[0], counts=False)
     assert lowest.stale == 2
     assert lowest.energy == 2

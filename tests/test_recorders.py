@@ -153,6 +153,17 @@ def test_scalars_leave_out_what_is_no_number_and_many_replicas(tmp_path):
     assert sum(tag.startswith("temperature/replica") for tag in found) == 16
 
 
+def test_a_dispatch_of_many_periods_has_few_points(tmp_path):
+    pytest.importorskip("tensorboardX")
+    trace = jaxpt.fit(ENGINE, steps=300, progress=False).trace
+    recorder = Scalars(tmp_path, ENGINE)
+    recorder.add(trace, (0.0, 1.0), 0)
+    recorder.close()
+    found = events(tmp_path)["training/loss, mean"]
+    assert list(found) == list(range(6, 301, 6))
+    np.testing.assert_allclose(found[300], trace.loss[-1].mean(), rtol=1e-6)
+
+
 def test_a_missing_package_is_said_before_the_first_step(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "tensorboardX"]:
         monkeypatch.delitem(sys.modules, name)

@@ -80,7 +80,7 @@ def acceptance_picture(
     axes.bar(pairs, mean, width=0.7, color=COLORS[0], alpha=0.85, zorder=2)
     _whiskers(axes, pairs, mean, low, high)
     for pair in pairs[np.isnan(mean)]:
-        axes.text(pair, 0.02, "no\noffer", ha="center", va="bottom", color="#555555", fontsize=8)
+        axes.text(pair, 0.02, "no offer", rotation=90, ha="center", va="bottom", color="#555555", fontsize=9)
     axes.axhline(0.5, color="#555555", linestyle=":", zorder=3)
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
