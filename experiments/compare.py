@@ -22,6 +22,7 @@ from experiments import (
     emnist_dropout,
     emnist_learning_rate,
     intervals,
+    language_model,
     report,
     resnet,
     runner,
@@ -29,7 +30,15 @@ from experiments import (
 from experiments.options import BaseOptions, RuleName, paper_command
 from experiments.runner import Work
 
-Name = Literal["digits", "emnist_dropout", "emnist_learning_rate", "cifar10_dropout", "cifar10_learning_rate", "resnet"]
+Name = Literal[
+    "digits",
+    "emnist_dropout",
+    "emnist_learning_rate",
+    "cifar10_dropout",
+    "cifar10_learning_rate",
+    "resnet",
+    "language_model",
+]
 EXPERIMENTS: Mapping[Name, tuple[Callable[..., Any], Callable[[Any], Work]]] = {
     "digits": (digits.Options, digits.prepare),
     "emnist_dropout": (emnist_dropout.preset, emnist_dropout.prepare),
@@ -37,6 +46,7 @@ EXPERIMENTS: Mapping[Name, tuple[Callable[..., Any], Callable[[Any], Work]]] = {
     "cifar10_dropout": (cifar10_dropout.preset, cifar10_dropout.prepare),
     "cifar10_learning_rate": (cifar10_learning_rate.preset, cifar10_learning_rate.prepare),
     "resnet": (resnet.preset, resnet.prepare),
+    "language_model": (language_model.Options, language_model.prepare),
 }
 """{name: (what makes its options, what prepares it)}."""
 

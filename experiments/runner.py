@@ -59,6 +59,8 @@ def run(work: Work, options: BaseOptions) -> dict[str, Any]:
     mixtures = {name: mixture_errors(result, data, options) for name, result in results.items()}
     summary = report.summary(experiment, results, mixtures, options, dataset)
     pictures = report.pictures(results, options, len(_drawn(data.test, options.curve)["label"]))
+    for name, result in results.items():
+        result.report(directory / f"report-{name}.html", title=f"{experiment}: {name}")
     if not jaxpt.placement.is_first():  # until here all processes work together
         return summary
     np.savez_compressed(directory / "trace.npz", **flat_traces(results))  # type: ignore[arg-type]

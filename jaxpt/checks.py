@@ -12,11 +12,13 @@ import optax
 from jaxtyping import Array, PyTree
 
 from jaxpt import precision, replica_axis, tree
+from jaxpt.arguments import check_takes
 from jaxpt.data import Batches, Data
 from jaxpt.ladder import Ladder, check_values, require_beta
 from jaxpt.placement import Placement, automatic, check_fits
 from jaxpt.replicas import Reads, has_state, in_force, init_replica, reads
 from jaxpt.rules import Tempering
+from jaxpt.state import RunState
 from jaxpt.types import Problem, Rule
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ def check_engine(engine: "Engine") -> None:
             "(at least 2), or leave it out: energies on the whole validation split have no such noise"
         )
     for name, value in engine.fixed.items():
-        if not (np.ndim(value) == 0 and math.isfinite(value)):
+        if isinstance(value, str) or not (np.ndim(value) == 0 and math.isfinite(value)):
             raise ValueError(f"fixed[{name!r}] must be one finite number, the same for all replicas, not {value!r}")
         check_values(name, np.asarray(value))
     ladder_names = [name for ladder in ladders for name in ladder.values]
@@ -90,6 +92,11 @@ def _check_types(engine: "Engine") -> None:
             "optimizer must be a function from hyperparameters to an optax transformation, e.g. "
             f'lambda h: optax.sgd(h["learning_rate"]), but it is {engine.optimizer!r}'
         )
+    check_takes("optimizer", engine.optimizer, "hyperparameters")
+    if engine.schedule is not None:
+        check_takes("schedule", engine.schedule, "hyperparameters", "step")
+    if not isinstance(engine.fixed, Mapping):
+        raise ValueError(f'fixed must be {{name: value}}, e.g. {{"dropout_rate": 0.1}}, but it is {engine.fixed!r}')
     if isinstance(engine.rule, type) or not isinstance(engine.rule, Rule):
         raise ValueError(f"rule must be an object like Tempering(C=100.0) or Independent(), but it is {engine.rule!r}")
 
@@ -199,6 +206,8 @@ def abstract_hyper(engine: "Engine") -> dict[str, jax.ShapeDtypeStruct]:
 
 def check_state(engine: "Engine", state: Any) -> None:
     """Raises ValueError if a state was made by an engine with another rule or other ladders."""
+    if not isinstance(state, RunState):
+        raise ValueError(f"state must come from engine.init(key) or an earlier run, but it is {state!r}")
     rule = type(state.rule).__name__
     if not _same_structure(state.rule, engine.rule):
         raise ValueError(
@@ -238,7 +247,7 @@ def check_sizes(engine: "Engine", data: Data) -> None:
     if data.train is not None and not sizes.get("valid", 0):
         raise ValueError(
             "the validation split is empty, but exchanges compare energies on it and the best replica is chosen on it; "
-            "hold out some training examples as data.valid"
+            "hold out some training examples as data.valid: fit(engine, train, valid) or jaxpt.Data(train, valid)"
         )
     if engine.probe is not None and sizes.get("valid", engine.probe) < engine.probe:
         raise ValueError(f"probe={engine.probe} examples are more than the validation split's {sizes['valid']}")

@@ -136,8 +136,11 @@ def diffusion(
     Figure 1 of arXiv 1909.04013: |W(t) - W(t0)|. The replicas of a seed share W(t0), the optimiser's state and the
     minibatches; dropout and noise are each one's own. It is a run of `Engine` with `Independent`.
 
-        jaxpt.diffusion(problem, lambda h: optax.sgd(h["learning_rate"]), train,
-                        name="learning_rate", values=[0.01, 0.02, 0.04], steps=2000, every=100).verdict()
+        >>> sgd = lambda h: optax.sgd(h["learning_rate"])
+        >>> found = jaxpt.diffusion(problem, sgd, train, name="learning_rate", values=[0.01, 0.02, 0.04],
+        ...                         steps=100, every=10, batch_size=32)
+        >>> found.displacement.shape, found.verdict().answer  # [records, seeds, values]
+        ((10, 5, 3), 'temperature-like')
 
     Args:
         problem: what is trained; its energy and metrics are not computed.
@@ -172,7 +175,7 @@ def diffusion(
         raise ValueError(f"burn_in must be at least 0, but it is {burn_in}")
     if own_burn_in and not burn_in:
         raise ValueError("own_burn_in=True asks for a burn-in; give burn_in, its steps")
-    if not len(seeds) or len(set(seeds)) < len(seeds):
+    if not isinstance(seeds, Sequence | np.ndarray) or not len(seeds) or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be one or more different integers, e.g. range(5), but they are {seeds!r}")
     make = partial(
         Engine,

@@ -40,6 +40,13 @@ class Engine:
     `dataclasses.replace` with other numbers runs the compiled program of the first. `init` copies ladder, rule and
     fixed values into the state, and from then on those in the state count.
 
+    >>> ladder = jaxpt.Ladder(learning_rate=jaxpt.geometric(0.05, 0.3, 4))
+    >>> sgd = lambda h: optax.sgd(h["learning_rate"], momentum=0.9)
+    >>> engine = jaxpt.Engine(problem, sgd, ladder, jaxpt.Tempering(C=100.0), every=10, batch_size=32)
+    >>> state, trace = engine.run(engine.init(jax.random.key(0)), jaxpt.Data(train, valid), periods=3)
+    >>> trace.step.tolist(), trace.rung["learning_rate"].shape  # a row per period
+    ([10, 20, 30], (3, 4))
+
     Args:
         problem: what each replica trains on; see `nnx_problem`, `linen_problem`, `energy_problem`.
         optimizer: {name: scalar} -> optax transformation, e.g. `lambda h: optax.sgd(h["learning_rate"], 0.9)`. It is
@@ -180,6 +187,8 @@ class Engine:
             ValueError: the data or the batches do not fit (see `check`, which also looks at labels), or the state comes
                 from an engine with another rule or other ladders.
         """
+        if not isinstance(periods, int | np.integer | jax.Array):
+            raise ValueError(f"periods must be an integer, how many of them, but it is {periods!r}")
         room = operator.index(periods) if room is None else room
         if not isinstance(periods, jax.Array) and not 0 <= periods <= room:
             raise ValueError(f"periods must be 0 .. room={room}, but it is {periods!r}")

@@ -1,42 +1,38 @@
 """The host's loop around `Engine.run`: dispatches of about a second, a progress bar, checkpoints, and the result."""
 
 import contextlib
-import dataclasses
-import itertools
 import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
-from jaxpt import memory, settings, tree
-from jaxpt.data import Batches, Data
+from jaxpt import tree
+from jaxpt.data import Data
 from jaxpt.divergence import Watch
-from jaxpt.engine import Engine, RunState, Trace
+from jaxpt.engine import Engine
+from jaxpt.extras import extra
 from jaxpt.failures import Interrupted
 from jaxpt.interruption import Request, requests
+from jaxpt.job import keys, prepare
+from jaxpt.monitor import Callback, Monitor, Recorder
 from jaxpt.processes import clear_errors, is_first
-from jaxpt.progress import counted, drawn, filled, joined, postfix, replica_images
-from jaxpt.progress import swaps as swaps_of
-from jaxpt.replica_axis import Execution
+from jaxpt.progress import filled, joined
+from jaxpt.recorders import Lines, Scalars
 from jaxpt.result import Result
-from jaxpt.stream import is_stream, prefetch
+from jaxpt.state import Trace
 
 if TYPE_CHECKING:
     from jaxpt.checkpoint import Checkpoints
 
 _NEVER = np.iinfo(np.int32).max
-_GENERATORS = ("threefry2x32", "rbg", "unsafe_rbg")
-_ROOMS = (64, 1024)  # periods that a dispatch may hold, its trace's rows; few kinds, so that runs share programs
 _SECONDS = 1.0  # that a dispatch should take: signals wait for its end, and each costs about a millisecond
 
 
@@ -53,10 +49,20 @@ def fit(
     directory: str | os.PathLike[str] | None = None,
     save_every: int | None = None,
     save_minutes: float = 10.0,
+    callbacks: Sequence[Callback] = (),
+    patience: int | None = None,
+    tensorboard: bool = False,
     progress: bool | None = None,
     description: str = "training",
 ) -> Result:
     """Trains all replicas for so many steps and shows how far it is.
+
+        >>> found = jaxpt.fit(engine, train, valid, steps=100, seeds=range(2))
+        >>> found.trace.valid["energy"].shape  # [periods, seeds, replicas]
+        (10, 2, 4)
+        >>> best = found.best(seed=0)
+        >>> best.model(valid["x"]).shape  # ready to call
+        (80, 2)
 
     Data goes to the device once. Dispatches hold as many periods as take about a second; steps that do not fill a last
     period are done without an exchange. However a run is cut, its bits are the same.
@@ -71,7 +77,12 @@ def fit(
     devices always to the same bits); with more `steps` it trains on. SIGTERM and SIGINT then end
     the run after the period at work: it saves itself and raises `Interrupted`, which ends the process with code 75; a
     second signal ends it at once. A stream begins anew in a resumed run, and what was used of it is passed over; its
-    examples, unlike those of arrays, are not compared with those of before.
+    examples, unlike those of arrays, are not compared with those of before. DIRECTORY/periods.jsonl has a line for
+    each period of the trace (`jaxpt.recorders.Lines`), also while the run goes on.
+
+    A run can end before its last step: when a callback asks for it, or when the energies do not get better any more
+    (`patience`). It then returns its result as ever, saved in the directory if there is one, and steps that do not fill
+    a period are left out. The same call goes on from there, unless its patience has come to an end already.
 
     Args:
         engine: what to run.
@@ -89,6 +100,14 @@ def fit(
         directory: where checkpoints go and come from; the latest two and the best are kept.
         save_every: periods between checkpoints, if they are not to go by time alone.
         save_minutes: minutes between them at most; there is always one at the end.
+        callbacks: functions that are called with a `Status` after every dispatch, that is after every second or so,
+            and if a period takes longer than that, after every period. One that returns true ends the run. In several
+            processes all of them call theirs, and one is enough to end the run.
+        patience: end the run after so many whole periods without an energy, on the validation split (or probe batches),
+            lower than all before; with seeds, once this holds for each of them. However a run is cut, it ends at the
+            same period.
+        tensorboard: write scalars of the periods to DIRECTORY/tensorboard (`jaxpt.recorders.Scalars`); needs
+            tensorboardX, `pip install "jaxpt[tensorboard]"`.
         progress: show a progress bar on stderr; by default if that is a terminal. Of several processes only the first
             does.
         description: what the bar is called.
@@ -99,13 +118,17 @@ def fit(
     Raises:
         ValueError: steps is not a positive integer, seeds are not distinct integers, prng is unknown, or the data does
             not fit the engine, see `Engine.check`; a stream ends early or changes its shapes, see
-            `jaxpt.stream.prefetch`; the directory holds a longer run, or one with other settings.
+            `jaxpt.stream.prefetch`; the directory holds a longer run, or one with other settings; an option is out of
+            range.
+        ModuleNotFoundError: tensorboardX is asked for and not installed.
         MemoryError: the run does not fit on its devices; the message says how many replicas do.
         CheckpointError: a checkpoint cannot be written or read.
         Diverged: a replica's energy is not finite, and the engine says `diverged="stop"`.
         Interrupted: a signal ended a run that has a directory.
         ProcessLost: another process of the run is gone, see `jaxpt.placement.clear_errors`.
     """
+    if not isinstance(engine, Engine):
+        raise ValueError(f"engine must be a jaxpt.Engine, fit(engine, train, valid, steps=...), not {type(engine)}")
     if not isinstance(steps, int | np.integer) or steps < 1:
         raise ValueError(f"steps must be an integer of at least 1, but it is {steps!r}")
     if save_every is not None and (not isinstance(save_every, int | np.integer) or save_every < 1):
@@ -114,7 +137,14 @@ def fit(
         raise ValueError(f"save_minutes must be positive, but it is {save_minutes!r}")
     if not isinstance(directory, str | os.PathLike | None):
         raise ValueError(f"directory must be a path, but it is {directory!r}")
-    key = _keys(seed, seeds, prng)
+    callbacks = _checked_callbacks(callbacks)
+    if patience is not None and (not isinstance(patience, int | np.integer) or patience < 1):
+        raise ValueError(f"patience must be a number of periods, at least 1, but it is {patience!r}")
+    if tensorboard:
+        extra("tensorboardX", "tensorboard", "tensorboard=True")
+        if directory is None:
+            raise ValueError("tensorboard=True writes to DIRECTORY/tensorboard; give directory=...")
+    key = keys(seed, seeds, prng)
     whole, rest = divmod(int(steps), engine.every)
     early = getattr(engine.rule, "swap_while_tuning", False)
     if engine.rule.exchanges and not early and engine.every * whole <= engine.burn_in:
@@ -128,7 +158,7 @@ def fit(
         request = stack.enter_context(requests(directory is not None))
         store = None if directory is None else _opened(stack, directory)
         done = _periods_done(store, engine, whole)
-        job = _prepare(engine, train, Data(None, valid, test), whole, rest, done, key, store)
+        job = prepare(engine, train, Data(None, valid, test), whole, rest, done, key, store)
         state, traces, earlier, images = job.begin(store)
         # None: tqdm shows the bar on a terminal only.
         hidden = not is_first() or (None if progress is None else not progress)
@@ -136,46 +166,47 @@ def fit(
         bar = stack.enter_context(
             tqdm(total=steps, initial=start, desc=description, unit="step", disable=hidden, dynamic_ncols=True)
         )
+        recorders = _recorders(stack, engine, store, joined(traces) if traces else None, tensorboard)
+        monitor = Monitor(steps, traces, earlier, images, bar, recorders, callbacks, patience)
         watch = Watch(engine)
-        batches, (count, _, ended) = job.batches, _agreed(1, False, request.name is not None)
-        swaps = sum(map(swaps_of, traces), np.zeros(2, int))
-        started = saved = time.perf_counter()
-        while done < whole and not ended:
+        batches, (count, _, ended, _) = job.batches, _agreed(1, False, request.name is not None, False)
+        saved = time.perf_counter()
+        stopped: Literal["callback", "patience"] | None = None if monitor.left != 0 else "patience"
+        while done < whole and not ended and not stopped:
             before = time.perf_counter()
             state, trace = engine.run(state, job.data, periods=count, room=job.room, batches=batches, donate=True)
-            traces.append(filled(trace, count))
+            rows = filled(trace, count)
             done += count
             now = time.perf_counter()
-            images += job.images(engine, traces[-1], batches)
-            watch.look(traces[-1], _kept(store))
-            swaps += swaps_of(traces[-1])
-            rate = images / (earlier + now - started)
-            bar.set_postfix(postfix(traces[-1], swaps[0], swaps[1], rate), refresh=False)
-            bar.update(engine.every * count)
+            monitor.add(state, rows, job.images(engine, rows, batches))
+            watch.look(rows, _kept(store))
             batches = next(job.feed, None)
             due = done == whole or now - saved > 60 * save_minutes or (save_every and done % save_every == 0)
-            count, due, ended = _agreed(_SECONDS * count / (now - before), bool(due), request.name is not None)
+            count, due, ended, asked = _agreed(
+                _SECONDS * count / (now - before), bool(due), request.name is not None, monitor.asked
+            )
+            stopped = "callback" if asked else "patience" if monitor.left == 0 else None
             until = save_every - done % save_every if save_every else whole
-            count = min(max(1, count), job.room, until, max(1, whole - done))
-            if store is not None and (due or ended):
-                traces = [joined(traces)]
-                store.save(state, traces[0], earlier + now - started, images)
+            # No dispatch goes past the end of patience: where a run ends does not depend on how it is cut.
+            patient = monitor.left or whole
+            count = min(max(1, count), job.room, until, patient, max(1, whole - done))
+            if store is not None and (due or ended or stopped):
+                store.save(state, monitor.join(), monitor.seconds, monitor.images)
                 saved = now
         if ended and store is not None:
             store.wait()
             raise _interrupted(request, description, engine.every * done, steps, directory)
-        if rest:
+        if rest and not stopped:
             state, trace = job.short.run(state, job.data, periods=1, batches=batches, donate=True)
-            traces.append(filled(trace, 1))
-            images += job.images(job.short, traces[-1], batches)
-            watch.look(traces[-1], _kept(store))
-            bar.update(rest)
-        seconds = earlier + time.perf_counter() - started
+            rows = filled(trace, 1)
+            monitor.add(state, rows, job.images(job.short, rows, batches), whole=False)
+            watch.look(rows, _kept(store))
+        seconds = monitor.seconds
         if store is not None:
             store.wait()
-            if _agreed(0, False, request.name is not None)[2]:
+            if _agreed(0, False, request.name is not None, False)[2]:
                 raise _interrupted(request, description, engine.every * done, steps, directory)
-    whole_trace: Any = joined(traces)
+    whole_trace: Any = monitor.join()
     last_valid, last_test = tree.take((whole_trace.valid, whole_trace.test), -1)
     if (parents := whole_trace.info.parents) is not None:  # the last copies carry their scores with them
         last_valid, last_test = jax.tree.map(
@@ -192,87 +223,16 @@ def fit(
         test=last_test,
         seconds=seconds,
         compile_seconds=job.compile_seconds,
-        replica_images=images,
+        replica_images=monitor.images,
         execution=job.execution,
+        stopped=stopped,
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """A run that is ready to go: data on its devices, programs compiled."""
-
-    engine: Engine
-    short: Engine
-    """For the last period, if it is short."""
-    key: jax.Array
-    data: Data
-    batches: Batches | None
-    """Of the first period, if they come from a stream, and then of the further ones."""
-    feed: Iterator[Batches | None]
-    room: int
-    """Periods that a dispatch may hold."""
-    form: RunState
-    """The state as shapes with their places."""
-    row: Trace
-    """A trace as shapes, of any number of rows."""
-    execution: Execution
-    compile_seconds: float
-
-    def begin(self, store: "Checkpoints | None") -> tuple[RunState, list[Trace], float, int]:
-        """Returns the state to go on from, the rows so far, seconds and images: from a checkpoint, if there is one."""
-        if store is None or not store.steps:
-            return self.engine.init(self.key), [], 0.0, 0
-        state, trace, progress = store.load(self.form, self.row, jax.random.key_impl(self.key))
-        return state, [trace], progress.seconds, progress.images
-
-    def images(self, engine: Engine, trace: Trace, batches: Batches | None) -> int:
-        """Returns how many training examples these rows stand for."""
-        if batches is not None:
-            return replica_images(engine, trace, partial(counted, np.asarray(batches.counts)))
-        if self.data.train is None:
-            return 0
-        return replica_images(engine, trace, partial(drawn, engine, trace, tree.leading(self.data.train)))
-
-
-def _prepare(
-    engine: Engine,
-    train: Any,
-    scored: Data,
-    whole: int,
-    rest: int,
-    done: int,
-    key: jax.Array,
-    store: "Checkpoints | None",
-) -> _Job:
-    """Checks the data and brings it to the devices, compiles what is left to run, and sees that it fits."""
-    feed: Iterator[Batches | None] = itertools.repeat(None)
-    if streaming := is_stream(train):
-        lengths = [engine.every] * (whole - done) + [rest] * (rest > 0)
-        feed, train = prefetch(train, lengths, engine.batch_size, engine.every * done), None
-    batches = next(feed, None)
-    host = scored._replace(train=train)
-    seen = host if batches is None else host._replace(train=tree.take(batches.examples, (0, 0)))
-    engine.check(seen)
-    data = engine.placed.put(host)  # once, to every device
-    execution = engine.execution(seen)
-    form = engine.abstract(key)
-    if store is not None:
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), seen.train)
-        store.match(settings.describe(engine, form, key, seen._replace(train=shapes) if streaming else host))
-    short = dataclasses.replace(engine, every=rest or 1, burn_in=_NEVER)
-    room = 1 if streaming else _ROOMS[whole > 40 * _ROOMS[0]]
-    started = time.perf_counter()
-    row: Any = None
-    for part, periods, left in ((engine, room, done < whole), (short, 1, rest > 0)):
-        if left or (part is engine and whole):
-            given = _shapes(batches, part.every)
-            lowered = part.lower(form, data, periods=periods, batches=given, donate=True)
-            row = lowered.out_info[1] if row is None else row
-            if left:
-                most = memory.limit(engine.placed)
-                memory.check(lowered.compile(), form.replicas, (data, given), execution, most, engine.placed.num_shards)
-    seconds = time.perf_counter() - started
-    return _Job(engine, short, key, data, batches, feed, room, form, row, execution, seconds)
+def _checked_callbacks(callbacks: Sequence[Callback]) -> list[Callback]:
+    if not isinstance(callbacks, Iterable) or not all(map(callable, found := list(callbacks))):
+        raise ValueError(f"callbacks must be a list of functions that take a Status, but it is {callbacks!r}")
+    return found
 
 
 def _opened(stack: contextlib.ExitStack, directory: str | os.PathLike[str]) -> "Checkpoints":
@@ -293,13 +253,27 @@ def _periods_done(store: "Checkpoints | None", engine: Engine, whole: int) -> in
     return begun // engine.every
 
 
-def _agreed(count: float, due: bool, ended: bool) -> tuple[int, bool, bool]:
+def _recorders(
+    stack: contextlib.ExitStack, engine: Engine, store: "Checkpoints | None", trace: Trace | None, tensorboard: bool
+) -> list[Recorder]:
+    """Returns what writes the run's periods to its directory, in the first process."""
+    if store is None or not is_first():
+        return []
+    found: list[Recorder] = [Lines(store.directory / "periods.jsonl", engine, trace)]
+    if tensorboard:
+        found.append(Scalars(store.directory / "tensorboard", engine, trace))
+    for recorder in found:
+        stack.callback(recorder.close)
+    return found
+
+
+def _agreed(count: float, due: bool, ended: bool, asked: bool) -> tuple[int, bool, bool, bool]:
     """Returns the first process's numbers, and whether any process was asked to end: all must do the same."""
-    found = np.array([min(count, _NEVER), due, ended], np.int64)
+    found = np.array([min(count, _NEVER), due, ended, asked], np.int64)
     if jax.process_count() > 1:
         each = multihost_utils.process_allgather(found)
-        found = np.array([*each[0, :2], each[:, 2].max()])
-    return int(found[0]), bool(found[1]), bool(found[2])
+        found = np.array([*each[0, :2], *each[:, 2:].max(0)])
+    return int(found[0]), bool(found[1]), bool(found[2]), bool(found[3])
 
 
 def _interrupted(
@@ -319,24 +293,3 @@ def _interrupted(
 def _kept(store: "Checkpoints | None") -> str:
     """What there is to go back to, for an error message."""
     return f"; {store.directory} keeps step {store.steps[-1]}" if store is not None and store.steps else ""
-
-
-def _keys(seed: int, seeds: Sequence[int] | None, prng: str | None) -> jax.Array:
-    """Returns the key of one seed, or those of several."""
-    if prng not in (None, *_GENERATORS):
-        raise ValueError(f"prng must be one of {', '.join(_GENERATORS)}, or None for JAX's own, but it is {prng!r}")
-    wanted = [seed] if seeds is None else list(seeds) if isinstance(seeds, Sequence | np.ndarray) else None
-    if not wanted or not all(isinstance(s, int | np.integer) for s in wanted) or len(set(wanted)) < len(wanted):
-        raise ValueError(
-            "seed must be an integer, and seeds a sequence of one or more different integers, e.g. range(5), but they "
-            f"are seed={seed!r}, seeds={seeds!r}"
-        )
-    if seeds is not None and seed != 0:
-        raise ValueError(f"give seed={seed!r} or seeds={seeds!r}, not both")
-    make = partial(jax.random.key, impl=prng)
-    return make(seed) if seeds is None else jax.vmap(make)(jnp.asarray(wanted))
-
-
-def _shapes(batches: Batches | None, every: int) -> PyTree:
-    """Returns one period's minibatches as shapes, for a period of so many steps."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, every, *leaf.shape[2:]), leaf.dtype), batches)

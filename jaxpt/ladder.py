@@ -4,6 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,19 +51,40 @@ _DOMAIN: dict[str, tuple[float, float]] = {
 
 
 def linear(start: float, stop: float, num_rungs: int) -> np.ndarray:
-    """Returns `num_rungs` values from `start` to `stop` with equal differences."""
+    """Returns `num_rungs` values from `start` to `stop` with equal differences.
+
+        >>> jaxpt.linear(0.1, 0.4, 4)
+        array([0.1, 0.2, 0.3, 0.4])
+
+    Raises:
+        ValueError: an end is not a number, or there is no rung.
+    """
+    _check_spacing(start, stop, num_rungs)
     return np.linspace(start, stop, num_rungs)
 
 
 def geometric(start: float, stop: float, num_rungs: int) -> np.ndarray:
     """Returns `num_rungs` values from `start` to `stop` with equal ratios.
 
+        >>> jaxpt.geometric(1, 8, 4)
+        array([1., 2., 4., 8.])
+
     Raises:
-        ValueError: an end is not positive.
+        ValueError: an end is not a positive number, or there is no rung.
     """
+    _check_spacing(start, stop, num_rungs)
     if not (start > 0 and stop > 0):
         raise ValueError(f"a geometric spacing needs positive ends, but they are {start} and {stop}")
     return np.geomspace(start, stop, num_rungs)
+
+
+def _check_spacing(start: float, stop: float, num_rungs: int) -> None:
+    """Raises ValueError unless the ends are numbers and there is a rung at least."""
+    for name, value in {"start": start, "stop": stop}.items():
+        if not isinstance(value, int | float | np.number):
+            raise ValueError(f"{name} must be a number, but it is {value!r}")
+    if not isinstance(num_rungs, int | np.integer) or num_rungs < 1:
+        raise ValueError(f"num_rungs must be an integer of at least 1, but it is {num_rungs!r}")
 
 
 @tree.register(data=("values", "beta"), meta=("name", "source", "missing"))
@@ -72,9 +94,13 @@ class Ladder:
 
     Rung 0 is the coldest (largest beta). Values given hot end first are turned round.
 
-        Ladder(learning_rate=geometric(0.009, 0.018, 8))
-        Ladder(learning_rate=linear(0.01, 0.1, 4), dropout_rate=linear(0.1, 0.4, 4), beta="learning_rate")
-        Ladder(weight_decay=[1e-4, 3e-4], beta=[2.0, 1.0])
+        >>> ladder = jaxpt.Ladder(learning_rate=jaxpt.geometric(0.01, 0.04, 3))
+        >>> ladder.values["learning_rate"].tolist(), ladder.beta.tolist()
+        ([0.009999999776482582, 0.019999999552965164, 0.03999999910593033], [100.0, 50.0, 25.0])
+        >>> rates, dropout = jaxpt.linear(0.01, 0.1, 4), jaxpt.linear(0.1, 0.4, 4)
+        >>> jaxpt.Ladder(learning_rate=rates, dropout_rate=dropout, beta="learning_rate").name
+        'learning_rate+dropout_rate'
+        >>> ladder = jaxpt.Ladder(weight_decay=[1e-4, 3e-4], beta=[2.0, 1.0])
 
     Args:
         beta: inverse temperatures, one per rung; or the name of the hyperparameter that gives them, when several are
@@ -107,16 +133,17 @@ class Ladder:
         name: str | None = None,
         **values: Sequence[float] | np.ndarray | Array,
     ):
-        with np.errstate(over="ignore"):
-            arrays = {key: np.asarray(value, np.float32) for key, value in values.items()}
+        arrays = {key: _row(key, value) for key, value in values.items()}
         if not arrays:
             raise ValueError("a ladder needs at least one hyperparameter, e.g. Ladder(learning_rate=[0.01, 0.02])")
         lengths = {key: array.shape for key, array in arrays.items()}
         if any(len(shape) != 1 or shape[0] == 0 for shape in lengths.values()) or len(set(lengths.values())) != 1:
             raise ValueError(
-                "every hyperparameter of a ladder needs one value per rung, but the shapes are "
-                + ", ".join(f"{key}: {shape}" for key, shape in lengths.items())
+                "every hyperparameter of a ladder needs one value per rung, learning_rate=[0.01, 0.02] say, but the "
+                "shapes are " + ", ".join(f"{key}: {shape}" for key, shape in lengths.items())
             )
+        if name is not None and not isinstance(name, str):
+            raise ValueError(f"name must be a string, the ladder's key in the trace, but it is {name!r}")
         for key, array in arrays.items():
             check_values(key, array)
         missing = None
@@ -179,6 +206,24 @@ def respaced(ladder: Ladder, beta: Float[Array, " M"]) -> Ladder:
     return moved
 
 
+def _row(name: str, values: Any) -> np.ndarray:
+    """Returns numbers as an array.
+
+    Raises:
+        ValueError: they are none, or nobody knows them yet.
+    """
+    if isinstance(values, jax.core.Tracer):
+        raise ValueError(
+            f"{name} is traced, but a ladder is made of known numbers; make it outside jit, and hand it, or an engine "
+            "that has it, to the function as an argument"
+        )
+    try:
+        with np.errstate(over="ignore"):
+            return np.asarray(values, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} needs numbers, one per rung, but it is {values!r}") from error
+
+
 def check_values(name: str, values: np.ndarray) -> None:
     """Raises ValueError unless the values are finite and lie where a hyperparameter of that name can lie."""
     if not np.all(np.isfinite(values)):
@@ -219,7 +264,7 @@ def _inverse_temperature(
             inverse = np.asarray(function(values[source]), np.float32)
         origin = f"beta from {source} = {values[source].tolist()}"
     else:
-        inverse, origin = np.asarray(beta, np.float32), "the given beta"
+        inverse, origin = _row("beta", beta), "the given beta"
     if inverse.shape != (rungs,):
         raise ValueError(f"beta needs one number per rung, shape ({rungs},), but {origin} has shape {inverse.shape}")
     if not np.all(np.isfinite(inverse)):

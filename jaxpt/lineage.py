@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from jaxpt.diagnostics.exchanges import check_trace
 from jaxpt.engine import Engine, Trace
 from jaxpt.fit import fit
 from jaxpt.ladder import Ladder
@@ -75,6 +76,13 @@ def lineage(trace: Trace, replica: int, seed: int | None = None) -> Lineage:
     Where a rule copies weights (PBT), it is the path of the replica's ancestors: at each copy it goes over to the one
     that was copied.
 
+    >>> path = jaxpt.lineage(result.trace, result.best().replica)
+    >>> path.step[:3].tolist(), path.hyper["learning_rate"].shape
+    ([10, 20, 30], (20,))
+    >>> optimizer = optax.sgd(path.schedule("learning_rate"))  # for any training loop
+    >>> jaxpt.Lineage.from_json(path.to_json()).step.tolist() == path.step.tolist()
+    True
+
     Args:
         trace: of the whole run, `result.trace`.
         replica: which one, `result.best().replica` say.
@@ -83,12 +91,13 @@ def lineage(trace: Trace, replica: int, seed: int | None = None) -> Lineage:
     Raises:
         ValueError: no such replica, no such seed, or none given.
     """
+    check_trace(trace)
     shape = np.shape(trace.loss)
     if len(shape) == 3 and (seed is None or not 0 <= seed < shape[1]):
         raise ValueError(f"the trace has {shape[1]} seeds; give seed=0 .. {shape[1] - 1}, not {seed}")
     if len(shape) == 2 and seed is not None:
         raise ValueError(f"the trace has one seed only, so seed={seed} names none; leave it out")
-    if not 0 <= replica < shape[-1]:
+    if not isinstance(replica, int | np.integer) or not 0 <= replica < shape[-1]:
         raise ValueError(f"replica must be one of 0 .. {shape[-1] - 1}, but it is {replica!r}")
 
     def own(leaf: Any) -> np.ndarray:
@@ -117,6 +126,11 @@ def replay(
     The model starts with weights of its own. Its result is that of `fit`, with one replica, whose trace records the
     hyperparameters again.
 
+    >>> path = jaxpt.lineage(result.trace, result.best().replica)
+    >>> alone = jaxpt.replay(path, engine, train, valid, seed=1)
+    >>> bool((alone.trace.hyper["learning_rate"][:, 0] == path.hyper["learning_rate"]).all())
+    True
+
     Args:
         path: `lineage(result.trace, result.best().replica)`.
         engine: the one that made the path: its problem, optimiser, schedule and periods are used.
@@ -128,6 +142,11 @@ def replay(
     Raises:
         ValueError: the path lacks hyperparameters of the engine, or its periods have another length; see also `fit`.
     """
+    if not isinstance(path, Lineage) or not isinstance(engine, Engine):
+        raise ValueError(
+            "replay(path, engine, train, valid) takes what jaxpt.lineage gave, and the engine that made it, but they "
+            f"are a {type(path).__name__} and a {type(engine).__name__}"
+        )
     wanted = {name for ladder in engine.ladders.values() for name in ladder.values} | set(engine.fixed)
     if missing := sorted(wanted - set(path.hyper)):
         raise ValueError(f"the path has no values of {', '.join(missing)}; it has {', '.join(path.hyper) or 'none'}")

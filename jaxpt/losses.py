@@ -14,6 +14,9 @@ def cross_entropy(
 ) -> Float[Array, "*B"]:
     """Cross-entropy of each example.
 
+    >>> jaxpt.cross_entropy(jnp.array([[0.0, 0.0], [0.0, 100.0]]), jnp.array([0, 1])).round(3).tolist()
+    [0.693..., 0.0]
+
     Args:
         logits: unnormalised log probabilities of K classes.
         labels: the class, 0 .. K - 1.
@@ -35,8 +38,15 @@ def cross_entropy(
 def errors(logits: Float[Array, "*B K"], labels: Int[Array, "*B"]) -> Bool[Array, "*B"]:
     """Whether the most probable class of each example is the wrong one; its mean is the error rate.
 
+    >>> jaxpt.errors(jnp.array([[2.0, 1.0], [0.0, 1.0]]), jnp.array([0, 0])).tolist()
+    [False, True]
+
     Probabilities will do as well as logits.
+
+    Raises:
+        ValueError: not one integer label per example.
     """
+    _check_kinds(logits, labels)
     return jnp.argmax(logits, -1) != labels
 
 
@@ -46,7 +56,11 @@ def negative_log_likelihood(probabilities: Float[Array, "*B K"], labels: Int[Arr
     return -jnp.log(jnp.take_along_axis(probabilities, labels[..., None], -1)[..., 0])
 
 
-def _check_labels(logits: Array, labels: Array) -> None:
+def _check_kinds(logits: Array, labels: Array) -> None:
+    """Raises ValueError unless there is one integer per example."""
+    for name, value in {"logits": logits, "labels": labels}.items():
+        if not hasattr(value, "dtype"):
+            raise ValueError(f"{name} must be an array, but it is {value!r}")
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
             f"labels must be integers, the classes, but their dtype is {labels.dtype}; cast them, or take the argmax "
@@ -57,6 +71,11 @@ def _check_labels(logits: Array, labels: Array) -> None:
             f"labels need one class per example, shape {logits.shape[:-1]} for logits of shape {logits.shape}, but "
             f"their shape is {labels.shape}"
         )
+
+
+def _check_labels(logits: Array, labels: Array) -> None:
+    """Raises ValueError unless there is one integer per example, in range wherever it is known."""
+    _check_kinds(logits, labels)
     if isinstance(labels, jax.core.Tracer) or labels.size == 0:
         return
     known, classes = np.asarray(labels), logits.shape[-1]

@@ -1,5 +1,6 @@
 """The mixture of replicas: the mean of their predicted probabilities, for all of them or for the coldest few."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -8,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxpt import tree
 from jaxpt.engine import Engine, RunState
 from jaxpt.ladder import require_beta
-from jaxpt.placement import AXIS, EVERYWHERE, SEED, Placement
+from jaxpt.placement import AXIS, EVERYWHERE, SEED, Placement, single
 from jaxpt.precision import tracing_with
 from jaxpt.replica_axis import over_replicas
 from jaxpt.replicas import Replicas, mean_in_chunks
@@ -34,10 +35,12 @@ def mixture(
 ) -> dict[str, Float[Array, "..."]]:
     """Returns {metric: []} of the mean predicted probability of several replicas, means over all the examples.
 
-        jaxpt.mixture(result.engine, result.state, test, {
-            "error": lambda p, batch: jaxpt.errors(p, batch["y"]),
-            "nll": lambda p, batch: jaxpt.negative_log_likelihood(p, batch["y"]),
-        }, coldest=3)
+        >>> mixed = jaxpt.mixture(result.engine, result.state, valid, {
+        ...     "error": lambda p, batch: jaxpt.errors(p, batch["y"]),
+        ...     "nll": lambda p, batch: jaxpt.negative_log_likelihood(p, batch["y"]),
+        ... }, coldest=3)
+        >>> {name: value.shape for name, value in mixed.items()}
+        {'error': (), 'nll': ()}
 
     Evaluated on the device, `engine.evaluation_batch` examples at a time. A replica is left out wherever its
     probabilities are not finite; where that leaves none the metrics are computed from NaN. Pass the same `metrics`
@@ -56,23 +59,14 @@ def mixture(
         ValueError: the problem has no `predict`, or it or a metric gives another shape; coldest is not 1 .. M; ladder
             is not given or not one of the engine's.
     """
-    if engine.problem.predict is None:
-        raise ValueError(
-            "the problem says no probabilities; give nnx_problem or linen_problem predict=..., a function "
-            "(model, batch) -> logits [B, K]"
-        )
+    _require_predict(engine)
+    if not isinstance(metrics, Mapping):
+        raise ValueError(f"metrics must be {{name: function(probabilities, batch)}}, but it is {metrics!r}")
     if not metrics:
         raise ValueError('metrics is empty; give one at least, e.g. {"error": lambda p, batch: errors(p, batch["y"])}')
-    replicas, ladders = engine.num_replicas, list(engine.ladders)
-    counts = np.asarray(replicas if coldest is None else coldest)
-    if counts.size == 0 or counts.dtype.kind not in "iu" or counts.min() < 1 or counts.max() > replicas:
-        raise ValueError(f"coldest must be 1 .. {replicas}, the number of replicas, but it is {coldest}")
-    if ladder is not None and ladder not in ladders:
-        raise ValueError(f"ladder={ladder!r} is none of the engine's; there are {', '.join(ladders)}")
-    if ladder is None and coldest is not None and len(ladders) > 1:
-        raise ValueError(f"coldest on which ladder? give ladder=..., one of {', '.join(ladders)}")
-    if coldest is not None:
-        require_beta(engine.ladders[ladder or ladders[0]])
+    tree.leading(examples, "examples")
+    counts = np.asarray(engine.num_replicas if coldest is None else coldest)
+    name = ladder_of(engine, ladder, coldest)
     # Not the engine: whatever its rule, the program is the same.
     how = _How(
         engine.problem,
@@ -84,9 +78,69 @@ def mixture(
         engine.precision,
         bool(state.key.ndim),
     )
-    rung = state.replicas.rung[ladder or ladders[0]]
+    rung = state.replicas.rung[name]
     found = _mixture(how, state.replicas, rung, examples, jnp.asarray(counts.ravel(), jnp.int32))
     return found if counts.ndim else jax.tree.map(lambda metric: metric[0], found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """Several replicas that predict together: calling it gives the mean of their predicted probabilities.
+
+    A replica is left out wherever its probabilities are not finite. Compiled once for each shape of batch.
+    """
+
+    replicas: tuple[int, ...]
+    """Their slots, coldest first if they were chosen so."""
+    seed: int | None
+    """Which seed's ladder they belong to; None for a run with one seed."""
+    params: PyTree = dataclasses.field(repr=False)
+    """Their weights stacked, leaves [K, ...]."""
+    model_state: PyTree = dataclasses.field(repr=False)
+    """What else their models carry (batch statistics), stacked likewise."""
+    _how: "_How" = dataclasses.field(repr=False)
+
+    def __call__(self, batch: Batch) -> Float[Array, "B K"]:
+        """Returns probabilities of K classes for each example of a batch, as the problem's `predict` takes it."""
+        return _together(self._how, self.params, self.model_state, batch)
+
+
+def together(engine: Engine, replicas: Sequence[int], seed: int | None, params: PyTree, model_state: PyTree) -> Mixture:
+    """Returns stacked replicas, on one device, as a `Mixture`.
+
+    Raises:
+        ValueError: the problem has no `predict`.
+    """
+    _require_predict(engine)
+    how = _How(engine.problem, (), 0, single(), engine.replica_axis, engine.at_once, engine.precision, False)
+    return Mixture(tuple(replicas), seed, params, model_state, how)
+
+
+def ladder_of(engine: Engine, ladder: str | None, coldest: int | Sequence[int] | None) -> str:
+    """Returns on which ladder `coldest` replicas are looked for; the first if all are wanted.
+
+    Raises:
+        ValueError: coldest is not 1 .. M; ladder is not given or not one of the engine's; it has no temperatures.
+    """
+    replicas, ladders = engine.num_replicas, list(engine.ladders)
+    counts = np.asarray(replicas if coldest is None else coldest)
+    if counts.size == 0 or counts.dtype.kind not in "iu" or counts.min() < 1 or counts.max() > replicas:
+        raise ValueError(f"coldest must be 1 .. {replicas}, the number of replicas, but it is {coldest}")
+    if ladder is not None and ladder not in ladders:
+        raise ValueError(f"ladder={ladder!r} is none of the engine's; there are {', '.join(ladders)}")
+    if ladder is None and coldest is not None and len(ladders) > 1:
+        raise ValueError(f"coldest on which ladder? give ladder=..., one of {', '.join(ladders)}")
+    if coldest is not None:
+        require_beta(engine.ladders[ladder or ladders[0]])
+    return ladder or ladders[0]
+
+
+def _require_predict(engine: Engine) -> None:
+    if engine.problem.predict is None:
+        raise ValueError(
+            "the problem says no probabilities; give nnx_problem or linen_problem predict=..., a function "
+            "(model, batch) -> logits [B, K]"
+        )
 
 
 class _How(NamedTuple):
@@ -105,6 +159,20 @@ class _How(NamedTuple):
         """Lifts a function of two stacked arguments as the engine does."""
         axis, placed = self.replica_axis, self.placed
         return over_replicas(axis, placed.platform, placed.num_devices, function, (0, 0), at_once=self.at_once)
+
+
+def _mean(each: Float[Array, "M B K"], chosen: Bool[Array, " M"]) -> Float[Array, "B K"]:
+    """Returns the mean over the chosen replicas, without those that are not finite."""
+    # `where`, not a weight: a number that is not finite must not come through as 0 times itself.
+    return jnp.mean(each, 0, where=(chosen[:, None] & jnp.isfinite(each).all(-1))[..., None])
+
+
+@partial(jax.jit, static_argnums=0)
+def _together(how: _How, params: PyTree, model_state: PyTree, batch: Batch) -> Float[Array, "B K"]:
+    predict: Any = how.problem.predict
+    with tracing_with(how.precision):
+        each = how.over(lambda params, rest: predict(params, rest, batch))(params, model_state)
+        return _mean(each, jnp.ones(len(each), bool))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -139,12 +207,9 @@ def _of_one_seed(
             raise ValueError(
                 f"predict must give logits of shape ({count}, K) for {count} examples, but it gives {each.shape[1:]}"
             )
-        healthy = jnp.isfinite(each).all(-1)
 
         def mixed(coldest: Int[Array, ""]) -> dict[str, Array]:
-            # `where`, not a weight: a number that is not finite must not come through as 0 times itself.
-            chosen = (rung < coldest)[:, None] & healthy
-            mean = jnp.mean(each, 0, where=chosen[..., None])
+            mean = _mean(each, rung < coldest)
             return {name: metric(mean, batch) for name, metric in how.metrics}
 
         found = jax.vmap(mixed)(coldest)

@@ -23,6 +23,11 @@ class _Noise(nnx.Module):
     """Applies `apply(key, x, strength)` in training mode and nothing in evaluation mode."""
 
     def __init__(self, name: str, apply: Callable[[Key[Array, ""], Array, Array], Array], stream: str, rngs: nnx.Rngs):
+        if not isinstance(name, str):
+            raise ValueError(
+                f"name must be a hyperparameter's, {type(self).__name__}('dropout_rate', rngs=rngs) say, but it is "
+                f"{name!r}; the number itself goes on a ladder or into Engine(fixed={{name: number}})"
+            )
         self.strength = Hyperparameter(jnp.zeros(()), tag=name)
         self.apply = apply
         self.deterministic = False

@@ -1,11 +1,14 @@
-"""The noises that act like a temperature, as functions of traced strengths."""
+"""The noises that act like a temperature, as functions of traced strengths, and a problem with noisy weights."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
+
+from jaxpt.types import Batch, ModelState, Params, Problem
 
 _LANGEVIN_SALT = 0x1A69  # any number that nobody takes for a noise of their own
 
@@ -63,3 +66,27 @@ def langevin(
     """
     scale = jnp.sqrt(2 * jnp.asarray(learning_rate) * jnp.asarray(temperature))
     return optax.chain(optax.sgd(learning_rate), gradient_noise(scale, _LANGEVIN_SALT))
+
+
+def with_weight_noise(problem: Problem, name: str = "weight_noise") -> Problem:
+    """The same problem with its gradient taken at weights that Gaussian noise has moved.
+
+    Evaluation uses the weights as they are.
+
+    Args:
+        problem: any problem.
+        name: the hyperparameter that gives the noise's standard deviation.
+    """
+    if not isinstance(problem, Problem):
+        raise ValueError(f"problem must come from nnx_problem, linen_problem or energy_problem, not {problem!r}")
+
+    def loss(
+        params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array], key: Key[Array, ""]
+    ) -> tuple[Array, ModelState]:
+        key_noise, key_loss = jax.random.split(key)
+        leaves, treedef = jax.tree.flatten(params)
+        keys = jax.random.split(key_noise, len(leaves))
+        noisy = [gaussian(k, leaf, hyper[name]) for k, leaf in zip(keys, leaves, strict=True)]
+        return problem.loss(jax.tree.unflatten(treedef, noisy), rest, batch, hyper, key_loss)
+
+    return problem._replace(loss=loss, hyperparameters=problem.hyperparameters | {name})

@@ -217,6 +217,8 @@ def shard_map(mesh: Mesh | Sequence[jax.Device], seeds: int = 1) -> Placement:
     Raises:
         ValueError: no devices, some of them twice, a mesh with more axes, or groups of different size.
     """
+    if not isinstance(mesh, Mesh | Sequence | np.ndarray):
+        raise ValueError(f"mesh must be devices, e.g. jax.devices()[:4], or a jax.sharding.Mesh, but it is {mesh!r}")
     devices = np.asarray(mesh.devices if isinstance(mesh, Mesh) else list(mesh))
     if devices.ndim not in (1, 2) or not devices.size or len(set(devices.flat)) < devices.size:
         raise ValueError(

@@ -48,7 +48,7 @@ def with_compute_dtype(
     Raises:
         ValueError: dtype is no floating-point type.
     """
-    if not jnp.issubdtype(dtype, jnp.floating):
+    if isinstance(dtype, str) or not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype must be a floating-point type, e.g. jax.numpy.bfloat16, but it is {dtype!r}")
 
     def cast(arrays: PyTree) -> PyTree:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen, nnx
 from jaxtyping import Array, Float, Key, PyTree
 
-from jaxpt import noise
+from jaxpt.arguments import check_takes
 from jaxpt.linen import COLLECTION
 from jaxpt.nn import Hyperparameter
 from jaxpt.types import Batch, ModelState, Params, Problem
@@ -32,6 +32,16 @@ def nnx_problem(
     keys at each step, fills its `Hyperparameter` variables by name, trains its `nnx.Param` and carries every other
     variable (batch statistics) along. Values that the model sows (`nnx.Intermediate`) are dropped.
 
+    >>> class Net(nnx.Module):
+    ...     def __init__(self, *, rngs):
+    ...         self.hidden, self.out = nnx.Linear(2, 32, rngs=rngs), nnx.Linear(32, 2, rngs=rngs)
+    ...         self.dropout = jaxpt.Dropout("dropout_rate", rngs=rngs)
+    ...
+    ...     def __call__(self, x):
+    ...         return self.out(self.dropout(nnx.tanh(self.hidden(x))))
+    >>> sorted(jaxpt.nnx_problem(Net, loss).hyperparameters)
+    ['dropout_rate']
+
     Args:
         make: called as `make(rngs=nnx.Rngs(key))`: the module's class, or a function.
         loss: `loss(model, batch)` or `loss(model, batch, hyper)` -> [B], one number per example.
@@ -42,15 +52,23 @@ def nnx_problem(
             that gives probabilities returns their logarithm.
 
     Raises:
-        ValueError: the loss reads `hyper` and no energy is given, or a metric is called "energy".
+        ValueError: the loss reads `hyper` and no energy is given, a metric is called "energy", or an argument is of the
+            wrong kind.
     """
+    if isinstance(make, nnx.Module):
+        raise ValueError(
+            f"make must be {type(make).__name__}, the class, or a function: each replica gets fresh weights"
+        )
+    check_takes("make", make, named=["rngs"], hint="give a class, or lambda rngs: Net(64, rngs=rngs)")
+    scores = _scores(loss, energy, metrics)
     reads_hyper = _takes_hyper(loss)
-    scores = _scores(loss, energy, metrics, reads_hyper)
 
     def separate(model: nnx.Module) -> Any:
         return nnx.split(model, nnx.Param, Hyperparameter, nnx.RngState, ...)
 
     abstract: Any = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+    if not isinstance(abstract, nnx.Module):
+        raise ValueError(f"make must return an nnx.Module, but make(rngs=...) returns {abstract!r}")
     abstract.train()
     training, declared, hypers, streams, _ = separate(abstract)
     abstract.eval()
@@ -102,6 +120,14 @@ def linen_problem(
     the module's `__call__` has one) the training flag are bound. `params` is trained,
     `hyperparameters` is filled by name (see `jaxpt.linen.Dropout`), every other collection is carried along.
 
+    >>> class Net(linen.Module):
+    ...     @linen.compact
+    ...     def __call__(self, x, train):
+    ...         x = linen.tanh(linen.Dense(32)(x))
+    ...         return linen.Dense(2)(jaxpt.linen.Dropout("dropout_rate")(x, deterministic=not train))
+    >>> sorted(jaxpt.linen_problem(Net(), loss, example=train["x"][:1]).hyperparameters)
+    ['dropout_rate']
+
     Args:
         module: the module.
         loss: `loss(model, batch)` or `loss(model, batch, hyper)` -> [B], one number per example.
@@ -116,8 +142,12 @@ def linen_problem(
         ValueError: the loss reads `hyper` and no energy is given, a metric is called "energy", or the module has no
             argument called `train`.
     """
+    if not isinstance(module, linen.Module):
+        raise ValueError(f"module must be a Linen module, Net() rather than its class Net, but it is {module!r}")
+    if isinstance(example, Mapping):
+        raise ValueError(f"example must be one input of the module, an array like x[:1], but it is {type(example)}")
+    scores = _scores(loss, energy, metrics)
     reads_hyper = _takes_hyper(loss)
-    scores = _scores(loss, energy, metrics, reads_hyper)
     arguments = list(inspect.signature(module.__call__).parameters)
     if train is not None and train not in arguments:
         raise ValueError(f"train={train!r} is no argument of the module's __call__, which has {', '.join(arguments)}")
@@ -180,6 +210,13 @@ def energy_problem(
 ) -> Problem:
     """A bare energy over a pytree of parameters, with or without data.
 
+    >>> wells = jaxpt.energy_problem(lambda w: 20 * (w**2 - 1) ** 2, jax.random.normal, metrics={"w": lambda w: w})
+    >>> step = lambda h: jaxpt.langevin(1e-3, h["temperature"])
+    >>> ladder = jaxpt.Ladder(temperature=[1.0, 3.0, 10.0])
+    >>> found = jaxpt.fit(jaxpt.Engine(wells, step, ladder, jaxpt.Tempering(C=1.0), every=20), steps=400)
+    >>> found.trace.valid["w"].shape  # [periods, replicas]
+    (20, 3)
+
     Args:
         energy: `energy(params)` -> [] for a problem without data, or `energy(params, batch)` -> [B].
         init: key -> params.
@@ -188,11 +225,15 @@ def energy_problem(
     Raises:
         ValueError: a metric is called "energy".
     """
-    scores = _scores(energy, None, metrics, False)
+    check_takes("init", init, "key")
+    scores = _scores(energy, None, metrics)
     needs_batch = _required(energy) > 1
 
     def score(function: Callable[..., Array], params: Params, batch: Batch) -> Array:
-        return function(params, batch) if needs_batch else jnp.reshape(function(params), (1,))
+        value = function(params, batch) if needs_batch else function(params)
+        if not needs_batch and jnp.size(value) != 1:
+            raise ValueError(f"a function of the parameters alone must give one number, not shape {jnp.shape(value)}")
+        return value if needs_batch else jnp.reshape(value, (1,))
 
     def training_loss(
         params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array], key: Key[Array, ""]
@@ -203,28 +244,6 @@ def energy_problem(
         return {name: score(function, params, batch) for name, function in scores.items()}
 
     return Problem(lambda key: (init(key), ()), training_loss, evaluate, model=lambda params, rest: params)
-
-
-def with_weight_noise(problem: Problem, name: str = "weight_noise") -> Problem:
-    """The same problem with its gradient taken at weights that Gaussian noise has moved.
-
-    Evaluation uses the weights as they are.
-
-    Args:
-        problem: any problem.
-        name: the hyperparameter that gives the noise's standard deviation.
-    """
-
-    def loss(
-        params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array], key: Key[Array, ""]
-    ) -> tuple[Array, ModelState]:
-        key_noise, key_loss = jax.random.split(key)
-        leaves, treedef = jax.tree.flatten(params)
-        keys = jax.random.split(key_noise, len(leaves))
-        noisy = [noise.gaussian(k, leaf, hyper[name]) for k, leaf in zip(keys, leaves, strict=True)]
-        return problem.loss(jax.tree.unflatten(treedef, noisy), rest, batch, hyper, key_loss)
-
-    return problem._replace(loss=loss, hyperparameters=problem.hyperparameters | {name})
 
 
 def _unknown(names: frozenset[str]) -> dict[str, Array]:
@@ -245,10 +264,15 @@ def _required(function: Callable[..., Any]) -> int:
 
 
 def _scores(
-    loss: Callable[..., Array], energy: Metric | None, metrics: Mapping[str, Metric] | None, reads_hyper: bool
+    loss: Callable[..., Array], energy: Metric | None, metrics: Mapping[str, Metric] | None
 ) -> dict[str, Callable[..., Array]]:
     """Collects what evaluation computes: the energy first, then the metrics."""
-    if reads_hyper and energy is None:
+    if not isinstance(metrics or {}, Mapping):
+        raise ValueError(f'metrics must be {{name: function}}, e.g. {{"error": error}}, but it is {metrics!r}')
+    for name, function in {"loss": loss, "energy": energy or loss, **(metrics or {})}.items():
+        if not callable(function):
+            raise ValueError(f"{name} must be a function (model, batch) -> [B], but it is {function!r}")
+    if _takes_hyper(loss) and energy is None:
         raise ValueError(
             "the loss reads hyperparameters, so it would score each rung by a function of its own; "
             "give energy=..., a function (model, batch) -> [B] that is the same for all"

@@ -11,10 +11,16 @@ from jaxpt.engine import Engine
 from jaxpt.state import Trace
 
 
-def postfix(trace: Trace, accepted: int, offered: int, rate: float) -> dict[str, str]:
-    """What the progress bar says behind the steps."""
-    energy = trace.valid["energy"][-1]
-    shown = {"best": f"{np.min(energy, where=np.isfinite(energy), initial=np.inf):.4g}"}
+def postfix(lowest: Any, accepted: int, offered: int, rate: float) -> dict[str, str]:
+    """What the progress bar says behind the steps.
+
+    Args:
+        lowest: validation energy so far, one number per seed.
+        accepted: swaps so far.
+        offered: swaps so far.
+        rate: training examples of all replicas per second.
+    """
+    shown = {"best": f"{np.min(lowest):.4g}"}
     if offered:
         shown["accepted"] = f"{accepted / offered:.0%}"
     if rate:

@@ -290,13 +290,22 @@ def reads(problem: Problem, optimizer: Optimizer, schedule: Schedule | None, hyp
 
     Raises:
         KeyError: a name is not in `hyper`.
+        ValueError: what they return is no transformation, or no hyperparameters.
     """
     seen: set[str] = set()
 
     def update(key: Key[Array, ""], hyper: Hyper) -> PyTree:
         params, _ = problem.init(key)
         scheduled = hyper if schedule is None else schedule(_PassedOn(hyper, seen), jnp.zeros((), jnp.int32))
-        transform = optax.with_extra_args_support(optimizer(Reads(scheduled, seen)))
+        if not hasattr(scheduled, "keys"):
+            raise ValueError(f"schedule must return all hyperparameters, {{**h, ...}}, but it returns {scheduled!r}")
+        made = optimizer(Reads(scheduled, seen))
+        if not (hasattr(made, "init") and hasattr(made, "update")):
+            raise ValueError(
+                'optimizer must return an optax transformation, e.g. optax.sgd(h["learning_rate"]), but it returns '
+                f"{made!r}"
+            )
+        transform = optax.with_extra_args_support(made)
         return transform.update(params, transform.init(params), params, key=key)
 
     jax.eval_shape(update, jax.random.key(0), dict(hyper))

@@ -1,20 +1,33 @@
-"""What comes of a run: the final state, the trace, the scores, and the best replica's model."""
+"""What comes of a run: the final state, the trace, the scores, the best replica's model, and the ways to keep them."""
 
 import dataclasses
+import os
 import warnings
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+import jax
 import numpy as np
 
 from jaxpt import tree
 from jaxpt.engine import Engine
+from jaxpt.extras import extra
+from jaxpt.mixture import Mixture, ladder_of, together
+from jaxpt.model_files import save_model
+from jaxpt.processes import is_first
 from jaxpt.replica_axis import Execution
 from jaxpt.state import RunState, Trace
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from jaxpt.lineage import Lineage
+    from jaxpt.summary import Summary
 
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The replica that did best on validation."""
+    """One replica at the end of a run: the one that did best on validation, say, or one of the coldest."""
 
     replica: int
     """Its slot, 0 .. M - 1."""
@@ -26,15 +39,30 @@ class Best:
     """The same on the test split; empty without one."""
     model: Any = dataclasses.field(repr=False)
     """The user's model with its weights, in evaluation mode."""
+    rung: dict[str, int] = dataclasses.field(default_factory=dict)
+    """{ladder: where it stands after the last exchange}."""
+    hyper: dict[str, float] = dataclasses.field(default_factory=dict)
+    """{name: its hyperparameter there}."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
     """What came of a run.
 
-    result.best("error").model(x)                # the replica that is best on validation, ready to call
-    result.trace.valid["energy"]                 # [periods, replicas], or [periods, seeds, replicas]
-    result.trace.rung["learning_rate"]           # where each replica stood, period by period
+        >>> result.best().model(valid["x"]).shape  # the replica that is best on validation, ready to call
+        (80, 2)
+        >>> result.mixture(coldest=3)(valid).shape  # the mean of several replicas' predictions
+        (80, 2)
+        >>> result.trace.valid["energy"].shape  # [periods, replicas], or [periods, seeds, replicas]
+        (20, 4)
+        >>> result.trace.rung["learning_rate"][-1].tolist()  # where each replica stands, [periods, replicas]
+        [..., ..., ..., ...]
+        >>> result.summary()["steps"]  # its str is a short text
+        200
+        >>> result.report("report.html")  # pictures, settings, diagnosis on one page
+        >>> result.save_model("best")  # jaxpt.load_model("best") gets it back
+
+    In several processes whatever looks into the state (all of these but the trace) is called by all or by none.
     """
 
     engine: Engine = dataclasses.field(repr=False)
@@ -55,38 +83,227 @@ class Result:
     """Training examples that all replicas were trained on, repeats counted; batch sizes as in `trace.hyper`."""
     execution: Execution
     """How the replica axis was executed and on how many devices; `str` says it in words."""
+    stopped: Literal["callback", "patience"] | None = None
+    """What ended the run before its last step, if anything did."""
+
+    @property
+    def num_seeds(self) -> int | None:
+        """How many ladders there are, one per seed; None for a run with one seed."""
+        return self.state.key.shape[0] if self.state.key.ndim else None
 
     def best(self, on: str = "energy", seed: int | None = None) -> Best:
         """Returns the replica with the lowest score on the validation split (ties: the lower energy).
 
         Args:
-            on: "energy" or one of the problem's metrics.
+            on: "energy", which may be called "validation" too, or one of the problem's metrics.
             seed: which seed's ladder to look at (an index into `seeds`); needed if the run has several.
 
         Raises:
             ValueError: no such score, or no such seed.
         """
+        return self._replicas([self._pick(on, seed)], seed)[0]
+
+    def coldest(self, k: int = 1, seed: int | None = None, *, ladder: str | None = None) -> list[Best]:
+        """Returns the replicas on the k coldest rungs after the last exchange, the coldest first.
+
+        Args:
+            k: how many.
+            seed: as in `best`.
+            ladder: which ladder's rungs; needed if there are several.
+
+        Raises:
+            ValueError: k is not 1 .. M; no such seed or ladder, or none given; the ladder has no inverse temperatures.
+        """
+        return self._replicas(self._on_rungs(k, seed, ladder), seed)
+
+    def mixture(self, coldest: int | None = None, seed: int | None = None, *, ladder: str | None = None) -> Mixture:
+        """Returns what predicts as several replicas do in the mean, ready to call on a batch.
+
+            probabilities = result.mixture(coldest=3)({"image": images})  # [B, K]
+
+        Args:
+            coldest: only the replicas on this many coldest rungs; by default all.
+            seed: as in `best`.
+            ladder: which ladder's rungs; needed with `coldest` if there are several.
+
+        Raises:
+            ValueError: the problem has no `predict`; else as in `coldest`.
+        """
+        lead = self._lead(seed)
+        chosen = list(range(self.engine.num_replicas)) if coldest is None else self._on_rungs(coldest, seed, ladder)
+        # Selected where they lie, then brought to one device.
+        index: Any = (*lead, np.array(chosen))
+        weights = tree.take(self._weights(), index)
+        return together(self.engine, chosen, seed, *self.engine.placed.gathered(weights))
+
+    def lineage(self, replica: int | None = None, seed: int | None = None) -> "Lineage":
+        """Returns the path of hyperparameters that led to a replica's weights, see `jaxpt.lineage`.
+
+        Args:
+            replica: which one; by default `best()`.
+            seed: as in `best`.
+
+        Raises:
+            ValueError: no such replica or seed.
+        """
+        from jaxpt.lineage import lineage  # which stands on `fit`, and so on this module
+
+        return lineage(self.trace, self._pick("energy", seed) if replica is None else replica, seed)
+
+    def summary(self) -> "Summary":
+        """Returns the run in a few numbers: a dict ready for JSON, whose `str` is a short text."""
+        from jaxpt.summary import summary  # which stands on this module
+
+        return summary(self)
+
+    def frame(self) -> Any:
+        """Returns the trace as a tidy pandas frame, one row per period, seed and replica.
+
+        Columns: period, step, seed (an index into `seeds`; 0 in a run with one), replica, loss, valid/energy and
+        valid/METRIC, test/..., rung/LADDER, hyper/NAME, and parent where a rule copies weights.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+        """
+        pandas = extra("pandas", "pandas", "result.frame()")
+        trace = self.trace
+        shape = (len(trace.step), self.num_seeds or 1, self.engine.num_replicas)
+        period, seed, replica = (index.ravel() for index in np.indices(shape))
+        columns = {"period": period, "step": np.asarray(trace.step)[period], "seed": seed, "replica": replica}
+        scores = {
+            "loss": trace.loss,
+            "valid": trace.valid,
+            "test": trace.test,
+            "rung": trace.rung,
+            "hyper": trace.hyper,
+        }
+        if trace.info.parents is not None:
+            scores["parent"] = trace.info.parents
+        columns |= {tree.name(path): np.asarray(leaf).ravel() for path, leaf in jax.tree.leaves_with_path(scores)}
+        return pandas.DataFrame(columns)
+
+    def plot(self, directory: str | os.PathLike[str] | None = None, seed: int | None = None) -> "dict[str, Figure]":
+        """Returns {name: matplotlib figure}: paths over the ladder, scores, acceptance, flow, energies, lineage.
+
+        Pictures of scores and exchanges are of all seeds together; paths and lineage are of one of them.
+
+        Args:
+            directory: if given, each is written there as NAME.png; made if need be.
+            seed: which seed's paths are shown, by default the first one's.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+            ValueError: no such seed.
+        """
+        extra("matplotlib", "plots", "result.plot()")
+        from jaxpt.pictures import pictures
+
+        figures = pictures(self, seed)
+        if directory is not None and is_first():
+            folder = Path(directory)
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, figure in figures.items():
+                figure.savefig(folder / f"{name}.png")
+        return figures
+
+    def report(self, path: str | os.PathLike[str], *, title: str = "Parallel tempering") -> None:
+        """Writes one HTML file that holds pictures, settings, diagnosis and the best replica; it needs nothing else.
+
+        Args:
+            path: of the file; folders above are made.
+            title: of the page.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+        """
+        extra("matplotlib", "plots", "result.report()")
+        from jaxpt.report import write
+
+        write(self, Path(path), title)
+
+    def save_model(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        replica: int | None = None,
+        on: str = "energy",
+        seed: int | None = None,
+    ) -> None:
+        """Writes one replica's weights, and what batch normalisation and its like carry; `jaxpt.load_model` reads them.
+
+        They go into the folder PATH: weights by Orbax, and model.json, which says replica, scores, hyperparameters and
+        versions. With a path NAME.safetensors they go into one file of that kind, names joined by dots.
+
+        Args:
+            path: of the folder, where an earlier model is replaced, or of the file.
+            replica: which one; by default `best(on, seed)`.
+            on: as in `best`.
+            seed: as in `best`.
+
+        Raises:
+            ValueError: no such replica, score or seed; the folder holds something else.
+            ModuleNotFoundError: the path ends in .safetensors, and that is not installed.
+        """
+        from jaxpt.summary import about_replica, versions
+
+        if replica is None:
+            replica = self._pick(on, seed)
+        if not isinstance(replica, int | np.integer) or not 0 <= replica < self.engine.num_replicas:
+            raise ValueError(f"replica must be one of 0 .. {self.engine.num_replicas - 1}, but it is {replica!r}")
+        index = (*self._lead(seed), int(replica))
+        params, rest = self.engine.placed.gathered(tree.take(self._weights(), index))
+        about = about_replica(self._replicas([int(replica)], seed, models=False)[0])
+        save_model(path, params, rest, about | {"step": int(self.state.step), "versions": versions()})
+
+    def _pick(self, on: str, seed: int | None) -> int:
+        """Returns the slot of the best replica, see `best`."""
+        on = "energy" if on == "validation" and on not in self.valid else on
         if on not in self.valid:
             raise ValueError(f"on={on!r} is not a score of this run; there are {', '.join(self.valid)}")
-        ladders = self.state.key.ndim and self.state.key.shape[0]
+        lead = self._lead(seed)
+        # A diverged replica comes last, whatever its other scores say.
+        healthy = np.isfinite(self.valid["energy"])
+        ranked = [np.where(healthy, self.valid[name], np.inf)[lead] for name in ("energy", on)]
+        if not np.isfinite(ranked[0]).any():
+            warnings.warn(f"all {len(ranked[0])} replicas have diverged; none is the best", stacklevel=3)
+        return int(np.lexsort(ranked)[0])
+
+    def _lead(self, seed: int | None) -> tuple[int, ...]:
+        """Returns the index of a seed's ladder; raises ValueError unless there is one."""
+        ladders = self.num_seeds
         if ladders and (seed is None or not 0 <= seed < ladders):
             raise ValueError(f"the run has {ladders} seeds; give seed=0 .. {ladders - 1}, not {seed}")
         if seed is not None and not ladders:
             raise ValueError(f"the run has one seed only, so seed={seed} names none; leave it out")
-        lead: tuple[int, ...] = () if seed is None else (seed,)
-        # A diverged replica comes last, whatever its other scores say.
-        healthy = np.isfinite(self.valid["energy"])
-        ranked = [np.where(healthy, self.valid[name], np.inf)[lead] for name in ("energy", on)]
-        index = (*lead, int(np.lexsort(ranked)[0]))
-        if not np.isfinite(ranked[0]).any():
-            warnings.warn(f"all {len(ranked[0])} replicas have diverged; none is the best", stacklevel=2)
-        weights = tree.take((self.state.replicas.params, self.state.replicas.model_state), index)
-        weights = self.engine.placed.gathered(weights)
+        return () if seed is None else (seed,)
+
+    def _on_rungs(self, k: int, seed: int | None, ladder: str | None) -> list[int]:
+        """Returns the replicas on the k coldest rungs."""
+        lead, name = self._lead(seed), ladder_of(self.engine, ladder, k)
+        rung = self.engine.placed.to_host(self.state.replicas.rung[name])
+        return np.argsort(rung[lead])[:k].tolist()
+
+    def _weights(self) -> tuple[Any, Any]:
+        return self.state.replicas.params, self.state.replicas.model_state
+
+    def _replicas(self, chosen: list[int], seed: int | None, models: bool = True) -> list[Best]:
+        """Returns replicas of one seed, with their models if these are wanted."""
+        lead = self._lead(seed)
+        rung, hyper = self.engine.placed.to_host((self.state.replicas.rung, self.state.replicas.hyper))
         build = self.engine.problem.model
-        return Best(
-            index[-1],
-            seed,
-            {name: float(v[index]) for name, v in self.valid.items()},
-            {name: float(v[index]) for name, v in self.test.items()},
-            build(*weights) if build else weights,
-        )
+        found = []
+        for replica in chosen:
+            index = (*lead, replica)
+            weights = self.engine.placed.gathered(tree.take(self._weights(), index)) if models else None
+            found.append(
+                Best(
+                    replica,
+                    seed,
+                    {name: float(v[index]) for name, v in self.valid.items()},
+                    {name: float(v[index]) for name, v in self.test.items()},
+                    build(*weights) if build and weights else weights,
+                    {name: int(v[index]) for name, v in rung.items()},
+                    {name: float(v[index]) for name, v in hyper.items()},
+                )
+            )
+        return found

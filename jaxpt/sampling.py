@@ -81,10 +81,13 @@ def sampler(
 ) -> Engine:
     """Returns an engine that samples exp(-E / T) for each temperature of a ladder, exactly.
 
-        engine = jaxpt.sampler(E, init, temperature=jaxpt.geometric(0.1, 1, 8), step_size=0.05, every=10,
-                               metrics={"w": lambda w: w})
-        result = jaxpt.fit(engine, steps=100_000)
-        jaxpt.diagnostics.samples(result.trace, "w")   # [periods, rungs], coldest first
+        >>> wells = lambda w: 20 * (w**2 - 1) ** 2
+        >>> engine = jaxpt.sampler(wells, jax.random.normal, temperature=jaxpt.geometric(1, 20, 4),
+        ...                        step_size=0.01, every=10, metrics={"w": lambda w: w})
+        >>> trace = jaxpt.fit(engine, steps=20_000).trace
+        >>> w = jaxpt.diagnostics.samples(trace, "w")[500:, 0]  # [periods, rungs], coldest first
+        >>> bool(0.2 < (w > 0).mean() < 0.8)  # both wells, with 20 temperatures of height between them
+        True
 
     Leave out the beginning: burn-in, in which there are no exchanges (and in which the ladder adapts), and as much more
     as the replicas need to forget where they began.
@@ -104,8 +107,8 @@ def sampler(
     Raises:
         ValueError: a step size is not positive; what `Engine`, `Ladder` and `Tempering` refuse.
     """
-    if not (np.asarray(step_size) > 0).all():
-        raise ValueError(f"step_size must be positive, but it is {step_size!r}")
+    if np.asarray(step_size).dtype.kind not in "iuf" or not (np.asarray(step_size) > 0).all():
+        raise ValueError(f"step_size must be a positive number, or one per rung, but it is {step_size!r}")
     shared = np.ndim(step_size) == 0
     own: dict[str, Any] = {} if shared else {"step_size": step_size}
     return Engine(

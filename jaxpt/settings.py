@@ -50,7 +50,7 @@ def describe(engine: Engine, state: RunState, key: Array, data: Data) -> dict[st
             name: {"beta": _words(ladder.beta), **{key: _words(values) for key, values in ladder.values.items()}}
             for name, ladder in engine.ladders.items()
         },
-        "rule": _rule(engine.rule),
+        "rule": rule_in_words(engine.rule),
         "replicas": {tree.name(path): _shape(leaf) for path, leaf in jax.tree.leaves_with_path(state.replicas)},
         "data": {
             tree.name(path): _shape(leaf) + _checksum(leaf) for path, leaf in jax.tree.leaves_with_path(data._asdict())
@@ -91,12 +91,13 @@ def _words(value: Any) -> str:
     return getattr(value, "__name__", None) or _ADDRESS.sub("", str(value))
 
 
-def _rule(rule: Any) -> dict[str, Any]:
+def rule_in_words(rule: Any) -> dict[str, Any]:
+    """Returns a rule's kind and what it was made with, ready for JSON."""
     kind = {"kind": type(rule).__name__}
     if not dataclasses.is_dataclass(rule):
         return kind | {tree.name(path): _words(leaf) for path, leaf in jax.tree.leaves_with_path(rule)}
     values = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule) if field.init}
-    return kind | {name: _rule(v) if dataclasses.is_dataclass(v) else _words(v) for name, v in values.items()}
+    return kind | {name: rule_in_words(v) if dataclasses.is_dataclass(v) else _words(v) for name, v in values.items()}
 
 
 def _generator(engine: Engine, key: Array) -> dict[str, str]:

@@ -24,6 +24,8 @@ def leading(tree: PyTree, what: str = "tree") -> int:
     if not shapes:
         raise ValueError(f"{what} holds no arrays; expected arrays of shape [N, ...]")
     lengths = {path: shape[0] if shape else None for path, shape in shapes.items()}
+    if all(length is None for length in lengths.values()):
+        raise ValueError(f"{what} holds Python numbers, lists of them perhaps; make arrays of them by np.asarray")
     if None in lengths.values() or len(set(lengths.values())) != 1:
         raise ValueError(
             f"the arrays of {what} must share their first axis, but their shapes are "

@@ -19,6 +19,7 @@ from tests.experiments import small_sets
 TOYS = {
     "throughput": "--replicas 2 --batch 4 --steps 1 --rounds 1 --variants sequential own",
     "exchange_overhead": "--model lenet --replicas 2 --batch 2 --probe 2 --validation 4 --steps 1 --rounds 1",
+    "fit_overhead": "--model lenet --replicas 2 --batch 2 --every 1 --periods 3 --validation 2 --rounds 1",
     "scaling": "--most 1 --batch 2 --steps 1 --rounds 1",
     "step_costs": "--replicas 2 --batch 2 --steps 1 --rounds 1",
     "precisions": "--replicas 1 --seeds 1 --batch 2 --every 1 --steps 2",
@@ -26,10 +27,11 @@ TOYS = {
     "devices": "--replicas 2 --batch 2 --devices 1 --steps 1 --rounds 1 --counted 2",
     "peers": "--replicas 2 --batch 2 --steps 4 --every 2 --probe 4 --arms pbt torch_func tune_pbt",
 }
-SLOW = ("throughput", "precisions", "step_costs", "devices", "peers")
+SLOW = ("throughput", "precisions", "step_costs", "devices", "peers", "fit_overhead")
 ROW = {
     "throughput": {"model", "replicas", "batch", "variant", "time_ratio", "seconds", "spread"},
     "exchange_overhead": {"model", "replicas", "batch", "every", "what", "seconds", "share_of_training"},
+    "fit_overhead": {"variant", "model", "replicas", "every", "periods", "seconds", "overhead", "overhead_spread"},
     "scaling": {"model", "replicas", "batch", "images_per_second", "seconds", "spread", "bytes_per_device"},
     "step_costs": {"replicas", "compile_seconds", "to_the_first"},
     "precisions": {"precision", "steps", "training_loss", "test_error", "time_ratio", "seconds"},
@@ -76,6 +78,10 @@ def test_each_measures_and_says_how(name, tmp_path, monkeypatch, quick_compiler)
     assert {"date", "device", "versions"} <= set(written)
     rows = written["rows"]
     assert ROW[name] <= set(rows[0])
+    if name == "fit_overhead":
+        variants = ["Engine.run", "fit", "fit, everything on", "and its last checkpoint"]
+        assert [row["variant"] for row in rows] == variants
+        assert rows[0]["overhead"] == 0
     if name == "throughput":
         assert [row["variant"] for row in rows] == ["sequential", "own"]
         assert rows[0]["time_ratio"] == 1

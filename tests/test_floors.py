@@ -9,7 +9,7 @@ import jaxpt
 
 ROOT = Path(jaxpt.__file__).parent
 FLOORS = [
-    ["types", "tree", "files"],
+    ["types", "tree", "arguments", "files", "extras"],
     ["ladder", "metropolis", "pairing", "noise", "losses", "data", "stream"],
     [
         "convolution.geometry",
@@ -31,8 +31,9 @@ FLOORS = [
     ["period", "checks", "engine"],
     [*(f"diagnostics.{name}" for name in ("counts", "exchanges", "barrier", "index", "report")), "diagnostics"],
     [
-        *("failures", "settings", "checkpoint", "memory", "interruption", "divergence", "result", "progress", "fit"),
-        *("lineage", "mixture", "diffusion", "plots", "sampling"),
+        *("failures", "settings", "checkpoint", "memory", "interruption", "divergence", "mixture", "model_files"),
+        *("result", "summary", "progress", "job", "recorders", "monitor", "fit", "lineage", "diffusion", "sampling"),
+        *("plots.style", "plots.curves", "plots.exchanges", "plots.diffusion", "plots", "pictures", "report"),
     ],
     [""],
 ]
@@ -66,10 +67,11 @@ def test_imports_point_down_only(name):
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_the_package_needs_only_its_core_dependencies(name):
-    """matplotlib is an extra and only plots may need it; nothing in jaxpt may need the experiments."""
+    """matplotlib is an extra that only pictures may need; nothing in jaxpt may need the experiments."""
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         tops = {n.split(".")[0] for n in names}
         assert not tops & {"experiments", "tests", "benchmarks", "sklearn", "tyro"}
-        assert name == "plots" or "matplotlib" not in tops
+        assert not tops & {"tensorboardX", "pandas", "safetensors"}, "extras are imported by `extra`"
+        assert name.split(".")[0] in ("plots", "pictures", "report", "result") or "matplotlib" not in tops

@@ -1,7 +1,7 @@
 import numpy as np
 from matplotlib import image
 
-from jaxpt import Diffusion, plots
+from jaxpt import Diffusion, Lineage, plots
 
 
 def rows(path):
@@ -72,3 +72,72 @@ def test_diffusion_panels_say_the_verdict_of_each(tmp_path):
     ]
     figure.savefig(tmp_path / "panels.png")
     assert rows(tmp_path / "panels.png").std() > 0.02
+
+
+def test_many_replicas_have_no_names_but_the_best(tmp_path):
+    rung = np.tile(np.arange(30), (3, 1))
+    figure = plots.exchange_picture(np.array([10, 20, 30]), rung, np.geomspace(0.1, 1, 30), best=4)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["replica 4 (best)"]
+    assert len(figure.axes[0].get_lines()) == 30
+    assert len(figure.axes[0].get_yticklabels()) <= 20
+
+
+def test_acceptance_has_a_bar_per_pair_and_an_interval_over_seeds(tmp_path):
+    acceptance = np.array([[0.2, 0.9, np.nan], [0.4, 1.0, np.nan]])
+    figure = plots.acceptance_picture(acceptance, np.array([0.1, 0.2, 0.3, 0.4]), name="learning_rate")
+    axes = figure.axes[0]
+    np.testing.assert_allclose([bar.get_height() for bar in axes.patches], [0.3, 0.95, np.nan])
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.1\n0.2", "0.2\n0.3", "0.3\n0.4"]
+    assert "learning rate" in axes.get_xlabel()
+    (whiskers,) = axes.collections
+    ends = np.array([segment[:, 1] for segment in whiskers.get_segments()])
+    assert len(ends) == 2
+    assert ends.min() >= 0, "a share is no less than 0 and no more than 1"
+    assert ends.max() <= 1
+    figure.savefig(tmp_path / "acceptance.png")
+    assert rows(tmp_path / "acceptance.png").std() > 0.05
+
+
+def test_flow_and_energies_are_drawn_rung_by_rung(tmp_path):
+    flow = np.array([[1.0, 0.5, np.nan, 0.0], [1.0, 0.7, np.nan, 0.0]])
+    axes = plots.flow_picture(flow, np.array([0.1, 0.2, 0.3, 0.4]), name="dropout_rate").figure.axes[0]
+    drawn, ideal = (
+        line for line in axes.get_lines() if len(line.get_xdata()) in (2, 4) and line.get_linestyle() != "None"
+    )
+    np.testing.assert_allclose(drawn.get_ydata(), [1, 0.6, np.nan, 0])
+    np.testing.assert_array_equal(ideal.get_xydata(), [[0, 1], [3, 0]])
+    energy = plots.energy_picture(np.array([0.1, 0.3, 0.2]), np.array([1.0, 2.0, 3.0]), name="temperature")
+    (line,) = energy.axes[0].get_lines()
+    np.testing.assert_array_equal(line.get_ydata(), [0.1, 0.3, 0.2])
+    assert energy.axes[0].get_ylabel() == "mean energy on the rung"
+    assert "temperature" in energy.axes[0].get_xlabel()
+    energy.savefig(tmp_path / "energy.png")
+    assert rows(tmp_path / "energy.png").std() > 0.02
+
+
+def test_a_lineage_has_a_panel_for_each_hyperparameter_that_changed(tmp_path):
+    path = Lineage(
+        np.array([10, 20, 30]),
+        {"learning_rate": np.array([0.1, 0.2, 2.0]), "momentum": np.full(3, 0.9), "rate": np.array([0.0, 0.1, 0.1])},
+        np.array([3, 3, 1]),
+    )
+    figure = plots.lineage_picture(path, burn_in=10)
+    first, second = figure.axes
+    assert (first.get_ylabel(), second.get_ylabel()) == ("learning rate", "rate")
+    np.testing.assert_array_equal(first.get_lines()[0].get_xydata(), [[0, 0.1], [10, 0.2], [20, 2.0], [30, 2.0]])
+    assert first.get_yscale() == "log"
+    np.testing.assert_array_equal(first.get_lines()[1].get_xydata(), [[20, 0.2]])
+    figure.savefig(tmp_path / "lineage.png")
+    assert rows(tmp_path / "lineage.png").std() > 0.02
+
+
+def test_curves_of_any_size_and_with_gaps_fill_their_picture():
+    curve = np.array([[np.nan], [0.004], [0.003], [0.002]])
+    axes = plots.error_curves(np.arange(1, 5), {"a": curve, "b": curve * np.nan}, ylabel="energy", least_span=0.0).axes[
+        0
+    ]
+    low, high = axes.get_ylim()
+    assert 0 <= low < 0.002
+    assert 0.003 < high < 0.01
+    negative = plots.error_curves(np.arange(4), {"a": curve - 1}, ylabel="energy", least_span=0.0).axes[0]
+    assert negative.get_ylim()[0] < -0.998

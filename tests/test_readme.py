@@ -1,36 +1,106 @@
 """What the README shows works as it stands there."""
 
+import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = [
+    (README[: block.start(2)].count("\n"), bool(block[1]), block[2])
+    for block in re.finditer(r"(<!-- goes on -->\n)?```python\n(.*?)```", README, re.DOTALL)
+]
+"""(line of the fence, whether it goes on from the first one, code)."""
+
+CHECKS = {
+    "print(result.best())": 'assert result.best().valid["energy"] < 0.1, "it learns which quadrant a point is in"',
+    "result.report": (
+        'from pathlib import Path; assert wrong < 0.1 and Path("report.html").stat().st_size > 100_000;'
+        'assert list(Path("pictures").glob("*.png")) and set(jaxpt.load_model("best")) == {"hidden", "out"}'
+    ),
+    "good_enough": (
+        'assert stopped.stopped == "callback" and stopped.state.step < 5000;'
+        'assert Path("runs/watched/periods.jsonl").read_text().count("\\n") == len(stopped.trace.step)'
+    ),
+    "jaxpt.PBT()": 'assert found.best().valid["energy"] < 0.1',
+    "LinenNet": 'assert result.best().valid["energy"] < 0.2 and "dropout_rate" in result.trace.hyper',
+    "@jax.jit": "assert final._cache_size() == 1 and energy < 0.2 and 0 < acceptance < 1",
+    "grain": 'assert result.best().valid["energy"] < 0.2',
+    "Curve": 'assert all(result.best(seed=s).valid["energy"] ** 0.5 < 0.2 for s in range(3)), "the noise is 0.1"',
+}
+"""{what is in a block: what must hold after it}."""
+
+RUN = """
+import json, pathlib, sys
+names = {}
+for scope, line, code, check in json.loads(pathlib.Path(sys.argv[1]).read_text()):
+    scope = names.setdefault(scope, {"__name__": "mine"})
+    exec(compile("\\n" * line + code, "README.md", "exec"), scope)
+    exec(check, scope)
+"""
 
 
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+def test_the_example_of_ones_own_model_is_a_script_of_under_25_lines():
+    line, goes_on, code = BLOCKS[0]
+    assert not goes_on
+    assert "import jaxpt" in code
+    assert len(code.splitlines()) < 25
+    assert line < 25, "and it begins on the first screen"
 
 
-def test_the_example_of_ones_own_model_is_short():
-    assert len([line for line in BLOCKS[0].splitlines() if line.strip()]) <= 25
+def test_every_block_says_its_language():
+    """So that none is left out of the tests by mistake; shell commands are indented."""
+    assert re.findall(r"^```(.*)$", README, re.MULTILINE)[::2] == ["python"] * len(BLOCKS)
 
 
 @pytest.mark.slow
 def test_the_blocks_run_in_order_and_learn(tmp_path):
-    script = tmp_path / "mine.py"
-    script.write_text("\n".join(BLOCKS) + "\nprint('wrong:', float(wrong))")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    script = [
+        (0 if goes_on else i, line, code, "\n".join(check for what, check in CHECKS.items() if what in code))
+        for i, (line, goes_on, code) in enumerate(BLOCKS)
+    ]
+    assert sum(bool(check) for *_, check in script) >= len(CHECKS), "no check has lost its block"
+    (tmp_path / "blocks.json").write_text(json.dumps(script))
+    command = [sys.executable, "-c", RUN, tmp_path / "blocks.json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    energy = float(re.search(r"'energy': ([\d.]+)", done.stdout)[1])
-    wrong = float(re.search(r"wrong: ([\d.]+)", done.stdout)[1])
-    assert energy < 0.2, "it learns which quadrant a point is in"
-    assert wrong < 0.1
-    assert (tmp_path / "exchanges.png").stat().st_size > 10_000
+
+
+def commands():
+    """Yields (line, module or script, options) of each command of the README that runs a file of this repository."""
+    text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    for found in re.finditer(r"(?:uv run|python) (?:-m )?((?:experiments|benchmarks|\.ci)[\w./]*)([^\n`#\"]*)", text):
+        yield found[1], re.findall(r"--[\w-]+", found[2].split("   ")[0])
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in commands() if name != ".ci/pages.py"}))
+def test_every_command_exists_with_the_options_that_are_shown(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    run = runpy.run_path if "/" in name else runpy.run_module
+    with pytest.raises(SystemExit) as end:
+        run(str(ROOT / name) if "/" in name else name, run_name="__main__")
+    assert end.value.code in (0, None)
+    shown = capsys.readouterr().out
+    for other, options in commands():
+        for option in options if other == name else ():
+            assert option in shown, f"{name} has no {option}"
 
 
 def test_every_file_it_points_to_exists():
-    for target in re.findall(r"\]\(([^)#]+)\)", README.read_text()):
+    targets = re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r'src="([^"]+)"', README)
+    assert len(targets) > 10
+    for target in targets:
         if not target.startswith("http"):
-            assert (README.parent / target).exists(), target
+            assert (ROOT / target).exists(), target
+
+
+def test_every_place_it_points_to_exists():
+    titles = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+    places = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= places

@@ -98,6 +98,9 @@ def suggest_replicas(trace: Trace, ladder: str | None = None) -> int:
     The mean over seeds, if there are several. A barrier is measured too low where a pair rejects nearly everything (no
     pair can count for more than 1), so repeat with the replicas suggested.
 
+    >>> bool(2 <= jaxpt.suggest_replicas(result.trace) <= 7)  # with 4 rungs the barrier is at most 3
+    True
+
     Args:
         trace: all of it or a stretch; energies change in training, so the last stretch counts most.
         ladder: which one, if there are several.

@@ -24,12 +24,19 @@ def windows(trace: Trace, count: int) -> list[Trace]:
     return [jax.tree.map(lambda leaf, a=a, b=b: np.asarray(leaf)[a:b], trace) for a, b in itertools.pairwise(edges)]
 
 
+def check_trace(trace: Trace) -> None:
+    """Raises ValueError if it is something else, the whole result perhaps."""
+    if not isinstance(trace, Trace):
+        raise ValueError(f"trace must be a run's trace, result.trace, but it is of {type(trace)}")
+
+
 def ladder_name(trace: Trace, ladder: str | None) -> str:
     """Returns the ladder's name, the only one by default.
 
     Raises:
         ValueError: there are several and none is chosen, or no such ladder.
     """
+    check_trace(trace)
     names = list(trace.rung)
     if ladder is None and len(names) == 1:
         return names[0]
@@ -44,6 +51,7 @@ def exchanges(trace: Trace, ladder: str | None = None) -> Trace:
     As long as the ladder still adapts (`Tempering(swap_while_tuning=True)`), its exchanges do not count. Nor does a
     last period without an offer that is shorter than the others: the steps that `fit` does without an exchange.
     """
+    check_trace(trace)
     length = np.diff(trace.step)
     if len(length) > 1 and length[-1] < length[0] and not _any_offer(trace)[-1]:
         trace = jax.tree.map(lambda leaf: np.asarray(leaf)[:-1], trace)

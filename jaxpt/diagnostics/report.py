@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxpt.diagnostics.barrier import round_trip_rate
-from jaxpt.diagnostics.exchanges import acceptance, exchanges, ladder_name, offered, windows
+from jaxpt.diagnostics.exchanges import acceptance, check_trace, exchanges, ladder_name, offered, windows
 from jaxpt.diagnostics.index import energy_by_rung, flow, relaxation_time, round_trips_per_exchange, samples, time_share
 from jaxpt.engine import Trace
 
@@ -41,10 +41,17 @@ class Diagnosis:
 def diagnose(trace: Trace, ladder: str | None = None) -> None:
     """Prints a page: acceptance pair by pair, barrier, round trips, and verdicts that say what to do.
 
+    >>> jaxpt.diagnose(result.trace)
+    ladder learning_rate: 4 rungs, 20 exchanges
+    C 100
+    rung       beta     energy  flow longest stay   acceptance with the next, and over time
+       0         20 ...
+
     Args:
         trace: `result.trace`, or a stretch of it.
         ladder: which one; by default every ladder has a page.
     """
+    check_trace(trace)
     for name in [ladder] if ladder else list(trace.rung):
         print(diagnosis(trace, name))
 

@@ -27,6 +27,8 @@ class PBT:
     (and a batch size a whole number). From then on hyperparameters belong to replicas, not to rungs, so `rung` stays
     what it was, replica k on rung k, and `trace.info` records no swaps but `parents`; see `jaxpt.lineage`.
 
+    >>> searching = dataclasses.replace(engine, rule=jaxpt.PBT(quantile=0.25))  # first values and range: its ladder
+
     Args:
         quantile: share of the replicas that are overwritten, and of those that are copied; one replica at least.
         low: a factor.
@@ -45,6 +47,9 @@ class PBT:
     needs_beta: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        for name in ("quantile", "low", "high", "resample"):
+            if not isinstance(value := getattr(self, name), int | float | np.number):
+                raise ValueError(f"{name} must be a number, but it is of {type(value)}")
         if not 0 < self.quantile <= 0.5:
             raise ValueError(f"quantile must lie in (0, 0.5], the share that is replaced, but it is {self.quantile!r}")
         if not (0 < self.low < np.inf and 0 < self.high < np.inf):

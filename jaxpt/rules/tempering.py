@@ -38,6 +38,11 @@ def exchange(
     energy of the replica on rung i (algorithm 1 of arXiv 1909.04013; `log_acceptance` settles its sign). The
     hyperparameters follow by `values[rung]`, so they are permuted and never changed.
 
+    >>> beta, energy = jnp.array([3.0, 2.0, 1.0]), jnp.array([0.5, 0.1, 0.7])
+    >>> rung, info = jaxpt.exchange(jax.random.key(0), beta, energy, jnp.arange(3), pairing="deo")
+    >>> rung.tolist(), info.accepted.tolist()  # the pair (0, 1): the colder rung had the higher energy
+    ([1, 0, 2], [True, False])
+
     Args:
         key: for this exchange only.
         beta: inverse temperature of each RUNG, coldest first.
@@ -81,9 +86,10 @@ def exchange(
 class Tempering:
     """Replica exchange over one ladder, or over several in turn (period t: ladder t modulo their number).
 
-        Tempering(C=100.0)                                    # the paper's: one random pair a period
-        Tempering("auto", "deo", adapt_ladder=True)           # nothing by hand
-        Tempering(1.0, "deo", adapt_ladder=True, swap_while_tuning=True)  # sampling, its ladder found
+        >>> rule = jaxpt.Tempering(C=100.0)  # the paper's: one random pair a period
+        >>> rule = jaxpt.Tempering("auto", "deo", adapt_ladder=True)  # nothing by hand
+        >>> rule = jaxpt.Tempering(1.0, "deo", adapt_ladder=True, swap_while_tuning=True)  # sampling
+        >>> tempered = dataclasses.replace(engine, rule=jaxpt.Tempering(C=3.0))  # compiles nothing
 
     Tuning happens on the device and ends: ladders adapt during burn-in and stay as they are from its end on, C="auto"
     is frozen `settle` exchanges later. `trace.info` records the C and the beta of every exchange.
@@ -136,7 +142,7 @@ class Tempering:
     def __post_init__(self) -> None:
         auto = _is_auto(self.C)
         C = np.array(np.nan, np.float32) if auto else _as_numbers(self.C)
-        if not 0 < self.target < 1:
+        if not isinstance(self.target, int | float | np.number) or not 0 < self.target < 1:
             raise ValueError(f"target must be an acceptance probability between 0 and 1, but it is {self.target!r}")
         for name, low in {"window": 1, "settle": 0}.items():
             value = getattr(self, name)
@@ -242,6 +248,11 @@ def _as_numbers(C: Any) -> Any:
     Raises:
         ValueError: it is not positive and finite, one number or a row of them.
     """
+    if isinstance(C, jax.core.Tracer):
+        raise ValueError(
+            "C is traced, but a rule is made of known numbers; make it outside jit, and hand the engine that has it to "
+            "the function as an argument: another C compiles nothing"
+        )
     try:
         numbers = np.full((), np.nan) if isinstance(C, str) else np.asarray(C).astype(np.float64)
     except (TypeError, ValueError):  # lists of lists of different lengths, say

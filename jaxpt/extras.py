@@ -1,0 +1,26 @@
+"""Packages that only some need: imported when they are asked for, with a clear word where they are missing."""
+
+import importlib
+from typing import Any
+
+
+def extra(module: str, name: str, what: str) -> Any:
+    """Returns a module of a package that is no core dependency.
+
+    Args:
+        module: its full name.
+        name: the extra of jaxpt that brings it.
+        what: which use asks for it, for the error message.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed; the message says how to install it.
+    """
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != package:
+            raise
+        raise ModuleNotFoundError(
+            f'{what} needs {package}, which is not installed: pip install "jaxpt[{name}]"', name=package
+        ) from None

@@ -1,0 +1,127 @@
+"""What has to be done before a run: its data on the devices, its programs compiled, and a check that it fits."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxpt import memory, settings, tree
+from jaxpt.data import Batches, Data
+from jaxpt.engine import Engine
+from jaxpt.progress import counted, drawn, replica_images
+from jaxpt.replica_axis import Execution
+from jaxpt.state import RunState, Trace
+from jaxpt.stream import is_stream, prefetch
+
+if TYPE_CHECKING:
+    from jaxpt.checkpoint import Checkpoints
+
+_NEVER = np.iinfo(np.int32).max
+_GENERATORS = ("threefry2x32", "rbg", "unsafe_rbg")
+_ROOMS = (64, 1024)  # periods that a dispatch may hold, its trace's rows; few kinds, so that runs share programs
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run that is ready to go: data on its devices, programs compiled."""
+
+    engine: Engine
+    short: Engine
+    """For the last period, if it is short."""
+    key: jax.Array
+    data: Data
+    batches: Batches | None
+    """Of the first period, if they come from a stream, and then of the further ones."""
+    feed: Iterator[Batches | None]
+    room: int
+    """Periods that a dispatch may hold."""
+    form: RunState
+    """The state as shapes with their places."""
+    row: Trace
+    """A trace as shapes, of any number of rows."""
+    execution: Execution
+    compile_seconds: float
+
+    def begin(self, store: "Checkpoints | None") -> tuple[RunState, list[Trace], float, int]:
+        """Returns the state to go on from, the rows so far, seconds and images: from a checkpoint, if there is one."""
+        if store is None or not store.steps:
+            return self.engine.init(self.key), [], 0.0, 0
+        state, trace, progress = store.load(self.form, self.row, jax.random.key_impl(self.key))
+        return state, [trace], progress.seconds, progress.images
+
+    def images(self, engine: Engine, trace: Trace, batches: Batches | None) -> int:
+        """Returns how many training examples these rows stand for."""
+        if batches is not None:
+            return replica_images(engine, trace, partial(counted, np.asarray(batches.counts)))
+        if self.data.train is None:
+            return 0
+        return replica_images(engine, trace, partial(drawn, engine, trace, tree.leading(self.data.train)))
+
+
+def prepare(
+    engine: Engine,
+    train: Any,
+    scored: Data,
+    whole: int,
+    rest: int,
+    done: int,
+    key: jax.Array,
+    store: "Checkpoints | None",
+) -> Job:
+    """Checks the data and brings it to the devices, compiles what is left to run, and sees that it fits."""
+    feed: Iterator[Batches | None] = itertools.repeat(None)
+    if streaming := is_stream(train):
+        lengths = [engine.every] * (whole - done) + [rest] * (rest > 0)
+        feed, train = prefetch(train, lengths, engine.batch_size, engine.every * done), None
+    batches = next(feed, None)
+    host = scored._replace(train=train)
+    seen = host if batches is None else host._replace(train=tree.take(batches.examples, (0, 0)))
+    engine.check(seen)
+    data = engine.placed.put(host)  # once, to every device
+    execution = engine.execution(seen)
+    form = engine.abstract(key)
+    if store is not None:
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), seen.train)
+        store.match(settings.describe(engine, form, key, seen._replace(train=shapes) if streaming else host))
+    short = dataclasses.replace(engine, every=rest or 1, burn_in=_NEVER)
+    room = 1 if streaming else _ROOMS[whole > 40 * _ROOMS[0]]
+    started = time.perf_counter()
+    row: Any = None
+    for part, periods, left in ((engine, room, done < whole), (short, 1, rest > 0)):
+        if left or (part is engine and whole):
+            given = _shapes(batches, part.every)
+            lowered = part.lower(form, data, periods=periods, batches=given, donate=True)
+            row = lowered.out_info[1] if row is None else row
+            if left:
+                most = memory.limit(engine.placed)
+                memory.check(lowered.compile(), form.replicas, (data, given), execution, most, engine.placed.num_shards)
+    seconds = time.perf_counter() - started
+    return Job(engine, short, key, data, batches, feed, room, form, row, execution, seconds)
+
+
+def keys(seed: int, seeds: Sequence[int] | None, prng: str | None) -> jax.Array:
+    """Returns the key of one seed, or those of several."""
+    if prng not in (None, *_GENERATORS):
+        raise ValueError(f"prng must be one of {', '.join(_GENERATORS)}, or None for JAX's own, but it is {prng!r}")
+    wanted = [seed] if seeds is None else list(seeds) if isinstance(seeds, Sequence | np.ndarray) else None
+    if not wanted or not all(isinstance(s, int | np.integer) for s in wanted) or len(set(wanted)) < len(wanted):
+        raise ValueError(
+            "seed must be an integer, and seeds a sequence of one or more different integers, e.g. range(5), but they "
+            f"are seed={seed!r}, seeds={seeds!r}"
+        )
+    if seeds is not None and seed != 0:
+        raise ValueError(f"give seed={seed!r} or seeds={seeds!r}, not both")
+    make = partial(jax.random.key, impl=prng)
+    return make(seed) if seeds is None else jax.vmap(make)(jnp.asarray(wanted))
+
+
+def _shapes(batches: Batches | None, every: int) -> PyTree:
+    """Returns one period's minibatches as shapes, for a period of so many steps."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, every, *leaf.shape[2:]), leaf.dtype), batches)

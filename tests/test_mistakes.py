@@ -1,0 +1,163 @@
+"""What a clumsy user does ends in words that name the argument, say what was given and what to do."""
+
+import dataclasses
+import functools
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import jaxpt
+from tests import conftest
+from tests.conftest import FEATURES, LinenNet, NnxNet, loss, sgd
+
+LADDER = jaxpt.Ladder(learning_rate=[0.1, 0.2])
+ONE = np.zeros((1, FEATURES), np.float32)
+
+
+@functools.cache
+def engine():
+    return conftest.make_engine()
+
+
+@functools.cache
+def result():
+    """Of a run whose model says no probabilities."""
+    wells = jaxpt.energy_problem(lambda w: w**2, jax.random.normal)
+    return jaxpt.fit(jaxpt.Engine(wells, sgd, LADDER, every=2), steps=4)
+
+
+def problem():
+    return jaxpt.nnx_problem(lambda rngs: nnx.Linear(FEATURES, 3, rngs=rngs), loss, predict=lambda m, b: m(b["x"]))
+
+
+MISTAKES = {
+    "learning_rate needs numbers, one per rung, but it is ['a']": lambda: jaxpt.Ladder(learning_rate=["a"]),
+    "learning_rate=[0.01, 0.02] say, but the shapes are learning_rate: ()": lambda: jaxpt.Ladder(learning_rate=0.1),
+    "beta needs numbers, one per rung, but it is ['x', 'y']": lambda: jaxpt.Ladder(decay=[1, 2], beta=["x", "y"]),
+    "name must be a string, the ladder's key in the trace, but it is 3": lambda: jaxpt.Ladder(decay=[1, 2], name=3),
+    "learning_rate is traced, but a ladder is made of known numbers; make it outside jit": lambda: jax.jit(
+        lambda v: jaxpt.Ladder(learning_rate=v).beta
+    )(jnp.ones(2)),
+    "C is traced, but a rule is made of known numbers; make it outside jit": lambda: jax.jit(
+        lambda C: jaxpt.Tempering(C).C
+    )(1.0),
+    "target must be an acceptance probability between 0 and 1, but it is 'half'": lambda: jaxpt.Tempering(
+        1.0, target="half"
+    ),
+    "quantile must be a number, but it is of <class 'jaxpt.ladder.Ladder'>": lambda: jaxpt.PBT(LADDER),
+    "num_rungs must be an integer of at least 1, but it is 2.5": lambda: jaxpt.geometric(0.1, 1, 2.5),
+    "num_rungs must be an integer of at least 1, but it is -3": lambda: jaxpt.linear(0, 1, -3),
+    "start must be a number, but it is '0.1'": lambda: jaxpt.geometric("0.1", 1, 3),
+    "optimizer must return an optax transformation, e.g. optax.sgd": lambda: dataclasses.replace(
+        engine(), optimizer=lambda h: h["learning_rate"]
+    ),
+    "optimizer is called as optimizer(hyperparameters), but what was given": lambda: dataclasses.replace(
+        engine(), optimizer=lambda: optax.sgd(0.1)
+    ),
+    "schedule must be a function, called as schedule(hyperparameters, step), but it is 0.1": lambda: (
+        dataclasses.replace(engine(), schedule=0.1)
+    ),
+    "schedule is called as schedule(hyperparameters, step), but what was given": lambda: dataclasses.replace(
+        engine(), schedule=lambda h: h
+    ),
+    "schedule must return all hyperparameters, {**h, ...}, but it returns 0.1": lambda: dataclasses.replace(
+        engine(), schedule=lambda h, step: 0.1
+    ),
+    "fixed must be {name: value}": lambda: dataclasses.replace(engine(), fixed=["momentum"]),
+    "fixed['momentum'] must be one finite number, the same for all replicas, not '0.9'": lambda: dataclasses.replace(
+        engine(), fixed={"momentum": "0.9"}
+    ),
+    "periods must be an integer, how many of them, but it is 2.0": lambda: engine().run(None, periods=2.0),
+    "state must come from engine.init(key) or an earlier run": lambda: engine().run(jax.random.key(0), periods=2),
+    "make must be NnxNet, the class, or a function: each replica gets fresh weights": lambda: jaxpt.nnx_problem(
+        NnxNet(rngs=nnx.Rngs(0)), loss
+    ),
+    "make is called as make(rngs=...), but what was given does not take that": lambda: jaxpt.nnx_problem(loss, NnxNet),
+    "make must return an nnx.Module, but make(rngs=...) returns None": lambda: jaxpt.nnx_problem(
+        lambda rngs: None, loss
+    ),
+    "loss must be a function (model, batch) -> [B], but it is None": lambda: jaxpt.nnx_problem(NnxNet, None),
+    "energy must be a function (model, batch) -> [B], but it is 'loss'": lambda: jaxpt.nnx_problem(
+        NnxNet, loss, energy="loss"
+    ),
+    "metrics must be {name: function}": lambda: jaxpt.nnx_problem(NnxNet, loss, metrics=[loss]),
+    "module must be a Linen module, Net() rather than its class Net": lambda: jaxpt.linen_problem(
+        LinenNet, loss, example=ONE
+    ),
+    "example must be one input of the module, an array like x[:1]": lambda: jaxpt.linen_problem(
+        LinenNet(), loss, example={"x": ONE}
+    ),
+    "init must be a function, called as init(key)": lambda: jaxpt.energy_problem(lambda w: w**2, jnp.zeros(3)),
+    "must give one number, not shape (3,)": lambda: jaxpt.energy_problem(lambda w: w, jax.random.normal).evaluate(
+        jnp.zeros(3), (), None
+    ),
+    "problem must come from nnx_problem": lambda: jaxpt.with_weight_noise(NnxNet),
+    "dtype must be a floating-point type, e.g. jax.numpy.bfloat16, but it is 'bf16'": lambda: jaxpt.with_compute_dtype(
+        conftest.nnx_problem(), "bf16"
+    ),
+    "Dropout('dropout_rate', rngs=rngs) say, but it is 0.5": lambda: jaxpt.Dropout(0.5, rngs=nnx.Rngs(0)),
+    "hyperparameter must be a name, 'dropout_rate' say, but it is 0.5": lambda: jaxpt.linen.Dropout(0.5),
+    "engine must be a jaxpt.Engine, fit(engine, train, valid, steps=...), not <class 'dict'>": lambda: jaxpt.fit(
+        {"x": ONE}, engine(), steps=10
+    ),
+    "data.train holds Python numbers, lists of them perhaps; make arrays": lambda: jaxpt.fit(
+        engine(), {"x": [[1.0]], "y": [0]}, {"x": ONE}, steps=10
+    ),
+    "as data.valid: fit(engine, train, valid) or jaxpt.Data(train, valid)": lambda: jaxpt.fit(
+        engine(), conftest.examples().train, steps=10
+    ),
+    "logits must be an array, but it is [[0.0, 1.0]]": lambda: jaxpt.cross_entropy([[0.0, 1.0]], [1]),
+    "labels need one class per example, shape (4,)": lambda: jaxpt.errors(jnp.zeros((4, 2)), jnp.zeros((4, 1), int)),
+    "trace must be a run's trace, result.trace": lambda: jaxpt.lineage(result(), 0),
+    "run's trace, result.trace, but it is of <class 'jaxpt.result.Result'>": lambda: jaxpt.suggest_replicas(result()),
+    "replica must be one of 0 .. 1, but it is 0.0": lambda: jaxpt.lineage(result().trace, 0.0),
+    "result.trace, but it is of <class 'jaxpt.result.Result'>": lambda: jaxpt.diagnose(result()),
+    "takes what jaxpt.lineage gave, and the engine that made it": lambda: jaxpt.replay(engine(), result().trace, None),
+    "metrics must be {name: function(probabilities, batch)}": lambda: jaxpt.mixture(
+        conftest.make_engine(problem(), LADDER), result().state, {"x": ONE}, loss
+    ),
+    "examples holds no arrays": lambda: jaxpt.mixture(
+        conftest.make_engine(problem(), LADDER), result().state, None, {"error": lambda p, batch: p[:, 0]}
+    ),
+    "step_size must be a positive number, or one per rung, but it is 'a'": lambda: jaxpt.sampler(
+        lambda w: w**2, jax.random.normal, temperature=[1.0, 2.0], step_size="a", every=5
+    ),
+    "seeds must be one or more different integers, e.g. range(5), but they are 5": lambda: jaxpt.diffusion(
+        conftest.nnx_problem(), sgd, name="learning_rate", values=[0.1, 0.2], steps=10, every=5, seeds=5
+    ),
+    "mesh must be devices, e.g. jax.devices()[:4]": lambda: jaxpt.placement.shard_map(4),
+}
+
+
+def said():
+    """Returns {message: what was said instead, or None}; makes all the mistakes."""
+    found = {}
+    for message, mistake in MISTAKES.items():
+        try:
+            mistake()
+            found[message] = "nothing"
+        except Exception as error:
+            right = isinstance(error, ValueError) and message in str(error)
+            found[message] = None if right else f"{type(error).__name__}: {error}"
+    return found
+
+
+@pytest.fixture(scope="module")
+def all_said():
+    """The same in a process without the tests' checks of types, which users do not have either."""
+    code = "import json; from tests import test_mistakes; print(json.dumps(test_mistakes.said()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_a_mistake_is_said_in_words(message, all_said):
+    assert all_said[message] is None
