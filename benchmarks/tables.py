@@ -14,6 +14,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
+import numpy as np
+
 from benchmarks import reproduce_tables
 from experiments import report
 
@@ -37,6 +39,14 @@ SHOWN = (
     *(("lenet", 128, 4), ("lenet", 128, 8), ("lenet", 128, 16)),
     *(("resnet20", 32, 4), ("resnet20", 32, 8), ("resnet20", 128, 4)),
 )
+
+RULES = {
+    "independent": "grid search",
+    "tempering": "tempering, one random pair",
+    "deo": "tempering, DEO",
+    "auto": "tempering, DEO, C and ladder tuned",
+    "pbt": "PBT",
+}
 
 
 def load(name: str) -> Any:
@@ -73,12 +83,42 @@ def digits() -> str:
     return "\n".join(report.markdown(lines))
 
 
+def wide() -> str:
+    """Returns what each rule comes to on a wide ladder on the digits, on seeds that did not choose the setting."""
+    arms = {name: arm for name, arm in load("digits-wide/summary.json")["arms"].items() if name in RULES}
+    decayed = load("digits-decay/summary.json")["arms"]["independent"]
+    base = np.array(arms["independent"]["test_error"]["per_seed"])
+    lines = [("test error, %", "best replica", "minus grid search", "mixture of all")]
+    for label, arm in [*((RULES[name], arms[name]) for name in RULES), ("grid search, each rate decaying", decayed)]:
+        errors, mixed = (np.array(a["test_error"]["per_seed"]) for a in (arm, arm["mixture"]["all"]))
+        difference = "-" if arm is arms["independent"] else reproduce_tables.show(errors - base, "+")
+        lines.append((label, reproduce_tables.show(errors), difference, reproduce_tables.show(mixed)))
+    return "\n".join(report.markdown(lines))
+
+
+def peers() -> str:
+    """Returns what each peer took for the same work, and what came of it."""
+    lines = [("arm", "seconds", "replica-images/s", "test error", "mixture of all")]
+    for row in load("cpu/peers.json")["rows"]:
+        scores = (
+            f"{row[name]:.1f} %" if row.get(name) is not None else "-" for name in ("test_error", "mixture_error")
+        )
+        lines.append((row["arm"], f"{row['seconds']:.0f}", f"{row['images_per_second']:,.0f}", *scores))
+    return "\n".join(report.markdown(lines))
+
+
 def reproduction() -> str:
     """Returns what each rule gains over grid search on the paper's panels."""
     return reproduce_tables.overview(RESULTS / "reproduce" / "quick")
 
 
-TABLES: dict[str, Callable[[], str]] = {"throughput": throughput, "digits": digits, "reproduction": reproduction}
+TABLES: dict[str, Callable[[], str]] = {
+    "throughput": throughput,
+    "digits": digits,
+    "wide": wide,
+    "reproduction": reproduction,
+    "peers": peers,
+}
 
 
 def renewed(text: str) -> str:
