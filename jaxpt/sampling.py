@@ -108,7 +108,7 @@ def sampler(
         ValueError: a step size is not positive; what `Engine`, `Ladder` and `Tempering` refuse.
     """
     if np.asarray(step_size).dtype.kind not in "iuf" or not (np.asarray(step_size) > 0).all():
-        raise ValueError(f"step_size must be a positive number, or one per rung, but it is {step_size!r}")
+        raise ValueError(f"step_size must be positive, one number or one per rung, but it is {step_size!r}")
     shared = np.ndim(step_size) == 0
     own: dict[str, Any] = {} if shared else {"step_size": step_size}
     return Engine(

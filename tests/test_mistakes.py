@@ -126,7 +126,7 @@ MISTAKES = {
     "examples holds no arrays": lambda: jaxpt.mixture(
         conftest.make_engine(problem(), LADDER), result().state, None, {"error": lambda p, batch: p[:, 0]}
     ),
-    "step_size must be a positive number, or one per rung, but it is 'a'": lambda: jaxpt.sampler(
+    "step_size must be positive, one number or one per rung, but it is 'a'": lambda: jaxpt.sampler(
         lambda w: w**2, jax.random.normal, temperature=[1.0, 2.0], step_size="a", every=5
     ),
     "seeds must be one or more different integers, e.g. range(5), but they are 5": lambda: jaxpt.diffusion(
