@@ -101,7 +101,7 @@ def peers() -> str:
     lines = [("arm", "seconds", "replica-images/s", "test error", "mixture of all")]
     for row in load("cpu/peers.json")["rows"]:
         scores = (
-            f"{row[name]:.1f} %" if row.get(name) is not None else "-" for name in ("test_error", "mixture_error")
+            f"{row[name]:.1f} %" if row.get(name) is not None else "-" for name in ("test_error", "mixture_test_error")
         )
         lines.append((row["arm"], f"{row['seconds']:.0f}", f"{row['images_per_second']:,.0f}", *scores))
     return "\n".join(report.markdown(lines))
