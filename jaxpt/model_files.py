@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from jaxpt import files
@@ -43,16 +44,10 @@ def save_model(path: str | os.PathLike[str], params: Params, model_state: ModelS
     content = json.dumps({"format": FORMAT, **about, "arrays": described}, indent=1, allow_nan=False)
     if file.suffix == ".safetensors":
         _save_flat(file, dict(zip(map(_flat_name, places), arrays, strict=True)), content)
-        return
-    if is_first():
-        if file.exists() and not (file / "model.json").exists() and (not file.is_dir() or any(file.iterdir())):
-            raise ValueError(f"{file} exists and is no model that save_model wrote, so it stays; give another path")
-        file.mkdir(parents=True, exist_ok=True)
-        (file / "model.json").unlink(missing_ok=True)
-    with _quietly() as ocp:
-        ocp.save_pytree(file / "weights", _nested(described, arrays, str), overwrite=True)
-    if is_first():  # last: it says that the weights are whole
-        files.write(file / "model.json", content + "\n")
+    else:
+        _save_nested(file, _nested(described, arrays, str), content)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("jaxpt: model saved")  # so that each may read what the first has written
 
 
 def load_model(path: str | os.PathLike[str]) -> PyTree:
@@ -85,10 +80,9 @@ def load_model(path: str | os.PathLike[str]) -> PyTree:
     with _quietly() as ocp:
         nested = ocp.load_pytree(file / "weights", _nested(about["arrays"], like, str))
     found = {tuple(str(_key(part)) for part in place): leaf for place, leaf in jax.tree.leaves_with_path(nested)}
-    arrays = [
-        jnp.asarray(found.get(tuple(map(str, entry["path"])), empty))
-        for entry, empty in zip(about["arrays"], like, strict=True)
-    ]
+    names = [tuple(map(str, entry["path"])) or ("value",) for entry in about["arrays"]]
+    # Those without elements are in no file.
+    arrays = [jnp.asarray(found[name] if empty.size else empty) for name, empty in zip(names, like, strict=True)]
     return _nested(about["arrays"], arrays)
 
 
@@ -129,6 +123,18 @@ def _nested(entries: list[dict[str, Any]], arrays: list[Any], key: Any = lambda 
             node = node.setdefault(key(part), {})
         node[key(entry["path"][-1])] = array
     return tree
+
+
+def _save_nested(file: Path, arrays: PyTree, content: str) -> None:
+    if is_first():
+        if file.exists() and not (file / "model.json").exists() and (not file.is_dir() or any(file.iterdir())):
+            raise ValueError(f"{file} exists and is no model that save_model wrote, so it stays; give another path")
+        file.mkdir(parents=True, exist_ok=True)
+        (file / "model.json").unlink(missing_ok=True)
+    with _quietly() as ocp:
+        ocp.save_pytree(file / "weights", arrays, overwrite=True)
+    if is_first():  # last: it says that the weights are whole
+        files.write(file / "model.json", content + "\n")
 
 
 def _save_flat(file: Path, arrays: dict[str, np.ndarray], content: str) -> None:

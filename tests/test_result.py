@@ -11,6 +11,7 @@ from flax import nnx
 import jaxpt
 from tests import conftest
 from tests.conftest import make_engine
+from tests.test_checkpoint import bowl
 
 
 def logits(model, batch):
@@ -188,6 +189,13 @@ def test_parameters_of_any_shape_come_back(tmp_path):
         assert loaded["b"] == best["b"]
         np.testing.assert_array_equal(loaded["w"][0], best["w"][0])
         assert loaded["w"][1].shape == (0, 3)
+
+
+def test_parameters_that_are_one_array_come_back(tmp_path):
+    found = jaxpt.fit(bowl(), steps=4, progress=False)
+    for name in ("model", "model.safetensors")[: 2 if importlib.util.find_spec("safetensors") else 1]:
+        found.save_model(tmp_path / name, replica=1)
+        np.testing.assert_array_equal(jaxpt.load_model(tmp_path / name), found.state.replicas.params[1])
 
 
 def test_other_peoples_folders_and_broken_models_are_refused(result, tmp_path):
