@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
 
 from jaxpt import memory, settings, tree
@@ -90,6 +91,8 @@ def prepare(
     if store is not None:
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), seen.train)
         store.match(settings.describe(engine, form, key, seen._replace(train=shapes) if streaming else host))
+        if store.steps:
+            form = _as_loaded(form)
     short = dataclasses.replace(engine, every=rest or 1, burn_in=_NEVER)
     room = 1 if streaming else _ROOMS[whole > 40 * _ROOMS[0]]
     started = time.perf_counter()
@@ -120,6 +123,16 @@ def keys(seed: int, seeds: Sequence[int] | None, prng: str | None) -> jax.Array:
         raise ValueError(f"give seed={seed!r} or seeds={seeds!r}, not both")
     make = partial(jax.random.key, impl=prng)
     return make(seed) if seeds is None else jax.vmap(make)(jnp.asarray(wanted))
+
+
+def _as_loaded(form: RunState) -> RunState:
+    """Returns shapes with the places that loaded arrays have: the program compiled for these is the one that runs."""
+    place = SingleDeviceSharding(jax.local_devices()[0])
+
+    def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or place)
+
+    return jax.tree.map(placed, form)
 
 
 def _shapes(batches: Batches | None, every: int) -> PyTree:

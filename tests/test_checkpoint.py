@@ -257,3 +257,16 @@ def test_warnings_of_libraries_are_not_the_users(saved):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         go_on(saved)
+
+
+def test_a_resumed_run_is_compiled_once(tmp_path, caplog):
+    engine = bowl(placement=jaxpt.placement.single())
+    go_on(tmp_path, 4, engine)
+    jax.clear_caches()
+    jax.config.update("jax_log_compiles", True)
+    try:
+        with caplog.at_level("WARNING"):
+            go_on(tmp_path, 8, engine)
+    finally:
+        jax.config.update("jax_log_compiles", False)
+    assert sum("Finished XLA compilation of jit(_periods)" in line for line in caplog.messages) == 1
