@@ -1,6 +1,6 @@
 """Parallel tempering of neural networks: many replicas train as one JAX program and exchange hyperparameters."""
 
-from jaxpt import diagnostics, linen, placement
+from jaxpt import allocator, diagnostics, linen, placement
 from jaxpt.convolution import conv_by_products, conv_general_dilated, fast_convolutions
 from jaxpt.data import Batches, Data
 from jaxpt.diagnostics import diagnose, suggest_replicas
@@ -25,6 +25,8 @@ from jaxpt.stream import prefetch
 from jaxpt.types import Info, Move, Problem, Rule
 
 __version__ = "0.1.0"
+
+allocator.few_arenas()
 
 __all__ = [
     "PBT",

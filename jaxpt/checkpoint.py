@@ -1,12 +1,10 @@
 """Checkpoints of a whole run by Orbax: written in the background, atomic, checked before they are trusted."""
 
 import contextlib
-import ctypes
 import json
 import os
 import re
 import shutil
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +19,7 @@ from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
-from jaxpt import settings, tree
+from jaxpt import allocator, settings, tree
 from jaxpt.failures import CheckpointError
 from jaxpt.files import digest, write
 from jaxpt.state import RunState, Trace
@@ -183,7 +181,7 @@ class Checkpoints:
                 for old in set(self.steps) - {step}:
                     if not (self._steps / str(old)).exists():
                         (self._sums / f"{old}.json").unlink()
-            _trim()
+            allocator.trim()
 
     def _settings(self) -> dict[str, Any] | None:
         """Returns what the directory says of its run, None if nothing; only this release's format can be read."""
@@ -282,12 +280,6 @@ def _like(form: T, flat: Mapping[str, Any], prng: Any) -> T:
         return jax.random.wrap_key_data(found, impl=prng) if typed else found
 
     return jax.tree_util.tree_map_with_path(leaf, form)
-
-
-def _trim() -> None:
-    """Gives memory back to the system: glibc keeps what a save's threads had, and a little more each time."""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)
 
 
 def _wait_for_all() -> None:
