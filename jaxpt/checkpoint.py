@@ -22,6 +22,7 @@ from orbax.checkpoint import v1 as ocp
 from jaxpt import allocator, settings, tree
 from jaxpt.failures import CheckpointError
 from jaxpt.files import digest, write
+from jaxpt.lock import lock
 from jaxpt.state import RunState, Trace
 
 T = TypeVar("T")
@@ -48,7 +49,8 @@ class Checkpoints:
         directory: of the run; made if need be.
 
     Raises:
-        CheckpointError: the directory cannot be written; a checkpoint's file is missing, or not as it was written.
+        CheckpointError: the directory cannot be written, or another run is using it; a checkpoint's file is missing, or
+            not as it was written.
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
@@ -57,24 +59,28 @@ class Checkpoints:
         self._leads = jax.process_index() == 0
         self._saving: Future[None] | None = None
         self._pool = ThreadPoolExecutor(1, "jaxpt-checkpoint")
-        if self._leads:
-            with _in_words(f"{self.directory} cannot hold checkpoints; give another directory"):
-                self._settings()
-                self._sums.mkdir(parents=True, exist_ok=True)
-                self._steps.mkdir(exist_ok=True)
-                self._clear()
-        _wait_for_all()
-        _check_all_see(self._sums.is_dir(), self.steps, self.directory)
-        for step in self.steps:  # before Orbax looks into any of them
-            self._check_files(step)
-        policy = ocp.training.preservation_policies
-        best = policy.BestN(get_metric_fn=lambda metrics: metrics["energy"], reverse=True, n=1)
-        with _quietly():
-            self._orbax = ocp.training.Checkpointer(
-                self._steps,
-                preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(2), best]),
-                cleanup_tmp_directories=True,
-            )
+        with contextlib.ExitStack() as opened:
+            if self._leads:
+                with _in_words(f"{self.directory} cannot hold checkpoints; give another directory"):
+                    self.directory.mkdir(parents=True, exist_ok=True)
+                    opened.enter_context(lock(self.directory))
+                    self._settings()
+                    self._sums.mkdir(exist_ok=True)
+                    self._steps.mkdir(exist_ok=True)
+                    self._clear()
+            _wait_for_all()
+            _check_all_see(self._sums.is_dir(), self.steps, self.directory)
+            for step in self.steps:  # before Orbax looks into any of them
+                self._check_files(step)
+            policy = ocp.training.preservation_policies
+            best = policy.BestN(get_metric_fn=lambda metrics: metrics["energy"], reverse=True, n=1)
+            with _quietly():
+                self._orbax = ocp.training.Checkpointer(
+                    self._steps,
+                    preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(2), best]),
+                    cleanup_tmp_directories=True,
+                )
+            self._opened = opened.pop_all()
 
     @property
     def steps(self) -> list[int]:
@@ -148,10 +154,11 @@ class Checkpoints:
             saving.result()
 
     def close(self) -> None:
-        """Ends what goes on in the background; what fails there has been said by `wait`."""
+        """Ends what goes on in the background and unlocks the directory; what fails there has been said by `wait`."""
         self._pool.shutdown()
         with _quietly(), contextlib.suppress(Exception):
             self._orbax.close()
+        self._opened.close()
 
     def load(self, state: RunState, trace: Trace, prng: Any) -> tuple[RunState, Trace, Progress]:
         """Returns what the latest whole checkpoint holds.
