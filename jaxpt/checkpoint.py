@@ -23,6 +23,7 @@ from jaxpt import allocator, settings, tree
 from jaxpt.failures import CheckpointError
 from jaxpt.files import digest, write
 from jaxpt.lock import lock
+from jaxpt.processes import refuse_together
 from jaxpt.state import RunState, Trace
 
 T = TypeVar("T")
@@ -60,15 +61,13 @@ class Checkpoints:
         self._saving: Future[None] | None = None
         self._pool = ThreadPoolExecutor(1, "jaxpt-checkpoint")
         with contextlib.ExitStack() as opened:
+            refused = None
             if self._leads:
-                with _in_words(f"{self.directory} cannot hold checkpoints; give another directory"):
-                    self.directory.mkdir(parents=True, exist_ok=True)
-                    opened.enter_context(lock(self.directory))
-                    self._settings()
-                    self._sums.mkdir(exist_ok=True)
-                    self._steps.mkdir(exist_ok=True)
-                    self._clear()
-            _wait_for_all()
+                try:
+                    self._prepare(opened)
+                except CheckpointError as error:
+                    refused = error
+            refuse_together(refused, CheckpointError)
             _check_all_see(self._sums.is_dir(), self.steps, self.directory)
             for step in self.steps:  # before Orbax looks into any of them
                 self._check_files(step)
@@ -179,6 +178,16 @@ class Checkpoints:
             loaded = self._orbax.load_checkpointables(step, {"state": _flat(state), "trace": _flat(rows)})
         return _like(state, loaded["state"], prng), _like(rows, loaded["trace"], prng), progress
 
+    def _prepare(self, opened: contextlib.ExitStack) -> None:
+        """What the first process does before any looks: locks the directory, and clears away what is not whole."""
+        with _in_words(f"{self.directory} cannot hold checkpoints; give another directory"):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            opened.enter_context(lock(self.directory))
+            self._settings()
+            self._sums.mkdir(exist_ok=True)
+            self._steps.mkdir(exist_ok=True)
+            self._clear()
+
     def _seal(self, step: int, response: Any) -> None:
         with self._failing_at(step):
             response.result()
@@ -287,11 +296,6 @@ def _like(form: T, flat: Mapping[str, Any], prng: Any) -> T:
         return jax.random.wrap_key_data(found, impl=prng) if typed else found
 
     return jax.tree_util.tree_map_with_path(leaf, form)
-
-
-def _wait_for_all() -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("jaxpt: checkpoints cleared")
 
 
 def _check_all_see(there: bool, steps: Sequence[int], directory: Path) -> None:
