@@ -131,6 +131,7 @@ class Checkpoints:
             CheckpointError: this one or the one before cannot be written.
         """
         self.wait()
+        allocator.trim()  # nothing runs on the devices now: on a CPU, what a program had is free as well
         step, energy = int(trace.step[-1]), trace.valid["energy"][-1]
         lowest = np.min(energy, axis=-1, where=np.isfinite(energy), initial=np.finfo(np.float32).max).mean(
             dtype=np.float64

@@ -107,3 +107,11 @@ def examples():
 def data():
     """The same, made once."""
     return examples()
+
+
+@pytest.fixture
+def quick_compiler():
+    """For tests of what a program says, not of its bits or speed: they compile in half the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -4,7 +4,6 @@ import importlib
 import json
 import sys
 
-import jax
 import pytest
 
 from benchmarks import devices
@@ -28,13 +27,6 @@ ROW = {
     "devices": {"model", "replicas", "batch", "devices", "images_per_second", "speedup", "speedup_spread"},
     "convolutions": {"model", "layer", "part", "lowering", "seconds", "spread", "chosen", "time_ratio"},
 }
-
-
-@pytest.fixture
-def quick_compiler():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def run(name, arguments, monkeypatch):
