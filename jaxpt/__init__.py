@@ -7,7 +7,7 @@ The examples go on from the README's first script, made smaller: `problem`, `los
 `result` are its own, and `dataclasses`, `jax`, `jnp`, `np`, `optax`, `nnx` and `linen` are imported.
 """
 
-from jaxpt import diagnostics, linen, placement
+from jaxpt import allocator, diagnostics, linen, placement
 from jaxpt.convolution import conv_by_products, conv_general_dilated, fast_convolutions
 from jaxpt.data import Batches, Data
 from jaxpt.diagnostics import diagnose, suggest_replicas
@@ -35,6 +35,8 @@ from jaxpt.summary import Summary
 from jaxpt.types import Info, Move, Problem, Rule
 
 __version__ = "0.1.0"
+
+allocator.few_arenas()
 
 __all__ = [  # noqa: RUF022  in the order in which the pages of the interface show them
     # What to train.

@@ -1,12 +1,10 @@
 """Checkpoints of a whole run by Orbax: written in the background, atomic, checked before they are trusted."""
 
 import contextlib
-import ctypes
 import json
 import os
 import re
 import shutil
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,9 +19,11 @@ from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
-from jaxpt import settings, tree
+from jaxpt import allocator, settings, tree
 from jaxpt.failures import CheckpointError
 from jaxpt.files import digest, write
+from jaxpt.lock import lock
+from jaxpt.processes import refuse_together
 from jaxpt.state import RunState, Trace
 
 T = TypeVar("T")
@@ -50,7 +50,8 @@ class Checkpoints:
         directory: of the run; made if need be.
 
     Raises:
-        CheckpointError: the directory cannot be written; a checkpoint's file is missing, or not as it was written.
+        CheckpointError: the directory cannot be written, or another run is using it; a checkpoint's file is missing, or
+            not as it was written.
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
@@ -59,24 +60,26 @@ class Checkpoints:
         self._leads = jax.process_index() == 0
         self._saving: Future[None] | None = None
         self._pool = ThreadPoolExecutor(1, "jaxpt-checkpoint")
-        if self._leads:
-            with _in_words(f"{self.directory} cannot hold checkpoints; give another directory"):
-                self._settings()
-                self._sums.mkdir(parents=True, exist_ok=True)
-                self._steps.mkdir(exist_ok=True)
-                self._clear()
-        _wait_for_all()
-        _check_all_see(self._sums.is_dir(), self.steps, self.directory)
-        for step in self.steps:  # before Orbax looks into any of them
-            self._check_files(step)
-        policy = ocp.training.preservation_policies
-        best = policy.BestN(get_metric_fn=lambda metrics: metrics["energy"], reverse=True, n=1)
-        with _quietly():
-            self._orbax = ocp.training.Checkpointer(
-                self._steps,
-                preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(2), best]),
-                cleanup_tmp_directories=True,
-            )
+        with contextlib.ExitStack() as opened:
+            refused = None
+            if self._leads:
+                try:
+                    self._prepare(opened)
+                except CheckpointError as error:
+                    refused = error
+            refuse_together(refused, CheckpointError)
+            _check_all_see(self._sums.is_dir(), self.steps, self.directory)
+            for step in self.steps:  # before Orbax looks into any of them
+                self._check_files(step)
+            policy = ocp.training.preservation_policies
+            best = policy.BestN(get_metric_fn=lambda metrics: metrics["energy"], reverse=True, n=1)
+            with _quietly():
+                self._orbax = ocp.training.Checkpointer(
+                    self._steps,
+                    preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(2), best]),
+                    cleanup_tmp_directories=True,
+                )
+            self._opened = opened.pop_all()
 
     @property
     def steps(self) -> list[int]:
@@ -128,6 +131,7 @@ class Checkpoints:
             CheckpointError: this one or the one before cannot be written.
         """
         self.wait()
+        allocator.trim()  # nothing runs on the devices now: on a CPU, what a program had is free as well
         step, energy = int(trace.step[-1]), trace.valid["energy"][-1]
         lowest = np.min(energy, axis=-1, where=np.isfinite(energy), initial=np.finfo(np.float32).max).mean(
             dtype=np.float64
@@ -150,10 +154,11 @@ class Checkpoints:
             saving.result()
 
     def close(self) -> None:
-        """Ends what goes on in the background; what fails there has been said by `wait`."""
+        """Ends what goes on in the background and unlocks the directory; what fails there has been said by `wait`."""
         self._pool.shutdown()
         with _quietly(), contextlib.suppress(Exception):
             self._orbax.close()
+        self._opened.close()
 
     def load(self, state: RunState, trace: Trace, prng: Any) -> tuple[RunState, Trace, Progress]:
         """Returns what the latest whole checkpoint holds.
@@ -174,6 +179,16 @@ class Checkpoints:
             loaded = self._orbax.load_checkpointables(step, {"state": _flat(state), "trace": _flat(rows)})
         return _like(state, loaded["state"], prng), _like(rows, loaded["trace"], prng), progress
 
+    def _prepare(self, opened: contextlib.ExitStack) -> None:
+        """What the first process does before any looks: locks the directory, and clears away what is not whole."""
+        with _in_words(f"{self.directory} cannot hold checkpoints; give another directory"):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            opened.enter_context(lock(self.directory))
+            self._settings()
+            self._sums.mkdir(exist_ok=True)
+            self._steps.mkdir(exist_ok=True)
+            self._clear()
+
     def _seal(self, step: int, response: Any) -> None:
         with self._failing_at(step):
             response.result()
@@ -183,7 +198,7 @@ class Checkpoints:
                 for old in set(self.steps) - {step}:
                     if not (self._steps / str(old)).exists():
                         (self._sums / f"{old}.json").unlink()
-            _trim()
+            allocator.trim()
 
     def _settings(self) -> dict[str, Any] | None:
         """Returns what the directory says of its run, None if nothing; only this release's format can be read."""
@@ -282,17 +297,6 @@ def _like(form: T, flat: Mapping[str, Any], prng: Any) -> T:
         return jax.random.wrap_key_data(found, impl=prng) if typed else found
 
     return jax.tree_util.tree_map_with_path(leaf, form)
-
-
-def _trim() -> None:
-    """Gives memory back to the system: glibc keeps what a save's threads had, and a little more each time."""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)
-
-
-def _wait_for_all() -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("jaxpt: checkpoints cleared")
 
 
 def _check_all_see(there: bool, steps: Sequence[int], directory: Path) -> None:

@@ -122,7 +122,7 @@ def fit(
             range.
         ModuleNotFoundError: tensorboardX is asked for and not installed.
         MemoryError: the run does not fit on its devices; the message says how many replicas do.
-        CheckpointError: a checkpoint cannot be written or read.
+        CheckpointError: a checkpoint cannot be written or read, or another run is using the directory.
         Diverged: a replica's energy is not finite, and the engine says `diverged="stop"`.
         Interrupted: a signal ended a run that has a directory.
         ProcessLost: another process of the run is gone, see `jaxpt.placement.clear_errors`.

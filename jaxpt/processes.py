@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 T = TypeVar("T")
+_TEXT = 4096  # bytes of an error's text that go to the other processes
 _HEARTBEAT = 20  # seconds of silence after which a process counts as lost; JAX's own default is 100
 # What Gloo, NCCL, gRPC and JAX's coordination service say when a peer does not answer any more.
 _LOST = re.compile(r"gloo|nccl|connection|socket|heartbeat|coordination|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED", re.I)
@@ -92,6 +94,26 @@ def _number(name: str, given: int | None, variable: str) -> int | None:
 def is_first() -> bool:
     """Whether this is process 0, the one that prints and writes; true where there is only one."""
     return jax.process_index() == 0
+
+
+def refuse_together(error: Exception | None, kind: type[Exception]) -> None:
+    """Waits for process 0; what it cannot go on with, none of the others can.
+
+    Args:
+        error: in process 0 what it cannot go on with, None if nothing.
+        kind: of the error that the others raise.
+
+    Raises:
+        Exception: `error` in process 0, one of that kind with its text in the others.
+    """
+    if jax.process_count() > 1:
+        text = np.frombuffer(str(error or "").encode()[:_TEXT], np.uint8)
+        sent = multihost_utils.broadcast_one_to_all(np.pad(text, (0, _TEXT - len(text))))
+        said = bytes(np.asarray(sent, np.uint8)).rstrip(b"\0").decode(errors="replace")
+        if said and not is_first():
+            raise kind(f"process 0 says: {said}")
+    if error is not None:
+        raise error
 
 
 @contextlib.contextmanager

@@ -1,6 +1,9 @@
 """Small real problems that several tests share."""
 
 import functools
+import os
+import shutil
+import tempfile
 
 import jax
 import numpy as np
@@ -11,6 +14,23 @@ from flax import linen, nnx
 import jaxpt
 
 FEATURES, CLASSES = 6, 3
+
+
+def pytest_configure(config):
+    """What one process of a test run has compiled, the others load: workers, and the programs that tests start."""
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    directory = tempfile.mkdtemp(prefix="jaxpt-compiled-")
+    config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": directory, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+    jax.config.update("jax_compilation_cache_dir", directory)  # the workers' JAX reads the environment
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first: no worker begins with one when the others are done."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 class NnxNet(nnx.Module):
@@ -87,3 +107,11 @@ def examples():
 def data():
     """The same, made once."""
     return examples()
+
+
+@pytest.fixture
+def quick_compiler():
+    """For tests of what a program says, not of its bits or speed: they compile in half the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

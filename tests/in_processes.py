@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 import jaxpt
+from jaxpt.checkpoint import Checkpoints
 from tests import conftest
 
 RUNGS = jaxpt.Ladder(learning_rate=jaxpt.geometric(0.02, 0.2, 4))
@@ -67,7 +68,14 @@ def equal(directory):
     found["mixture"] = np.asarray(mixed["nll"])
     if jax.process_count() > 1:
         made = partial(dataclasses.replace, tempered, placement="auto")
-        refused = [said(lambda: made(ladder=conftest.ladder(5))), said(jaxpt.placement.pmap)]
+        damaged = directory / f"damaged-{jax.process_index()}"  # what process 0 finds, the others cannot see
+        damaged.mkdir()
+        (damaged / "settings.json").write_text("{" if jaxpt.processes.is_first() else "")
+        refused = [
+            said(lambda: made(ladder=conftest.ladder(5))),
+            said(jaxpt.placement.pmap),
+            said(lambda: Checkpoints(damaged)),
+        ]
         (directory / f"refused-{jax.process_index()}").write_text("\n".join(refused))
     np.savez(directory / f"process-{jax.process_index()}.npz", **found)
 
@@ -75,7 +83,7 @@ def equal(directory):
 def said(refused):
     try:
         refused()
-    except ValueError as error:
+    except (ValueError, jaxpt.CheckpointError) as error:
         return str(error)
 
 

@@ -41,13 +41,6 @@ ROW = {
 }
 
 
-@pytest.fixture
-def quick_compiler():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def run(name, arguments, monkeypatch):
     monkeypatch.setattr(sys, "argv", [f"benchmarks/{name}.py", *arguments.split()])
     importlib.import_module(f"benchmarks.{name}").main()

@@ -74,6 +74,70 @@ def test_a_broken_replica_changes_nothing_for_the_others(data):
     assert np.asarray(trace.info.accepted)[:, :-1].any(), "the others do swap"
 
 
+@tree.register(data=("inner", "hidden"), meta=())
+@dataclasses.dataclass(frozen=True)
+class Hiding:
+    """A rule that is shown no energy of some replicas, whole as they may be, so that it swaps none of them."""
+
+    inner: jaxpt.Tempering
+    hidden: object  # [M], whether
+    exchanges = True
+    noise_corrected = True
+
+    def init(self, ladders):
+        return dataclasses.replace(self, inner=self.inner.init(ladders))
+
+    def propose(self, key, turn, energy, *seen, **noise):
+        energy = jnp.where(self.hidden, jnp.nan, energy)
+        move, inner, info = self.inner.propose(key, turn, energy, *seen, **noise)
+        return move, dataclasses.replace(self, inner=inner), info
+
+
+@pytest.fixture(scope="module")
+def tuned():
+    rule = jaxpt.Tempering("auto", "deo", adapt_ladder=True, noise_corrected=True, window=3)
+    return make_engine(rule=Hiding(rule, np.zeros(4, bool)), burn_in=30, probe=30)
+
+
+@pytest.mark.parametrize("planted", [3, 10], ids=["while C and ladder are tuned", "while swaps go on"])
+def test_tuning_and_noise_correction_do_not_see_a_broken_replica(planted, tuned, data):
+    """To the bit, C and ladder too, as where it is whole but out of play: its weights reach nobody in any way.
+
+    Out of play means that its energy tunes nothing either. Where it is only kept from swapping, the C that all share
+    still aims at a mean acceptance in which its pairs count, and the others' trajectories cannot be the same.
+    """
+    at_hot_end = lambda state: int(jnp.argmax(state.replicas.rung["learning_rate+dropout_rate"]))
+    hide = lambda state: state._replace(rule=dataclasses.replace(state.rule, hidden=np.arange(4) == at_hot_end(state)))
+    harms = {"broken": lambda state: broken(state, at_hot_end(state)), "hidden": hide, "none": lambda state: state}
+    ends, first, then = {}, {}, {}
+    for name, harm in harms.items():
+        ends[name], first[name], then[name] = run(tuned, data, harm, planted, after=12)
+    where = np.argmax(first["none"].rung["learning_rate+dropout_rate"][-1])
+    assert np.isnan(then["broken"].valid["energy"][:, where]).all()
+    assert np.isfinite(then["hidden"].valid["energy"]).all()
+    for name in ("loss", "valid", "test", "rung", "hyper"):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            others(getattr(then["broken"], name), where),
+            others(getattr(then["hidden"], name), where),
+        )
+    for name in ("C", "beta", "attempted", "accepted"):
+        np.testing.assert_array_equal(getattr(then["broken"].info, name), getattr(then["hidden"].info, name))
+    weights = [
+        [np.delete(leaf, where, 0) for leaf in jax.tree.leaves(ends[name].replicas[:3])]
+        for name in ("broken", "hidden")
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *weights)
+    rung = np.asarray(then["broken"].rung["learning_rate+dropout_rate"])
+    assert (rung[:, where] == HOTTEST).all(), "it never swaps"
+    assert np.asarray(then["broken"].info.accepted).any(), "the others do"
+    C = {name: np.asarray(trace.info.C) for name, trace in then.items()}
+    assert len(np.unique(C["broken"])) > 4, "still tuned after the harm"
+    assert (C["broken"] != C["none"]).any()
+    ladders = {name: len(np.unique(np.asarray(trace.info.beta)[:, 1])) for name, trace in then.items()}
+    assert ladders == ({"broken": 1, "hidden": 1, "none": 2} if planted == 3 else dict.fromkeys(harms, 1))
+
+
 @pytest.mark.parametrize("replica", range(4))
 def test_wherever_it_stands_it_gets_no_colder_and_leaves_the_others_whole(replica, data):
     engine = make_engine(rule=jaxpt.Tempering(2.0, "deo"))

@@ -77,11 +77,13 @@ def test_processes_equal_one_and_end_with_the_one_that_is_killed(setting, alone,
         for name, value in alone.items():
             np.testing.assert_array_equal(found[name], value, err_msg=name)
         assert ("training: 100%" in said(k)) == (k == 0), "one process shows the bar"
-        unfit, pmapped = (tmp_path / f"refused-{k}").read_text().splitlines()
+        unfit, pmapped, damaged = (tmp_path / f"refused-{k}").read_text().splitlines()
         assert unfit.startswith(
             "5 replicas do not split evenly over 4 devices; the nearest numbers of rungs that do: 4"
         )
         assert pmapped.startswith(f"pmap places replicas on the devices of one process, but there are {number}")
+        says = "process 0 says: " if k else ""
+        assert damaged.startswith(f"{says}{tmp_path}/damaged-0/settings.json is damaged (")
         if k != killed:
             assert codes[k] != 0
             assert "a process of this run is gone" in said(k) or "another task died" in said(k)

@@ -98,7 +98,7 @@ SHORT = ("--steps", 8, "--every", 2, "--burn-in", 2, "--batch-size", 16, "--curv
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_runs_on_small_data(name, sets, tmp_path, capsys):
+def test_an_experiment_runs_on_small_data(name, sets, tmp_path, capsys, quick_compiler):
     given = [*SHORT, "--switch", 4, "--probe", 4, "--replicas", 2, "--data-dir", sets, "--directory", tmp_path]
     arms = ["tempering", "independent"] if name == "emnist_dropout" else ["tempering"]  # one program less to compile
     given += ["--rule", *arms]
@@ -127,7 +127,7 @@ def test_an_experiment_runs_on_small_data(name, sets, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_diffusion_on_small_data(sets, tmp_path, capsys):
+def test_diffusion_on_small_data(sets, tmp_path, capsys, quick_compiler):
     names = ("weight_decay",)
     given = [
         "--data-dir",
@@ -161,7 +161,7 @@ def test_diffusion_on_small_data(sets, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_another_set_of_another_shape_is_read(tmp_path):
+def test_another_set_of_another_shape_is_read(tmp_path, quick_compiler):
     """MNIST: 10 classes and 28x28 pixels through the network for letters."""
     small_sets.write("mnist", tmp_path)
     given = [*SHORT, "--switch", 4, "--replicas", 1, "--rule", "independent", "--dataset", "mnist"]
