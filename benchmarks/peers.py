@@ -147,11 +147,19 @@ def by_jaxpt(rule: Callable[[int], jaxpt.Rule], work: Work) -> tuple[Trained, An
     exchanging = rule is not _pbt  # copies begin at once, as in Ray Tune
     burn_in = work.options.steps // 4 if exchanging else 0
     engine = dataclasses.replace(work.engine, rule=rule(burn_in // work.options.every), burn_in=burn_in)
-    result = jaxpt.fit(engine, *work.data[:2], steps=work.options.steps, seed=work.seed, progress=False)
+    called, begun = time.perf_counter(), []  # all before the first step is start-up, as with the peers
+    result = jaxpt.fit(
+        engine,
+        *work.data[:2],
+        steps=work.options.steps,
+        seed=work.seed,
+        progress=False,
+        callbacks=[lambda status: begun.append(time.perf_counter() - status.seconds)],
+    )
     info = result.trace.info
     moves = info.accepted if info.parents is None else info.parents != np.arange(engine.num_replicas)
     how = f"{result.execution}; {moves.sum()} {'swaps' if info.parents is None else 'copies'}"
-    return Trained({}, result.seconds, result.compile_seconds, how, result.replica_images), result.state
+    return Trained({}, result.seconds, begun[0] - called, how, result.replica_images), result.state
 
 
 def by_peer(train: Callable[[Task], Trained], work: Work) -> tuple[Trained, Any]:
@@ -163,7 +171,7 @@ def by_peer(train: Callable[[Task], Trained], work: Work) -> tuple[Trained, Any]
     return trained, state
 
 
-def _tempering(burn_in: int) -> jaxpt.Rule:
+def _pair(burn_in: int) -> jaxpt.Rule:
     return jaxpt.Tempering("auto", window=max(1, min(32, burn_in // 4)))
 
 
@@ -182,8 +190,8 @@ def _grid(burn_in: int) -> jaxpt.Rule:
 
 Arm = Callable[[Work], tuple[Trained, Any]]
 OURS: dict[str, Arm] = {
-    "tempering": partial(by_jaxpt, _tempering),
-    "deo": partial(by_jaxpt, _deo),
+    "auto_pair": partial(by_jaxpt, _pair),
+    "auto": partial(by_jaxpt, _deo),
     "pbt": partial(by_jaxpt, _pbt),
     "grid": partial(by_jaxpt, _grid),
 }

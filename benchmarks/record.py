@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import report
+from jaxpt import files
 
 
 def write(out: Path | None, rows: Sequence[dict[str, Any]], *, seeds: Sequence[int] = (0,), **more: Any) -> None:
@@ -26,4 +27,4 @@ def write(out: Path | None, rows: Sequence[dict[str, Any]], *, seeds: Sequence[i
         "rows": list(rows),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(content, indent=1) + "\n")
+    files.write(out, json.dumps(content, indent=1) + "\n")

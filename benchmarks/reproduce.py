@@ -107,7 +107,9 @@ def reproduce_panel(panel: Panel, options: Options, count: int) -> None:
     """Runs what is missing of one panel, arm by arm, and saves each when it is done."""
     file = options.folder() / f"{panel.name}.json"
     chosen = panel_options(panel, options)
-    settings = {name: v for name, v in report.chosen_options(chosen).items() if name not in ("rule", "seeds")}
+    settings = {
+        name: v for name, v in report.chosen_options(chosen).items() if name not in ("rule", "seeds", "first_seed")
+    }
     rows = reproduce_tables.read_rows(file, settings, report.environment()["device"])
     missing = {arm: [s for s in range(count) if (arm, s) not in done(rows)] for arm in options.arms}
     if not any(missing.values()):
@@ -172,6 +174,7 @@ def row(
         "seconds": round(result.seconds, 2),
         "seeds_at_once": len(result.valid["energy"]),
         "execution": str(result.execution),
+        **{name: value for name, value in report.provenance().items() if name in ("date", "versions")},
         "curve": [None if np.isnan(v) else round(float(v), 3) for v in report.chosen_curve(result)[:, place]],
     }
 

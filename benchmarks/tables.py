@@ -48,6 +48,8 @@ RULES = {
     "pbt": "PBT",
 }
 
+DECAYED = "grid search, each rate decaying"
+
 
 def load(name: str) -> Any:
     """Returns what a file under benchmarks/results says."""
@@ -85,25 +87,27 @@ def digits() -> str:
 
 def wide() -> str:
     """Returns what each rule comes to on a wide ladder on the digits, on seeds that did not choose the setting."""
-    arms = {name: arm for name, arm in load("digits-wide/summary.json")["arms"].items() if name in RULES}
-    decayed = load("digits-decay/summary.json")["arms"]["independent"]
-    base = np.array(arms["independent"]["test_error"]["per_seed"])
-    lines = [("test error, %", "best replica", "minus grid search", "mixture of all")]
-    for label, arm in [*((RULES[name], arms[name]) for name in RULES), ("grid search, each rate decaying", decayed)]:
-        errors, mixed = (np.array(a["test_error"]["per_seed"]) for a in (arm, arm["mixture"]["all"]))
-        difference = "-" if arm is arms["independent"] else reproduce_tables.show(errors - base, "+")
-        lines.append((label, reproduce_tables.show(errors), difference, reproduce_tables.show(mixed)))
-    return "\n".join(report.markdown(lines))
-
-
-def peers() -> str:
-    """Returns what each peer took for the same work, and what came of it."""
-    lines = [("arm", "seconds", "replica-images/s", "test error", "mixture of all")]
-    for row in load("cpu/peers.json")["rows"]:
-        scores = (
-            f"{row[name]:.1f} %" if row.get(name) is not None else "-" for name in ("test_error", "mixture_test_error")
+    constant, decayed = (load(f"{folder}/summary.json") for folder in ("digits-wide", "digits-decay"))
+    if constant["seeds"] != decayed["seeds"]:
+        raise ValueError("digits-wide and digits-decay have different seeds, so they cannot be paired")
+    arms = {RULES[name]: arm for name, arm in constant["arms"].items() if name in RULES}
+    arms = {name: arms[name] for name in RULES.values()} | {DECAYED: decayed["arms"]["independent"]}
+    best = {name: np.array(arm["test_error"]["per_seed"]) for name, arm in arms.items()}
+    mixed = {name: np.array(arm["mixture"]["all"]["test_error"]["per_seed"]) for name, arm in arms.items()}
+    title = ("test error, %", "best replica", "minus grid search", "minus decaying grid", "mixture of all")
+    lines = [(*title, "minus decaying grid's")]
+    for name in arms:
+        differences = [
+            "-" if name == base else reproduce_tables.show(of[name] - of[base], "+")
+            for of, base in ((best, RULES["independent"]), (best, DECAYED), (mixed, DECAYED))
+        ]
+        shown = (
+            reproduce_tables.show(best[name]),
+            *differences[:2],
+            reproduce_tables.show(mixed[name]),
+            differences[2],
         )
-        lines.append((row["arm"], f"{row['seconds']:.0f}", f"{row['images_per_second']:,.0f}", *scores))
+        lines.append((name, *shown))
     return "\n".join(report.markdown(lines))
 
 
@@ -117,7 +121,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "digits": digits,
     "wide": wide,
     "reproduction": reproduction,
-    "peers": peers,
 }
 
 

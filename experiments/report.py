@@ -50,10 +50,15 @@ def summary(
 def provenance() -> dict[str, Any]:
     """Returns the command (folders by their last name), date, device and versions that a result came from."""
     program, *arguments = sys.argv
-    shown = [Path(argument).name if Path(argument).is_absolute() else argument for argument in arguments]
+    shown = [_by_last_name(argument) for argument in arguments]
     folder, name = Path(program).parts[-2:] if len(Path(program).parts) > 1 else ("", program)
     command = ["-m", f"{folder}.{Path(name).stem}"] if folder == "experiments" else [f"{folder}/{name}".lstrip("/")]
     return {"command": shlex.join([*command, *shown]), "date": datetime.date.today().isoformat(), **environment()}
+
+
+def _by_last_name(argument: str) -> str:
+    option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    return option + equals + (Path(value).name if Path(value).is_absolute() else value)
 
 
 def environment() -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 def write(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     part = path.with_suffix(".part")
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8")
     part.replace(path)
 
 

@@ -21,7 +21,7 @@ from jaxpt.engine import Engine
 from jaxpt.extras import extra
 from jaxpt.failures import Interrupted
 from jaxpt.interruption import Request, requests
-from jaxpt.job import keys, prepare
+from jaxpt.job import NEVER, keys, prepare
 from jaxpt.monitor import Callback, Monitor, Recorder
 from jaxpt.processes import clear_errors, is_first
 from jaxpt.progress import filled, joined
@@ -32,7 +32,6 @@ from jaxpt.state import Trace
 if TYPE_CHECKING:
     from jaxpt.checkpoint import Checkpoints
 
-_NEVER = np.iinfo(np.int32).max
 _SECONDS = 1.0  # that a dispatch should take: signals wait for its end, and each costs about a millisecond
 
 
@@ -133,7 +132,7 @@ def fit(
         raise ValueError(f"steps must be an integer of at least 1, but it is {steps!r}")
     if save_every is not None and (not isinstance(save_every, int | np.integer) or save_every < 1):
         raise ValueError(f"save_every must be a number of periods, at least 1, but it is {save_every!r}")
-    if not isinstance(save_minutes, int | float) or not save_minutes > 0:
+    if not isinstance(save_minutes, int | float | np.number) or not save_minutes > 0:
         raise ValueError(f"save_minutes must be positive, but it is {save_minutes!r}")
     if not isinstance(directory, str | os.PathLike | None):
         raise ValueError(f"directory must be a path, but it is {directory!r}")
@@ -225,7 +224,7 @@ def fit(
         compile_seconds=job.compile_seconds,
         replica_images=monitor.images,
         execution=job.execution,
-        stopped=stopped,
+        stopped=stopped if int(whole_trace.step[-1]) < steps else None,
     )
 
 
@@ -269,7 +268,7 @@ def _recorders(
 
 def _agreed(count: float, due: bool, ended: bool, asked: bool) -> tuple[int, bool, bool, bool]:
     """Returns the first process's numbers, and whether any process was asked to end: all must do the same."""
-    found = np.array([min(count, _NEVER), due, ended, asked], np.int64)
+    found = np.array([min(count, NEVER), due, ended, asked], np.int64)
     if jax.process_count() > 1:
         each = multihost_utils.process_allgather(found)
         found = np.array([*each[0, :2], *each[:, 2:].max(0)])

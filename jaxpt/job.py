@@ -24,7 +24,8 @@ from jaxpt.stream import is_stream, prefetch
 if TYPE_CHECKING:
     from jaxpt.checkpoint import Checkpoints
 
-_NEVER = np.iinfo(np.int32).max
+NEVER = np.iinfo(np.int32).max
+"""A step that no run comes to."""
 _GENERATORS = ("threefry2x32", "rbg", "unsafe_rbg")
 _ROOMS = (64, 1024)  # periods that a dispatch may hold, its trace's rows; few kinds, so that runs share programs
 
@@ -80,7 +81,9 @@ def prepare(
     feed: Iterator[Batches | None] = itertools.repeat(None)
     if streaming := is_stream(train):
         lengths = [engine.every] * (whole - done) + [rest] * (rest > 0)
-        feed, train = prefetch(train, lengths, engine.batch_size, engine.every * done), None
+        # Where nothing is left to run, the first minibatch says the shapes.
+        begin = engine.every * done if lengths else 0
+        feed, train = prefetch(train, lengths or [1], engine.batch_size, begin), None
     batches = next(feed, None)
     host = scored._replace(train=train)
     seen = host if batches is None else host._replace(train=tree.take(batches.examples, (0, 0)))
@@ -93,7 +96,7 @@ def prepare(
         store.match(settings.describe(engine, form, key, seen._replace(train=shapes) if streaming else host))
         if store.steps:
             form = _as_loaded(form)
-    short = dataclasses.replace(engine, every=rest or 1, burn_in=_NEVER)
+    short = dataclasses.replace(engine, every=rest or 1, burn_in=NEVER)
     room = 1 if streaming else _ROOMS[whole > 40 * _ROOMS[0]]
     started = time.perf_counter()
     row: Any = None

@@ -19,6 +19,7 @@ except ImportError:  # Windows, where nothing is locked
 
 _PATIENCE = 5.0  # seconds: a process that was killed gives its memory back before its locks
 _PAUSE = 0.05
+_HELD: weakref.WeakSet[FileIO] = weakref.WeakSet()
 
 
 def lock(directory: Path) -> FileIO:
@@ -48,17 +49,19 @@ def lock(directory: Path) -> FileIO:
                 f"{directory} is in use by another run, {holder}; wait for its end, or give another directory"
             )
         time.sleep(_PAUSE)
-    # A fork, a data loader's worker say, would otherwise keep the lock when this process is killed.
-    if hasattr(os, "register_at_fork"):
-        held = weakref.ref(file)
-
-        def let_go() -> None:
-            if (copy := held()) is not None:
-                copy.close()
-
-        os.register_at_fork(after_in_child=let_go)
+    _HELD.add(file)
     _sign(file)
     return file
+
+
+def _let_go() -> None:
+    for file in list(_HELD):
+        file.close()
+
+
+# A fork, a data loader's worker say, would otherwise keep a lock when this process is killed.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _taken(file: FileIO) -> bool:

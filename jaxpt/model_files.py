@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from jaxpt import files
 from jaxpt.extras import extra
-from jaxpt.processes import is_first
+from jaxpt.processes import is_first, refuse_together
 from jaxpt.types import ModelState, Params
 
 FORMAT = 1
@@ -36,6 +35,9 @@ def save_model(path: str | os.PathLike[str], params: Params, model_state: ModelS
     file = Path(path).absolute()
     leaves = jax.tree.leaves_with_path(_weights(params, model_state))
     places = [[_key(part) for part in place] for place, _ in leaves]
+    names = list(map(_flat_name, places))
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"two arrays would share a name in the file: {', '.join(twice)}; rename the parameters")
     arrays = [np.asarray(leaf) for _, leaf in leaves]
     described = [
         {"path": place, "shape": list(array.shape), "dtype": str(array.dtype)}
@@ -43,11 +45,9 @@ def save_model(path: str | os.PathLike[str], params: Params, model_state: ModelS
     ]
     content = json.dumps({"format": FORMAT, **about, "arrays": described}, indent=1, allow_nan=False)
     if file.suffix == ".safetensors":
-        _save_flat(file, dict(zip(map(_flat_name, places), arrays, strict=True)), content)
+        _save_flat(file, dict(zip(names, arrays, strict=True)), content)
     else:
         _save_nested(file, _nested(described, arrays, str), content)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("jaxpt: model saved")  # so that each may read what the first has written
 
 
 def load_model(path: str | os.PathLike[str]) -> PyTree:
@@ -126,25 +126,40 @@ def _nested(entries: list[dict[str, Any]], arrays: list[Any], key: Any = lambda 
 
 
 def _save_nested(file: Path, arrays: PyTree, content: str) -> None:
-    if is_first():
-        if file.exists() and not (file / "model.json").exists() and (not file.is_dir() or any(file.iterdir())):
-            raise ValueError(f"{file} exists and is no model that save_model wrote, so it stays; give another path")
-        file.mkdir(parents=True, exist_ok=True)
-        (file / "model.json").unlink(missing_ok=True)
+    _by_first(lambda: _make_room(file))
     with _quietly() as ocp:
         ocp.save_pytree(file / "weights", arrays, overwrite=True)
-    if is_first():  # last: it says that the weights are whole
-        files.write(file / "model.json", content + "\n")
+    _by_first(lambda: files.write(file / "model.json", content + "\n"))  # last: it says that the weights are whole
+
+
+def _make_room(file: Path) -> None:
+    if file.exists() and not (file / "model.json").exists() and (not file.is_dir() or any(file.iterdir())):
+        raise ValueError(f"{file} exists and is no model that save_model wrote, so it stays; give another path")
+    file.mkdir(parents=True, exist_ok=True)
+    files.write(file / "model.json", json.dumps({"format": FORMAT}))  # ours, but not whole yet
 
 
 def _save_flat(file: Path, arrays: dict[str, np.ndarray], content: str) -> None:
     save = extra("safetensors.flax", "safetensors", "a .safetensors file").save_file
-    if not is_first():
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    save({name: jnp.asarray(array) for name, array in arrays.items()}, part, {"jaxpt": content})
-    part.replace(file)
+
+    def write() -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part")
+        save({name: jnp.asarray(array) for name, array in arrays.items()}, part, {"jaxpt": content})
+        part.replace(file)
+
+    _by_first(write)
+
+
+def _by_first(act: Callable[[], None]) -> None:
+    """Lets the first process act; the others wait for it, and what it cannot do is said in all of them."""
+    refused: Exception | None = None
+    if is_first():
+        try:
+            act()
+        except (OSError, ValueError) as error:
+            refused = error
+    refuse_together(refused, ValueError)
 
 
 def _checked(file: Path, content: str | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from jaxpt import plots
 from jaxpt.diagnostics import acceptance, energy_by_rung, exchanges, flow
 from jaxpt.result import Result
+from jaxpt.rules import PBT, CopyBest
 from jaxpt.state import Trace
 
 
@@ -32,7 +33,7 @@ def pictures(result: Result, seed: int | None = None) -> dict[str, Figure]:
             )
             found[f"acceptance{last}"] = plots.acceptance_picture(acceptance(trace, name), values, name=label)
             found[f"flow{last}"] = plots.flow_picture(flow(trace, name), values, name=label)
-        if trace.info.parents is None:  # rules that copy weights change the values, too, so rungs mean nothing
+        if not isinstance(engine.rule, PBT | CopyBest):  # these change the values, so rungs mean nothing
             energies = energy_by_rung(trace, name) if moves else _last_by_rung(result, name)
             found[f"energies{last}"] = plots.energy_picture(energies, values, name=label)
     for score in trace.valid:

@@ -28,7 +28,8 @@ class Lines:
 
     C is there if the rule has one, and "parents": [M] if it copies weights. With S seeds the lists are [S][M], and C is
     [S]. Numbers that are not finite are null. `seconds` are of training so far; periods of one dispatch share its time
-    evenly, and those of which only a checkpoint knows have null.
+    evenly, and those of which only a checkpoint knows have null. What an error kept from being written is made up for
+    when the run is resumed.
 
     Args:
         path: of the file. It may hold lines of an earlier process: those past the trace are cut off, a half one too.
@@ -173,10 +174,7 @@ class Scalars:
 
 
 class _Writing:
-    """Makes a warning of the first error of a file, after which nothing is written: the run is worth more than its log.
-
-    What was missed is written when the run is resumed.
-    """
+    """Makes a warning of a file's first error, after which nothing is written: the run is worth more than its log."""
 
     def __init__(self, path: Path):
         self._path = path

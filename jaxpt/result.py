@@ -106,6 +106,8 @@ class Result:
     def coldest(self, k: int = 1, seed: int | None = None, *, ladder: str | None = None) -> list[Best]:
         """Returns the replicas on the k coldest rungs after the last exchange, the coldest first.
 
+        Under PBT and CopyBest, which change the values themselves, a rung is a replica's place at the start.
+
         Args:
             k: how many.
             seed: as in `best`.
@@ -159,8 +161,8 @@ class Result:
     def frame(self) -> Any:
         """Returns the trace as a tidy pandas frame, one row per period, seed and replica.
 
-        Columns: period, step, seed (an index into `seeds`; 0 in a run with one), replica, loss, valid/energy and
-        valid/METRIC, test/..., rung/LADDER, hyper/NAME, and parent where a rule copies weights.
+        Columns: period, step, seed (an index into `seeds`; 0 in a run with one), replica, hyper/NAME, loss, parent
+        where a rule copies weights, rung/LADDER, test/..., valid/energy and valid/METRIC.
 
         Raises:
             ModuleNotFoundError: pandas is not installed.
@@ -203,7 +205,7 @@ class Result:
             folder = Path(directory)
             folder.mkdir(parents=True, exist_ok=True)
             for name, figure in figures.items():
-                figure.savefig(folder / f"{name}.png")
+                figure.savefig(folder / f"{name.replace('/', '_')}.png")
         return figures
 
     def report(self, path: str | os.PathLike[str], *, title: str = "Parallel tempering") -> None:

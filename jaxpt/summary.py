@@ -13,6 +13,7 @@ import numpy as np
 from jaxpt.diagnostics import acceptance, acceptance_rate, exchanges, round_trips
 from jaxpt.result import Best, Result
 
+_MOVES_VALUES = ("PBT", "CopyBest")  # rules whose rungs say nothing of values
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "jaxpt")
 
 
@@ -29,13 +30,15 @@ class Summary(dict[str, Any]):
         ]
         for name, ladder in self["ladders"].items():
             ends = ", ".join(f"{key} {v[0]:.4g} to {v[-1]:.4g}" for key, v in ladder["values"].items())
-            swaps = "no exchanges" if self["copies"] is None else f"weights copied {self['copies']:,} times"
+            swaps = "no exchanges"
             if ladder["exchanges"]:
                 swaps = f"{ladder['exchanges']} exchanges, {_share(ladder['accepted'])} of the swaps accepted"
-                swaps += f", {ladder['round_trips']} round trips"
+                swaps += f", {ladder['round_trips']} round trip{'s' * (ladder['round_trips'] != 1)}"
             named = "" if list(ladder["values"]) == [name] else f"{name}: "
             lines.append(f"{self['rule']} over {named}{ends}: {swaps}")
-        lines += [_line(best) for best in self["best"]]
+        if self["copies"] is not None:
+            lines.append(f"weights copied {self['copies']:,} times")
+        lines += [_line(best, self["rule"] not in _MOVES_VALUES) for best in self["best"]]
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -109,8 +112,8 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _line(best: Mapping[str, Any]) -> str:
-    """One replica in one line."""
+def _line(best: Mapping[str, Any], on_rungs: bool) -> str:
+    """One replica in one line, with its rungs where they say something of its hyperparameters."""
     of = "" if best["seed"] is None else f" of seed {best['seed']}"
     scores = "; ".join(
         f"{split} " + ", ".join(f"{name} {_number(value)}" for name, value in best[key].items())
@@ -121,7 +124,8 @@ def _line(best: Mapping[str, Any]) -> str:
         f"rung {rung}" + (f" of {name}" if len(best["rung"]) > 1 else "") for name, rung in best["rung"].items()
     )
     hyper = ", ".join(f"{name} {_number(value)}" for name, value in best["hyper"].items())
-    return f"best replica {best['replica']}{of}, on {rungs} ({hyper}): {scores}"
+    place = f"on {rungs} ({hyper})" if on_rungs else f"with {hyper}"
+    return f"best replica {best['replica']}{of}, {place}: {scores}"
 
 
 def _number(value: float | None) -> str:

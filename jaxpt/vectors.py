@@ -41,7 +41,7 @@ def applies(eqn: JaxprEqn) -> bool:
 
 
 def apply(eqn: JaxprEqn, read: Callable[[Any], Any], made_by: Mapping[Any, JaxprEqn]) -> Array:
-    """Returns the output of an equation that `applies`. Bits are those of JAX.
+    """Returns the output of an equation that `applies`. Random bits are those of JAX, numbers agree up to rounding.
 
     Args:
         eqn: the equation.

@@ -1,5 +1,6 @@
 """What changes in the course of a run: scores, and the hyperparameters behind one replica."""
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -35,7 +36,7 @@ def error_curves(
         least_span: how much the axis shows at the least, so that noise does not fill it; the default suits percent.
     """
     figure, axes = new_axes(8, 4.2)
-    for (name, curve), color in zip(curves.items(), COLORS, strict=False):
+    for (name, curve), color in zip(curves.items(), itertools.cycle(COLORS), strict=False):
         if window > 1:
             axes.plot(step, np.mean(curve, -1), color=color, linewidth=0.8, alpha=0.4)
         mean, low, high = interval(running_mean(curve, window))
