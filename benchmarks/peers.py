@@ -3,8 +3,8 @@
 uv run --with torch --with torchvision --with "ray[tune]" benchmarks/peers.py --deo FOLDER --out FILE.json
 
 Arms, in the order in which they run:
-    tempering        jaxpt: one random pair a period, C found during burn-in
-    deo              jaxpt: all even pairs, then all odd ones; C and the ladder found during burn-in
+    auto_pair        jaxpt: one random pair a period, C found during burn-in
+    auto             jaxpt: all even pairs, then all odd ones; C and the ladder found during burn-in
     pbt              jaxpt: population based training
     grid             jaxpt: nothing is exchanged
     torch_grid       PyTorch: one replica after another, on the number of threads that is fastest

@@ -1,4 +1,4 @@
-"""The host's loop around `Engine.run`: dispatches of about a second, a progress bar, checkpoints, and the result."""
+"""The host's loop around `Engine.run`: dispatches of a second to ten, a progress bar, checkpoints, and the result."""
 
 import contextlib
 import os
@@ -32,7 +32,9 @@ from jaxpt.state import Trace
 if TYPE_CHECKING:
     from jaxpt.checkpoint import Checkpoints
 
-_SECONDS = 1.0  # that a dispatch should take: signals wait for its end, and each costs about a millisecond
+# Seconds that a dispatch should take: signals and the bar wait for its end, and each costs up to a tenth of a second,
+# the device's work space being made anew. So they grow with the run, whose share of such costs goes below one percent.
+_SHORTEST, _LONGEST, _SHARE = 1.0, 10.0, 0.1
 
 
 def fit(
@@ -63,7 +65,7 @@ def fit(
         >>> best.model(valid["x"]).shape  # ready to call
         (80, 2)
 
-    Data goes to the device once. Dispatches hold as many periods as take about a second; steps that do not fill a last
+    Data goes to the device once. Dispatches hold as many periods as take about a second, in long runs up to ten; steps that do not fill a last
     period are done without an exchange. However a run is cut, its bits are the same.
 
     A training split that does not fit on the device is given as a stream, an iterator of minibatches on the host (a
@@ -99,7 +101,7 @@ def fit(
         directory: where checkpoints go and come from; the latest two and the best are kept.
         save_every: periods between checkpoints, if they are not to go by time alone.
         save_minutes: minutes between them at most; there is always one at the end.
-        callbacks: functions that are called with a `Status` after every dispatch, that is after every second or so,
+        callbacks: functions that are called with a `Status` after every dispatch, that is after every second or so, in long runs every ten,
             and if a period takes longer than that, after every period. One that returns true ends the run. In several
             processes all of them call theirs, and one is enough to end the run.
         patience: end the run after so many whole periods without an energy, on the validation split (or probe batches),
@@ -182,7 +184,7 @@ def fit(
             batches = next(job.feed, None)
             due = done == whole or now - saved > 60 * save_minutes or (save_every and done % save_every == 0)
             count, due, ended, asked = _agreed(
-                _SECONDS * count / (now - before), bool(due), request.name is not None, monitor.asked
+                _seconds(monitor.seconds) * count / (now - before), bool(due), request.name is not None, monitor.asked
             )
             stopped = "callback" if asked else "patience" if monitor.left == 0 else None
             until = save_every - done % save_every if save_every else whole
@@ -226,6 +228,11 @@ def fit(
         execution=job.execution,
         stopped=stopped if int(whole_trace.step[-1]) < steps else None,
     )
+
+
+def _seconds(elapsed: float) -> float:
+    """Returns how long the next dispatch should take."""
+    return min(max(_SHORTEST, _SHARE * elapsed), _LONGEST)
 
 
 def _checked_callbacks(callbacks: Sequence[Callback]) -> list[Callback]:

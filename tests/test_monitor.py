@@ -106,3 +106,9 @@ def test_what_is_not_finite_is_no_improvement():
 def test_wrong_arguments_are_said(options, message):
     with pytest.raises(ValueError, match=message):
         jaxpt.fit(ENGINE, steps=4, **options)
+
+
+def test_a_wish_to_end_at_the_last_step_ends_nothing(tmp_path):
+    done = jaxpt.fit(bowl(), steps=8, callbacks=[lambda status: status.step >= 8], progress=False)
+    assert int(done.trace.step[-1]) == 8
+    assert done.stopped is None

@@ -239,3 +239,42 @@ def test_nothing_is_unpickled_from_a_model_file(result, tmp_path):
     jaxpt.load_model(tmp_path / "best")
     watching = False
     assert not seen
+
+
+def test_names_that_would_be_one_in_the_file_are_refused(tmp_path):
+    problem = jaxpt.energy_problem(
+        lambda w: sum(map(jnp.sum, jax.tree.leaves(w))), lambda key: {"a": {"b": jnp.ones(2)}, "a.b": jnp.zeros(2)}
+    )
+    ladder = jaxpt.Ladder(temperature=[1.0, 2.0])
+    engine = jaxpt.Engine(problem, lambda h: jaxpt.langevin(0.01, h["temperature"]), ladder, every=1)
+    found = jaxpt.fit(engine, steps=1, progress=False)
+    for name in ("model", "model.safetensors"):
+        with pytest.raises(ValueError, match=r"two arrays would share a name in the file: a\.b; rename"):
+            found.save_model(tmp_path / name)
+        assert not (tmp_path / name).exists()
+
+
+def test_a_model_whose_saving_was_cut_off_is_not_read_and_may_be_saved_again(result, tmp_path, monkeypatch):
+    result.save_model(tmp_path / "model", seed=0)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("orbax.checkpoint.v1.save_pytree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            result.save_model(tmp_path / "model", seed=1)
+    with pytest.raises(ValueError, match="not all of it"):
+        jaxpt.load_model(tmp_path / "model")
+    result.save_model(tmp_path / "model", seed=1)
+    jaxpt.load_model(tmp_path / "model")
+
+
+def test_pictures_of_a_metric_with_a_slash_are_written(result, tmp_path):
+    renamed = {
+        name: getattr(result.trace, name) | {"top/5": getattr(result.trace, name)["error"]}
+        for name in ("valid", "test")
+    }
+    found = jaxpt.Result(**vars(result) | {"trace": result.trace._replace(**renamed)})
+    found.plot(tmp_path)
+    assert (tmp_path / "score-top_5.png").stat().st_size > 1000

@@ -207,3 +207,14 @@ def test_streams_are_told_from_arrays(data):
     assert is_stream(Loader())
     for split in (None, data.train, [np.zeros(3)], (np.zeros(3),), np.zeros(3), jnp.zeros(3), Batches(1, 2)):
         assert not is_stream(split)
+
+
+def test_a_finished_run_on_a_stream_may_be_called_again(data, tmp_path):
+    engine = make_engine(PLAIN, RUNGS)
+    first, again = (
+        jaxpt.fit(
+            engine, in_order(engine, data.train), data.valid, steps=2 * engine.every, directory=tmp_path, progress=False
+        )
+        for _ in range(2)
+    )
+    assert_same_run(first, again)

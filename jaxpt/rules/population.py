@@ -48,7 +48,8 @@ class PBT:
 
     def __post_init__(self) -> None:
         for name in ("quantile", "low", "high", "resample"):
-            if not isinstance(value := getattr(self, name), int | float | np.number):
+            value = getattr(self, name)
+            if np.ndim(value) or not isinstance(value, int | float | np.number | np.ndarray | Array):
                 raise ValueError(f"{name} must be a number, but it is of {type(value)}")
         if not 0 < self.quantile <= 0.5:
             raise ValueError(f"quantile must lie in (0, 0.5], the share that is replaced, but it is {self.quantile!r}")
