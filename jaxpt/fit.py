@@ -65,8 +65,8 @@ def fit(
         >>> best.model(valid["x"]).shape  # ready to call
         (80, 2)
 
-    Data goes to the device once. Dispatches hold as many periods as take about a second, in long runs up to ten; steps that do not fill a last
-    period are done without an exchange. However a run is cut, its bits are the same.
+    Data goes to the device once. Dispatches hold as many periods as take about a second, in long runs up to ten; steps
+    that do not fill a last period are done without an exchange. However a run is cut, its bits are the same.
 
     A training split that does not fit on the device is given as a stream, an iterator of minibatches on the host (a
     Grain loader, say): a thread reads, stacks and copies the next period's while the device trains (`jaxpt.stream`).
@@ -101,9 +101,9 @@ def fit(
         directory: where checkpoints go and come from; the latest two and the best are kept.
         save_every: periods between checkpoints, if they are not to go by time alone.
         save_minutes: minutes between them at most; there is always one at the end.
-        callbacks: functions that are called with a `Status` after every dispatch, that is after every second or so, in long runs every ten,
-            and if a period takes longer than that, after every period. One that returns true ends the run. In several
-            processes all of them call theirs, and one is enough to end the run.
+        callbacks: functions that are called with a `Status` after every dispatch, that is after every second or so, in
+            long runs every ten, and if a period takes longer than that, after every period. One that returns true ends
+            the run. In several processes all of them call theirs, and one is enough to end the run.
         patience: end the run after so many whole periods without an energy, on the validation split (or probe batches),
             lower than all before; with seeds, once this holds for each of them. However a run is cut, it ends at the
             same period.
