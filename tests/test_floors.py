@@ -31,8 +31,9 @@ FLOORS = [
     ["period", "checks", "engine"],
     [*(f"diagnostics.{name}" for name in ("counts", "exchanges", "barrier", "index", "report")), "diagnostics"],
     [
-        *("failures", "settings", "checkpoint", "memory", "interruption", "divergence", "mixture", "model_files"),
-        *("result", "summary", "progress", "job", "recorders", "monitor", "fit", "lineage", "diffusion", "sampling"),
+        *("failures", "settings", "lock", "allocator", "checkpoint", "memory", "interruption", "divergence"),
+        *("mixture", "model_files", "result", "summary", "progress", "job", "recorders", "monitor", "fit"),
+        *("lineage", "diffusion", "sampling"),
         *("plots.style", "plots.curves", "plots.exchanges", "plots.diffusion", "plots", "pictures", "report"),
     ],
     [""],
