@@ -4,6 +4,7 @@ uv run -m experiments.compare --experiment digits --rules tempering deo pbt inde
 uv run -m experiments.compare --experiment resnet --depth 44 --preset paper     # any option of the experiment follows
 """
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -91,14 +92,21 @@ def _numbers(values: Sequence[float | None]) -> np.ndarray:
 
 
 def start(arguments: Sequence[str] | None = None) -> None:
-    """Runs the comparison from the command line (or from `arguments`)."""
+    """Runs the comparison from the command line (or from `arguments`); a mistake ends in one line and exit code 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     asked_for_help = [argument for argument in given if argument in ("-h", "--help")]
     own = [argument for argument in given if argument not in asked_for_help]
-    chosen, rest = tyro.cli(Options, args=own, return_unknown_args=True, add_help=False, description=__doc__)
+    chosen, rest = tyro.cli(Options, args=own, return_unknown_args=True, add_help=False)
     preset, prepare = EXPERIMENTS[chosen.experiment]
+    if any(argument.partition("=")[0] == "--rule" for argument in rest):
+        print("error: --rule is for one experiment by itself; a comparison takes --rules", file=sys.stderr)
+        raise SystemExit(2)
     if asked_for_help:
-        print(f"{__doc__}\nWith --experiment {chosen.experiment}:\n")
+        with contextlib.suppress(SystemExit):
+            tyro.cli(Options, args=["--help"], description=__doc__)
+        print(
+            f"\nAny of the following may be added, with --experiment {chosen.experiment} all but --rule and --seeds:\n"
+        )
     defaults = ["--directory", str(Path("runs/compare") / chosen.experiment)]
     fixed = ["--rule", *chosen.rules, "--seeds", str(chosen.seeds)]
     paper_command(

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from jaxpt import plots
 from jaxpt.diagnostics import interval
+from jaxpt.plots.style import STYLE
 
 
 def picture(
@@ -18,14 +19,22 @@ def picture(
 
     Args:
         errors: {what is scored: {arm: [S] in percent, one per seed}}; NaN where an arm diverged.
-        baseline: the arm that differences are taken to; without it there are none.
+        baseline: the arm that differences are taken to; without it there is no right half.
         what: what the numbers are.
         title: above the picture.
+
+    Raises:
+        ValueError: arms have different numbers of seeds, so they cannot be paired.
     """
+    for scored, scores in errors.items():
+        if len({len(values) for values in scores.values()}) > 1:
+            counts = ", ".join(f"{arm} {len(values)}" for arm, values in scores.items())
+            raise ValueError(f"every arm needs the same seeds, but of {scored} they have: {counts}")
     arms = list(dict.fromkeys(name for scores in errors.values() for name in scores))
-    with mpl.rc_context({"axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(9, 1.3 + 0.34 * len(arms) * len(errors)), dpi=150, layout="constrained")
-        left, right = figure.subplots(1, 2, sharey=True)
+    halves = 2 if any(baseline in scores for scores in errors.values()) else 1
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(4.5 * halves, 1.3 + 0.34 * len(arms) * len(errors)), dpi=150, layout="constrained")
+        left, *right = figure.subplots(1, halves, sharey=True, squeeze=False)[0]
     labels = []
     for group, (scored, scores) in enumerate(errors.items()):
         for place, (arm, values) in enumerate(scores.items()):
@@ -34,12 +43,13 @@ def picture(
             labels.append((y, f"{scored}: {arm}" if len(errors) > 1 else arm))
             _draw(left, values, y, color)
             if arm != baseline and baseline in scores:
-                _draw(right, values - scores[baseline], y, color)
+                _draw(right[0], values - scores[baseline], y, color)
     left.set_yticks(*map(list, zip(*labels, strict=True)))
     left.invert_yaxis()
     left.set(xlabel=f"{what} %, lower is better")
-    right.axvline(0, color="#555555", linestyle=":")
-    right.set(xlabel=f"minus {baseline}, paired by seed, points")
+    for axes in right:
+        axes.axvline(0, color="#555555", linestyle=":")
+        axes.set(xlabel=f"minus {baseline}, paired by seed, points")
     if title:
         figure.suptitle(title, fontsize=11)
     return figure

@@ -77,7 +77,7 @@ def reference_text(context: int, stride: int = 8) -> Data:
     """Windows of Python's reference text, `pydoc_data.topics`: about 370,000 characters, some more in newer Pythons.
 
     A paragraph that stands in several topics counts once; the first 80 % of the text are for training, then 10 % each
-    for validation and test, so no window is in two splits.
+    for validation and test: no window overlaps two splits. Phrases that recur may stand in both.
 
     Leaves: text uint8 [N, context + 1]; label int32 [N], the last character.
     """

@@ -24,7 +24,7 @@ class Work(NamedTuple):
     experiment: str
     """Its name."""
     engine: jaxpt.Engine
-    """With whatever rule; each arm puts in its own. Its problem is a `classification.classifier`."""
+    """With whatever rule; each arm puts in its own. Its problem has a metric "error", and predicts."""
     data: Data
     """All three splits."""
     dataset: str
@@ -69,7 +69,8 @@ def run(work: Work, options: BaseOptions) -> dict[str, Any]:
     # Last: it says that the run is finished.
     files.write(directory / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     print(f"{experiment} on {dataset}\n\n{report.table(summary)}")
-    print(f"\nwritten to {directory}: summary.json, trace.npz, {', '.join(pictures)}")
+    reports = [f"report-{name}.html" for name in results]
+    print(f"\nwritten to {directory}: {', '.join(['summary.json', 'trace.npz', *pictures, *reports])}")
     return summary
 
 

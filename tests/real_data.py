@@ -2,8 +2,8 @@
 
 python tests/real_data.py TO [cifar10 mnist emnist_letters]
 
-The packs are looked for in the folder that the environment variable JAXPT_REAL_DATA names, else in ../shared/data
-beside the repository. Their EMNIST letters are real but not the official split: here is the packs' split "natural".
+The packs are in the folder that the environment variable JAXPT_REAL_DATA names. Their EMNIST letters are real but not
+the official split: here is the packs' split "natural".
 """
 
 import gzip

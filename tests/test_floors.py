@@ -9,7 +9,7 @@ import jaxpt
 
 ROOT = Path(jaxpt.__file__).parent
 FLOORS = [
-    ["types", "tree", "arguments", "files", "extras", "allocator"],
+    ["types", "tree", "arguments", "files", "extras"],
     ["ladder", "metropolis", "pairing", "noise", "losses", "data", "stream"],
     [
         "convolution.geometry",
@@ -31,28 +31,10 @@ FLOORS = [
     ["period", "checks", "engine"],
     [*(f"diagnostics.{name}" for name in ("counts", "exchanges", "barrier", "index", "report")), "diagnostics"],
     [
-        *(
-            "failures",
-            "settings",
-            "lock",
-            "checkpoint",
-            "memory",
-            "interruption",
-            "divergence",
-            "mixture",
-            "model_files",
-        ),
-        *("result", "summary", "progress", "job", "recorders", "monitor", "fit", "lineage", "diffusion"),
-        *(
-            "sampling",
-            "plots.style",
-            "plots.curves",
-            "plots.exchanges",
-            "plots.diffusion",
-            "plots",
-            "pictures",
-            "report",
-        ),
+        *("failures", "settings", "lock", "allocator", "checkpoint", "memory", "interruption", "divergence"),
+        *("mixture", "model_files", "result", "summary", "progress", "job", "recorders", "monitor", "fit"),
+        *("lineage", "diffusion", "sampling"),
+        *("plots.style", "plots.curves", "plots.exchanges", "plots.diffusion", "plots", "pictures", "report"),
     ],
     [""],
 ]

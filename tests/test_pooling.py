@@ -33,18 +33,27 @@ def images(shape, ties=False):
     return jnp.asarray(np.round(x) if ties else x)
 
 
-@pytest.mark.parametrize("context", ["alone", "for each of several", "in a loop", "second derivatives"])
-@pytest.mark.parametrize("pool", [nnx.avg_pool, nnx.max_pool])
+POOLS = [nnx.avg_pool, nnx.max_pool]
+APART = (2, 2), (2, 2), (2, 7, 6, 3)  # window, strides, shape; an odd last row is left out
+OVERLAPPING = (3, 3), (2, 2), (2, 9, 8, 3)
+WINDOWS = [
+    APART,
+    OVERLAPPING,
+    ((3, 2), (3, 2), (2, 9, 5, 2)),
+    ((2, 2), (1, 1), (2, 5, 5, 2)),
+    ((2, 3), (3, 4), (2, 9, 9, 2)),  # pixels that no window sees
+    ((4,), (4,), (2, 12, 3)),
+    ((2, 2, 2), (2, 2, 2), (2, 4, 5, 4, 2)),
+]
+
+
 @pytest.mark.parametrize(
-    ("window", "strides", "shape"),
+    ("window", "strides", "shape", "pool", "context"),
     [
-        ((2, 2), (2, 2), (2, 7, 6, 3)),  # an odd last row is left out
-        ((3, 2), (3, 2), (2, 9, 5, 2)),
-        ((3, 3), (2, 2), (2, 9, 8, 3)),  # windows that overlap
-        ((2, 2), (1, 1), (2, 5, 5, 2)),
-        ((2, 3), (3, 4), (2, 9, 9, 2)),  # pixels that no window sees
-        ((4,), (4,), (2, 12, 3)),
-        ((2, 2, 2), (2, 2, 2), (2, 4, 5, 4, 2)),
+        *((*window, pool, "alone") for window in WINDOWS for pool in POOLS),
+        *((*window, pool, "for each of several") for window in (APART, OVERLAPPING) for pool in POOLS),
+        *((*window, pool, "in a loop") for window in (APART, OVERLAPPING) for pool in POOLS),
+        *((*window, nnx.avg_pool, "second derivatives") for window in (APART, OVERLAPPING)),
     ],
 )
 def test_pooling_keeps_its_value_and_gradient(window, strides, shape, pool, context):
@@ -55,7 +64,7 @@ def test_pooling_keeps_its_value_and_gradient(window, strides, shape, pool, cont
     elif context == "in a loop":
         inner, shape = function, (3, *shape)
         function = lambda x: lax.map(inner, x)
-    elif context == "second derivatives" and pool is nnx.avg_pool:
+    elif context == "second derivatives":
         inner = function
         function = jax.grad(lambda x: jnp.sum(jnp.sin(inner(x)[1][0])))
     with jax.enable_x64(True):

@@ -9,7 +9,7 @@ from matplotlib import image
 
 from benchmarks import reproduce, reproduce_tables
 from benchmarks.reproduce_tables import PANELS
-from experiments import compare
+from experiments import compare, intervals
 from experiments.options import RuleName
 from tests.experiments import small_sets
 
@@ -129,6 +129,42 @@ def test_rules_are_compared_by_one_command(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "pbt-independent:" in out
     assert "compute: 1,024 training images per arm" in out
+    for page in ("report-pbt.html", "report-independent.html"):
+        assert page in out
+        assert (tmp_path / page).stat().st_size > 10_000
+
+
+def test_help_shows_the_options_of_the_comparison_and_of_the_experiment(capsys):
+    with pytest.raises(SystemExit) as stop:
+        compare.start(["--experiment", "resnet", "--help"])
+    assert not stop.value.code
+    shown = " ".join(capsys.readouterr().out.split())
+    for said in ("What is trained", "--experiment", "--rules", "--seeds", "with --experiment resnet", "--depth"):
+        assert said in shown
+
+
+@pytest.mark.parametrize("given", [["--rule", "deo"], ["--rule=deo"]])
+def test_the_arms_of_one_experiment_are_not_those_of_a_comparison(given, capsys):
+    with pytest.raises(SystemExit) as stop:
+        compare.start(["--rules", "deo", "independent", *given])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "--rules" in said
+
+
+def test_differences_are_drawn_if_the_baseline_is_there():
+    errors = {"best replica": {"deo": np.array([2.0, 3.0]), "pbt": np.array([3.5, 4.5])}}
+    assert len(intervals.picture(errors, "independent").axes) == 1
+    errors["best replica"]["independent"] = np.array([3.0, 4.0])
+    left, right = intervals.picture(errors, "independent").axes
+    assert [line.get_xdata()[0] for line in left.lines if line.get_marker() == "D"] == [2.5, 4.0, 3.5]
+    np.testing.assert_allclose([line.get_xdata()[0] for line in right.lines if line.get_marker() == "D"], [-1, 0.5])
+
+
+def test_arms_of_different_seeds_are_not_drawn_side_by_side():
+    with pytest.raises(ValueError, match=r"best replica they have: deo 3, independent 2"):
+        intervals.picture({"best replica": {"deo": np.ones(3), "independent": np.ones(2)}}, "independent")
 
 
 def test_an_unknown_rule_or_experiment_is_refused(capsys):

@@ -206,7 +206,7 @@ def test_a_prepared_set_that_does_not_fit_is_said(settings, said, tmp_path):
 
 needs_packs = pytest.mark.skipif(
     not real_data.PACKS.is_dir(),
-    reason="no packs of real data: neither in JAXPT_REAL_DATA nor in ../shared/data beside the repository",
+    reason="no packs of real data: JAXPT_REAL_DATA names their folder",
 )
 
 
