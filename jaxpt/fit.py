@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # Seconds that a dispatch should take: signals and the bar wait for its end, and each costs up to a tenth of a second,
 # the device's work space being made anew. So they grow with the run, whose share of such costs goes below one percent.
-_SHORTEST, _LONGEST, _SHARE = 1.0, 10.0, 0.1
+_SHORTEST, _LONGEST, _SHARE = 1.0, 10.0, 0.25
 
 
 def fit(
