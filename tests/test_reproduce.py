@@ -139,7 +139,7 @@ def test_help_shows_the_options_of_the_comparison_and_of_the_experiment(capsys):
         compare.start(["--experiment", "resnet", "--help"])
     assert not stop.value.code
     shown = " ".join(capsys.readouterr().out.split())
-    for said in ("What is trained", "--experiment", "--rules", "--seeds", "with --experiment resnet", "--depth"):
+    for said in ("What is trained", "--experiment", "--rules", "--seeds", "Options of --experiment resnet", "--depth"):
         assert said in shown
 
 
