@@ -104,9 +104,7 @@ def start(arguments: Sequence[str] | None = None) -> None:
     if asked_for_help:
         with contextlib.suppress(SystemExit):
             tyro.cli(Options, args=["--help"], description=__doc__)
-        print(
-            f"\nAny of the following may be added, with --experiment {chosen.experiment} all but --rule and --seeds:\n"
-        )
+        print(f"\nOptions of --experiment {chosen.experiment}, which may follow; for --rule there is --rules:\n")
     defaults = ["--directory", str(Path("runs/compare") / chosen.experiment)]
     fixed = ["--rule", *chosen.rules, "--seeds", str(chosen.seeds)]
     paper_command(

@@ -81,7 +81,8 @@ def content():
     rows = [row("independent", 0, 10.0, 9.0, [30, 20, 10]), row("independent", 1, 12.0, 9.0, [30, 12, 5])]
     rows += [row("tempering", 0, 9.0, 8.5, [30, 10, 9]), row("tempering", 1, 9.0, 8.5, [30, 20, 9])]
     settings = {"steps": 30, "every": 10, "burn_in": 0, "batch_size": 128}
-    return {"rows": rows, "curve_step": [10, 20, 30], "settings": settings, "device": "cpu, 2 cores"}
+    about = {"settings": settings, "device": "cpu, 2 cores", "dataset": "letters"}
+    return {"rows": rows, "curve_step": [10, 20, 30], **about}
 
 
 def test_differences_are_paired_and_steps_counted(content):
@@ -139,7 +140,7 @@ def test_help_shows_the_options_of_the_comparison_and_of_the_experiment(capsys):
         compare.start(["--experiment", "resnet", "--help"])
     assert not stop.value.code
     shown = " ".join(capsys.readouterr().out.split())
-    for said in ("What is trained", "--experiment", "--rules", "--seeds", "with --experiment resnet", "--depth"):
+    for said in ("What is trained", "--experiment", "--rules", "--seeds", "Options of --experiment resnet", "--depth"):
         assert said in shown
 
 
