@@ -31,7 +31,7 @@ def picture(
             counts = ", ".join(f"{arm} {len(values)}" for arm, values in scores.items())
             raise ValueError(f"every arm needs the same seeds, but of {scored} they have: {counts}")
     arms = list(dict.fromkeys(name for scores in errors.values() for name in scores))
-    halves = 2 if any(baseline in scores for scores in errors.values()) else 1
+    halves = 2 if any(baseline in scores and len(scores) > 1 for scores in errors.values()) else 1
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.5 * halves, 1.3 + 0.34 * len(arms) * len(errors)), dpi=150, layout="constrained")
         left, *right = figure.subplots(1, halves, sharey=True, squeeze=False)[0]

@@ -9,7 +9,7 @@ from matplotlib import image
 
 from benchmarks import reproduce, reproduce_tables
 from benchmarks.reproduce_tables import PANELS
-from experiments import compare, intervals
+from experiments import compare, digits, intervals, report
 from experiments.options import RuleName
 from tests.experiments import small_sets
 
@@ -176,3 +176,27 @@ def test_an_unknown_rule_or_experiment_is_refused(capsys):
         assert given[1] in capsys.readouterr().err
     assert set(compare.Options().rules) <= set(RuleName.__args__)
     assert {field.name for field in dataclasses.fields(compare.Options)} == {"experiment", "rules", "seeds"}
+
+
+def test_a_baseline_alone_has_no_differences_to_draw():
+    values = np.array([1.0, 2.0])
+    for arms, halves in (({"grid": values}, 1), ({"grid": values, "pbt": values}, 2), ({"pbt": values}, 1)):
+        assert len(intervals.picture({"best replica": arms}, "grid").axes) == halves
+
+
+def test_fresh_seeds_begin_where_they_are_asked_to():
+    assert list(digits.Options(seeds=3, first_seed=1000).all_seeds()) == [1000, 1001, 1002]
+
+
+def test_rates_that_decay_fall_to_zero():
+    engine = digits.prepare(digits.Options(decay=True, steps=100)).engine
+    rates = [float(engine.schedule({"learning_rate": 0.2}, step)["learning_rate"]) for step in (0, 50, 100)]
+    np.testing.assert_allclose(rates, [0.2, 0.1, 0.0], atol=1e-8)
+    assert digits.prepare(digits.Options()).engine.schedule is None
+
+
+def test_folders_in_commands_are_by_their_last_name(monkeypatch):
+    monkeypatch.setattr(
+        "sys.argv", ["/a/experiments/digits.py", "--directory=/a/b", "--data-dir", "/c/d", "--steps", "3"]
+    )
+    assert report.provenance()["command"] == "-m experiments.digits --directory=b --data-dir d --steps 3"
