@@ -65,7 +65,8 @@ class Engine:
             do not count (but that batch normalisation sees).
         probe: energies on this many validation examples, drawn anew each period and shared by all replicas; by
             default on the whole validation split.
-        evaluation_batch: examples at a time in evaluation, which bounds its memory.
+        evaluation_batch: examples at a time in evaluation, at most, which bounds its memory; on CPUs many at a time
+            are slower, too.
         rescale_momentum: the name of the learning rate: on a swap the momentum is multiplied by old / new value, which
             keeps the velocity. By default the momentum stays as it is.
         replica_axis: how a device's replicas are executed: "vmap", "unroll", "map", or "auto", whichever of them
@@ -97,7 +98,7 @@ class Engine:
     own_batches: bool = dataclasses.field(default=False, kw_only=True)
     drop_remainder: bool = dataclasses.field(default=False, kw_only=True)
     probe: int | None = dataclasses.field(default=None, kw_only=True)
-    evaluation_batch: int = dataclasses.field(default=1024, kw_only=True)
+    evaluation_batch: int = dataclasses.field(default=128, kw_only=True)
     rescale_momentum: str | None = dataclasses.field(default=None, kw_only=True)
     replica_axis: ReplicaAxis = dataclasses.field(default="auto", kw_only=True)
     at_once: int = dataclasses.field(default=1, kw_only=True)

@@ -139,15 +139,15 @@ def mean_scores(
 ) -> dict[str, Float[Array, "..."]]:
     """Returns {"energy": [M], metric: [M], ...}, means over all examples in evaluation mode.
 
-    Examples are taken `chunk` at a time, sliced where they lie, so memory is bounded and nothing is copied or padded:
-    the last slice overlaps the one before, and what it repeats does not count.
+    Examples are taken at most `chunk` at a time, in slices of one size where they lie, so memory is bounded and nothing
+    is copied or padded: the last slice overlaps the one before, and what it repeats does not count.
 
     Args:
         problem: what is evaluated.
         over_replicas: lifts a function of (params, model_state) to all replicas, `jax.vmap` or what does the same.
         replicas: the stacked replicas.
         examples: leaves [N, ...], the same for all replicas; None for a problem without data.
-        chunk: examples at a time.
+        chunk: examples at a time, at most.
     """
     if examples is None:
         scores = over_replicas(lambda params, state: problem.evaluate(params, state, None), (0, 0))
@@ -188,7 +188,7 @@ def paired_variance(
         whole: shows what one device has of [m, n] to all of them, [M, n].
         replicas: the stacked replicas, of one device.
         examples: leaves [n, ...], n >= 2, the same for all replicas.
-        chunk: examples at a time.
+        chunk: examples at a time, at most.
         population: N, how many examples they were drawn from.
     """
 
@@ -209,7 +209,7 @@ def mean_in_chunks(
 ) -> dict[str, Float[Array, "..."]]:
     """Returns {name: [...]}, means over all examples of `score(batch)` -> {name: [..., B]}; chunks: `mean_scores`."""
     count = jax.tree.leaves(examples)[0].shape[0]
-    chunk = min(chunk, count)
+    chunk = -(-count // -(-count // chunk))  # as few slices, as even as can be
 
     def add(start: Int[Array, ""]) -> dict[str, Array]:
         begin = jnp.minimum(start, count - chunk)

@@ -8,11 +8,15 @@ import jaxpt
 from jaxpt.replicas import has_state, mean_scores, reads, rescale_momentum
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 7, 10, 100])
-def test_means_over_chunks_are_means_over_all(chunk):
-    problem = jaxpt.energy_problem(
-        lambda w, batch: w * batch, lambda key: jnp.ones(()), metrics={"big": lambda w, batch: batch > 4}
-    )
+@pytest.mark.parametrize(("chunk", "size"), [(1, 1), (3, 3), (7, 5), (9, 5), (10, 10), (100, 10)])
+def test_means_over_even_chunks_are_means_over_all(chunk, size):
+    sizes = set()
+
+    def energy(w, batch):
+        sizes.add(len(batch))
+        return w * batch
+
+    problem = jaxpt.energy_problem(energy, lambda key: jnp.ones(()), metrics={"big": lambda w, batch: batch > 4})
     engine = jaxpt.Engine(
         problem, lambda h: optax.sgd(h["learning_rate"]), jaxpt.Ladder(learning_rate=[0.1, 0.2]), every=1
     )
@@ -20,6 +24,7 @@ def test_means_over_chunks_are_means_over_all(chunk):
     scores = mean_scores(problem, jax.vmap, replicas, jnp.arange(10.0), chunk)
     np.testing.assert_allclose(scores["energy"], [4.5, 9.0], rtol=1e-6)
     np.testing.assert_allclose(scores["big"], [0.5, 0.5], rtol=1e-6)
+    assert sizes == {size}
 
 
 def test_rescale_momentum_touches_momentum_only():
