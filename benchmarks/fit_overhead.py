@@ -1,16 +1,19 @@
-"""What `fit` costs over the bare engine: progress bar, callback, JSON lines, TensorBoard, checkpoint.
+"""What `fit` costs over the bare engine: progress bar, callback, JSON lines, TensorBoard, and cuts between dispatches.
 
-uv run benchmarks/fit_overhead.py --model lenet --replicas 8 --batch 128 --every 20 --periods 100 --out FILE.json
+    uv run benchmarks/fit_overhead.py --model lenet --replicas 8 --batch 128 --every 20 --periods 120 --out FILE.json
 
-The same periods of the same program run by turns: `Engine.run` in one dispatch, `fit` with nothing on, and `fit` with
-everything on, its bar on a pseudo-terminal. Times of `fit` are those of its loop, as its callbacks and `Result.seconds`
-say them: what comes before, compilation and opening the directory, is there once however long a run is. So is the last
-checkpoint, which has a row of its own; others come every ten minutes. Overhead is the median over the rounds of the
-ratio to the bare run of the same round.
+Whole runs side by side say little, since machines drift by ten times as much. So the two parts of the cost are measured
+by themselves. The time between dispatches, in which the host does all that `fit` adds, is that of its loop less that
+inside `Engine.run`: once with nothing on, once with everything on, its bar on a pseudo-terminal. And what a dispatch
+costs of itself (on CPUs the device's work space is made anew): the same steps in many dispatches and in one, by turns,
+in periods of one step each; the median of the differences. Overhead is the first part plus as many of the second as the
+run had dispatches, over the rest of its time. What comes before the loop, compilation and opening the directory, is
+there once however long a run is. So is the last checkpoint, which has a row of its own; others come every ten minutes.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import pty
 import statistics
@@ -18,17 +21,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
 import jaxpt
 from benchmarks import networks, record
 from experiments import report
+
+_CUT = 8  # dispatches against one
 
 
 @contextlib.contextmanager
@@ -50,8 +56,48 @@ def terminal() -> Iterator[None]:
     os.close(reader)
 
 
-def runs(options: argparse.Namespace) -> list[Callable[[], dict[str, float]]]:
-    """Returns functions that run all the periods and return {variant: seconds}."""
+@contextlib.contextmanager
+def watched() -> Iterator[list[float]]:
+    """Gives the seconds of each `Engine.run`, to the end of its work."""
+    run, seconds = jaxpt.Engine.run, []
+
+    def timed(engine: jaxpt.Engine, *arguments: Any, **settings: Any) -> Any:
+        started = time.perf_counter()
+        found = jax.block_until_ready(run(engine, *arguments, **settings))
+        seconds.append(time.perf_counter() - started)
+        return found
+
+    jaxpt.Engine.run = timed  # type: ignore[assignment, method-assign]
+    try:
+        yield seconds
+    finally:
+        jaxpt.Engine.run = run  # type: ignore[method-assign]
+
+
+def of_a_dispatch(engine: jaxpt.Engine, data: jaxpt.Data, rounds: int) -> list[float]:
+    """Returns in each round the seconds that a dispatch costs of itself."""
+    engine = dataclasses.replace(engine, every=1)
+    state = engine.init(jax.random.key(1))
+
+    def seconds(cuts: int) -> float:
+        nonlocal state
+        started = time.perf_counter()
+        for _ in range(cuts):
+            state, trace = engine.run(state, data, periods=_CUT // cuts, room=64, donate=True)
+            jax.tree.map(np.asarray, trace)  # as `fit` does
+        return time.perf_counter() - started
+
+    seconds(1)  # compiles
+    found = []
+    for number in range(rounds):
+        order = (1, _CUT) if number % 2 else (_CUT, 1)
+        taken = {cuts: seconds(cuts) for cuts in order}
+        found.append((taken[_CUT] - taken[1]) / (_CUT - 1))
+    return found
+
+
+def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yields one row each for a dispatch, fit, fit with everything on, and its last checkpoint."""
     engine = jaxpt.Engine(
         networks.problem(options.model, jaxpt.conv_general_dilated),
         networks.optimizer,
@@ -63,34 +109,43 @@ def runs(options: argparse.Namespace) -> list[Callable[[], dict[str, float]]]:
     )
     train = networks.images(options.model, max(options.batch, 1024))
     valid = jax.tree.map(lambda leaf: leaf[: options.validation], train)
-    placed = engine.placed.put(jaxpt.Data(train, valid))
-    steps, room = options.every * options.periods, 64 if options.periods <= 40 * 64 else 1024
+    said = {name: getattr(options, name) for name in ("model", "replicas", "batch", "every", "periods")}
 
-    def bare() -> dict[str, float]:
-        state = jax.block_until_ready(engine.init(jax.random.key(0)))
-        started = time.perf_counter()
-        for done in range(0, options.periods, room):  # the program that `fit` runs has so much room for rows
-            count = min(room, options.periods - done)
-            state, trace = engine.run(state, placed, periods=count, room=room, donate=True)
-        jax.block_until_ready((state.replicas.params, trace))
-        return {"Engine.run": time.perf_counter() - started}
+    measured = of_a_dispatch(engine, engine.placed.put(jaxpt.Data(train, valid)), options.rounds)
+    dispatch = statistics.median(measured)
+    spread = np.quantile(measured, [0.25, 0.75]).tolist()
+    yield {**said, "variant": "a dispatch of itself", "seconds": dispatch, "quartiles": spread}
 
-    def plain() -> dict[str, float]:
-        return {"fit": jaxpt.fit(engine, train, valid, steps=steps, progress=False).seconds}
+    left = 0.0
 
-    def everything() -> dict[str, float]:
+    def train_all(variant: str, **more: Any) -> dict[str, Any]:
         looks: list[float] = []
 
         def look(status: jaxpt.Status) -> bool:
+            nonlocal left
+            left = time.perf_counter()
             looks.append(status.seconds)
             return False
 
-        with tempfile.TemporaryDirectory() as directory, terminal():
-            options = {"directory": directory, "tensorboard": True, "callbacks": [look], "patience": 10**6}
-            seconds = jaxpt.fit(engine, train, valid, steps=steps, progress=True, **options).seconds
-        return {"fit, everything on": looks[-1], "and its last checkpoint": seconds}
+        with watched() as runs:
+            jaxpt.fit(engine, train, valid, steps=options.every * options.periods, callbacks=[look], **more)
+        between, dispatches = looks[-1] - sum(runs[: len(looks)]), len(looks)
+        cost = between + dispatches * dispatch
+        return {
+            **said,
+            "variant": variant,
+            "seconds": looks[-1],
+            "between_dispatches": between,
+            "dispatches": dispatches,
+            "overhead": cost / (looks[-1] - cost),
+        }
 
-    return [bare, plain, everything]
+    yield train_all("fit", progress=False)
+    with tempfile.TemporaryDirectory() as directory, terminal():
+        found = train_all("fit, everything on", directory=directory, tensorboard=True, patience=10**6, progress=True)
+        last = time.perf_counter() - left
+    yield found
+    yield {**said, "variant": "its last checkpoint", "seconds": last}
 
 
 def main() -> None:
@@ -100,43 +155,21 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=8)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--every", type=int, default=20, help="steps in a period")
-    parser.add_argument("--periods", type=int, default=100)
+    parser.add_argument("--periods", type=int, default=120)
     parser.add_argument("--validation", type=int, default=512, help="examples of the validation split")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=41, help="of what a dispatch costs of itself")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     jaxpt.use_all_cores()
-    variants = runs(options)
-    times: dict[str, list[float]] = {name: [] for run in variants for name in run()}
-    for number in range(options.rounds):
-        # Turned round each time, so that what drifts favours nobody.
-        for run in variants[:: 1 if number % 2 else -1]:
-            for name, seconds in run().items():
-                times[name].append(seconds)
-    bare = times["Engine.run"]
-    rows: list[dict[str, Any]] = []
-    for name, measured in times.items():
-        ratios = [one / other for one, other in zip(measured, bare, strict=True)]
-        rows.append(
-            {
-                "variant": name,
-                "model": options.model,
-                "replicas": options.replicas,
-                "batch": options.batch,
-                "every": options.every,
-                "periods": options.periods,
-                "seconds": statistics.median(measured),
-                "spread": [min(measured), max(measured)],
-                "overhead": statistics.median(ratios) - 1,
-                "overhead_spread": [min(ratios) - 1, max(ratios) - 1],
-            }
-        )
-    shown = [("variant", "s", "over Engine.run", "from", "to")]
-    for row in rows:
-        low, high = row["overhead_spread"]
-        shown.append((row["variant"], f"{row['seconds']:.3f}", *(f"{x:+.2%}" for x in (row["overhead"], low, high))))
+    shown, found = [("variant", "s", "between dispatches, s", "dispatches", "over Engine.run")], []
+    for one in rows(options):
+        found.append(one)
+        more = [""] * 3
+        if "overhead" in one:
+            more = [f"{one['between_dispatches']:.3f}", str(one["dispatches"]), f"{one['overhead']:+.2%}"]
+        shown.append((one["variant"], f"{one['seconds']:.3f}", *more))
+        record.write(options.out, found)
     print("\n".join(report.markdown(shown)))
-    record.write(options.out, rows)
 
 
 if __name__ == "__main__":

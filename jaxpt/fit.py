@@ -171,7 +171,7 @@ def fit(
         monitor = Monitor(steps, traces, earlier, images, bar, recorders, callbacks, patience)
         watch = Watch(engine)
         batches, (count, _, ended, _) = job.batches, _agreed(1, False, request.name is not None, False)
-        saved = time.perf_counter()
+        saved, trained = time.perf_counter(), 0.0
         stopped: Literal["callback", "patience"] | None = None if monitor.left != 0 else "patience"
         while done < whole and not ended and not stopped:
             before = time.perf_counter()
@@ -179,12 +179,13 @@ def fit(
             rows = filled(trace, count)
             done += count
             now = time.perf_counter()
+            trained += now - before
             monitor.add(state, rows, job.images(engine, rows, batches))
             watch.look(rows, _kept(store))
             batches = next(job.feed, None)
             due = done == whole or now - saved > 60 * save_minutes or (save_every and done % save_every == 0)
             count, due, ended, asked = _agreed(
-                _seconds(monitor.seconds) * count / (now - before), bool(due), request.name is not None, monitor.asked
+                _seconds(trained) * count / (now - before), bool(due), request.name is not None, monitor.asked
             )
             stopped = "callback" if asked else "patience" if monitor.left == 0 else None
             until = save_every - done % save_every if save_every else whole
@@ -230,9 +231,9 @@ def fit(
     )
 
 
-def _seconds(elapsed: float) -> float:
-    """Returns how long the next dispatch should take."""
-    return min(max(_SHORTEST, _SHARE * elapsed), _LONGEST)
+def _seconds(trained: float) -> float:
+    """Returns how long the next dispatch should take, given the time of all so far."""
+    return min(max(_SHORTEST, _SHARE * trained), _LONGEST)
 
 
 def _checked_callbacks(callbacks: Sequence[Callback]) -> list[Callback]:
