@@ -2,16 +2,12 @@
 
 import dataclasses
 import datetime
-import importlib.metadata
-import os
-import platform
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
@@ -21,6 +17,7 @@ from experiments.options import BaseOptions
 from jaxpt import plots
 from jaxpt.diagnostics import acceptance_rate, interval, pair_acceptance, round_trips
 from jaxpt.result import Best
+from jaxpt.summary import device, versions
 
 BASELINE = "independent"
 Mixtures = dict[str, dict[str, np.ndarray]]
@@ -63,14 +60,7 @@ def _by_last_name(argument: str) -> str:
 
 def environment() -> dict[str, Any]:
     """Returns the device and the versions that a result came from."""
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
-    own = {"python": platform.python_version(), "jaxpt": jaxpt.__version__}
-    device = jax.devices()[0]
-    cores = f", {len(os.sched_getaffinity(0))} cores" if device.platform == "cpu" else ""
-    return {
-        "device": device.device_kind + cores,
-        "versions": own | {name: importlib.metadata.version(name) for name in packages},
-    }
+    return {"device": device(), "versions": versions()}
 
 
 def chosen_options(options: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from jaxpt.data import Data
 from jaxpt.engine import Engine
 from jaxpt.replicas import Replicas, train_step
 from jaxpt.state import RunState
+from jaxpt.summary import versions
 
 FORMAT = 1
 """Of run directories; another number cannot be read."""
@@ -41,7 +41,7 @@ def describe(engine: Engine, state: RunState, key: Array, data: Data) -> dict[st
     first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[key.ndim + 1 :], leaf.dtype), state.replicas)
     return {
         "format": FORMAT,
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": {name: version for name, version in versions().items() if name in _PACKAGES},
         "seeds": {"keys": np.asarray(jax.random.key_data(key)).tolist(), **_generator(engine, key)},
         "engine": {name: _words(getattr(engine, name)) for name in _NUMBERS}
         | {"diverged": "respawn" if engine.diverged == "respawn" else "keep or stop"},

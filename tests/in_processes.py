@@ -66,6 +66,12 @@ def equal(directory):
     found["best"] = np.asarray(conftest.loss(best.model, data.valid))
     mixed = jaxpt.mixture(tempered, results["grid"].state, data.test, METRICS, coldest=3)
     found["mixture"] = np.asarray(mixed["nll"])
+    results["grid"].save_model(directory / "model", seed=1)
+    model = jaxpt.load_model(directory / "model")
+    found |= {f"model{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree.leaves_with_path(model)}
+    last = jax.process_index() == jax.process_count() - 1
+    found["asked"] = grid(20, callbacks=[lambda status: last]).trace.step
+    found["patient"] = grid(2000, patience=1).trace.step
     if jax.process_count() > 1:
         made = partial(dataclasses.replace, tempered, placement="auto")
         damaged = directory / f"damaged-{jax.process_index()}"  # what process 0 finds, the others cannot see

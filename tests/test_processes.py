@@ -51,7 +51,9 @@ def wait_for(folder, files, running, seconds):
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_processes_equal_one_and_end_with_the_one_that_is_killed(setting, alone, tmp_path):
-    """Rungs, energies, hyperparameters, weights, best replica and mixture are the same to the bit.
+    """Rungs, energies, hyperparameters, weights, best replica, its file and mixture are the same to the bit.
+
+    So is the step at which a callback of the last process, or patience, ends a run.
 
     Of two processes the first is killed, the coordinator; of four the last. What they saved together goes on in one.
     """
@@ -91,6 +93,8 @@ def test_processes_equal_one_and_end_with_the_one_that_is_killed(setting, alone,
     resumed, whole = in_processes.grid(steps, directory=tmp_path / "run"), in_processes.grid(steps)
     assert_same((resumed.state, resumed.trace, resumed.valid), (whole.state, whole.trace, whole.valid))
     assert alone["grid trace.info.accepted"].sum() > 0
+    assert alone["asked"].tolist() == [4]
+    assert 8 <= alone["patient"][-1] < 2000
     assert (alone["stream trace.info.parents"] != np.arange(4)).any()
 
 
