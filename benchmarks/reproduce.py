@@ -207,6 +207,7 @@ def ends_after(minutes: float | None) -> None:
     """Lets this process be asked to end after so many minutes, as SIGTERM would ask it."""
 
     def end(*_: Any) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 1.0)  # again: raised while JAX collects garbage, it would be lost
         raise jaxpt.Interrupted("the budget is spent, or a signal came, between two arms")
 
     signal.signal(signal.SIGTERM, end)
@@ -228,6 +229,7 @@ def main(options: Options) -> None:
                 seeds = min(options.seeds, options.resnet_seeds) if name.startswith("resnet") else options.seeds
                 reproduce_panel(PANELS[name], options, seeds)
     except jaxpt.Interrupted as stopped:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         print(f"{stopped}; the same command goes on", file=sys.stderr)
         code = stopped.code
     signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,12 +1,18 @@
 """The reproduction of the paper's panels: what it saves, how it goes on, and what its tables say of known numbers."""
 
 import dataclasses
+import gc
 import json
+import os
+import signal
+import sys
+import time
 
 import numpy as np
 import pytest
 from matplotlib import image
 
+import jaxpt
 from benchmarks import reproduce, reproduce_tables
 from benchmarks.reproduce_tables import PANELS
 from experiments import compare, digits, intervals, report
@@ -200,3 +206,26 @@ def test_folders_in_commands_are_by_their_last_name(monkeypatch):
         "sys.argv", ["/a/experiments/digits.py", "--directory=/a/b", "--data-dir", "/c/d", "--steps", "3"]
     )
     assert report.provenance()["command"] == "-m experiments.digits --directory=b --data-dir d --steps 3"
+
+
+def test_a_signal_whose_exception_is_lost_comes_again(monkeypatch):
+    """What a handler raises while garbage is collected is ignored, by JAX's own callback too."""
+    lost = []
+
+    def callback(phase, info):
+        gc.callbacks.remove(callback)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)}
+    monkeypatch.setattr(sys, "unraisablehook", lost.append)
+    reproduce.ends_after(None)
+    try:
+        gc.callbacks.append(callback)
+        gc.collect()
+        assert isinstance(lost[0].exc_value, jaxpt.Interrupted)
+        with pytest.raises(jaxpt.Interrupted):
+            time.sleep(10)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
