@@ -16,8 +16,9 @@ import jaxpt
 from experiments.options import BaseOptions
 from jaxpt import plots
 from jaxpt.diagnostics import acceptance_rate, interval, pair_acceptance, round_trips
+from jaxpt.extras import versions
 from jaxpt.result import Best
-from jaxpt.summary import device, versions
+from jaxpt.summary import device
 
 BASELINE = "independent"
 Mixtures = dict[str, dict[str, np.ndarray]]

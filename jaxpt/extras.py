@@ -1,7 +1,16 @@
-"""Packages that only some need: imported when they are asked for, with a clear word where they are missing."""
+"""Packages: those that only some need, imported when they are asked for; and the versions of those that all need."""
 
 import importlib
+import importlib.metadata
+import platform
 from typing import Any
+
+_CORE = ("jax", "jaxlib", "flax", "optax", "numpy", "jaxpt")
+
+
+def versions() -> dict[str, str]:
+    """Returns {package: its version}, Python's too."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _CORE}
 
 
 def extra(module: str, name: str, what: str) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxpt import tree
 from jaxpt.engine import Engine
-from jaxpt.extras import extra
+from jaxpt.extras import extra, versions
 from jaxpt.mixture import Mixture, ladder_of, together
 from jaxpt.model_files import save_model
 from jaxpt.processes import is_first
@@ -246,7 +246,7 @@ class Result:
             ValueError: no such replica, score or seed; the folder holds something else.
             ModuleNotFoundError: the path ends in .safetensors, and that is not installed.
         """
-        from jaxpt.summary import about_replica, versions
+        from jaxpt.summary import about_replica
 
         if replica is None:
             replica = self._pick(on, seed)

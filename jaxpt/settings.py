@@ -16,9 +16,9 @@ from jaxtyping import Array, PyTree
 from jaxpt import tree
 from jaxpt.data import Data
 from jaxpt.engine import Engine
+from jaxpt.extras import versions
 from jaxpt.replicas import Replicas, train_step
 from jaxpt.state import RunState
-from jaxpt.summary import versions
 
 FORMAT = 1
 """Of run directories; another number cannot be read."""

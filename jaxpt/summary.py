@@ -1,9 +1,7 @@
 """A run in a few numbers, for people and for JSON; and what it ran on."""
 
-import importlib.metadata
 import math
 import os
-import platform
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +9,10 @@ import jax
 import numpy as np
 
 from jaxpt.diagnostics import acceptance, acceptance_rate, exchanges, round_trips
+from jaxpt.extras import versions
 from jaxpt.result import Best, Result
 
 _MOVES_VALUES = ("PBT", "CopyBest")  # rules whose rungs say nothing of values
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "jaxpt")
 
 
 class Summary(dict[str, Any]):
@@ -87,11 +85,6 @@ def about_replica(best: Best) -> dict[str, Any]:
     """Returns all that there is to say of a replica but its model, ready for JSON."""
     names = ("replica", "seed", "rung", "hyper", "valid", "test")
     return plain({name: getattr(best, name) for name in names})
-
-
-def versions() -> dict[str, str]:
-    """Returns {package: its version}, Python's too."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def device() -> str:

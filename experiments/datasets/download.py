@@ -78,6 +78,8 @@ def _open(url: str) -> Any:
     try:
         answer = answers.get(timeout=PATIENCE)
     except queue.Empty:
+        answer = TimeoutError()
+    if isinstance(answer, TimeoutError) or isinstance(getattr(answer, "reason", None), TimeoutError):
         raise TimeoutError(f"no answer within {PATIENCE:.0f} seconds") from None
     if isinstance(answer, Exception):
         raise answer

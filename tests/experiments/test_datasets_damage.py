@@ -60,7 +60,6 @@ def test_a_download_that_fails_names_the_address_and_leaves_nothing(handler, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_server_that_never_answers_is_given_up_within_ten_seconds(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "home"))
     with socket.socket() as silent:
