@@ -5,9 +5,9 @@
 Whole runs side by side say little, since machines drift by ten times as much. So the two parts of the cost are measured
 by themselves. The time between dispatches, in which the host does all that `fit` adds, is that of its loop less that
 inside `Engine.run`: once with nothing on, once with everything on, its bar on a pseudo-terminal. And what a dispatch
-costs of itself (on CPUs the device's work space is made anew): the same steps in many dispatches and in one, by turns,
-in periods of one step each; the median of the differences. Overhead is the first part plus as many of the second as the
-run had dispatches, over the rest of its time. What comes before the loop, compilation and opening the directory, is
+costs of itself: the same steps in many dispatches and in one, by turns, in periods of one step each; the median of the
+differences. Overhead is the first part plus as many of the second as the run had dispatches, over the rest of the time
+from the first dispatch to the last callback. What comes before the loop, compilation and opening the directory, is
 there once however long a run is. So is the last checkpoint, which has a row of its own; others come every ten minutes.
 """
 
@@ -57,19 +57,19 @@ def terminal() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[list[float]]:
-    """Gives the seconds of each `Engine.run`, to the end of its work."""
-    run, seconds = jaxpt.Engine.run, []
+def watched() -> Iterator[list[tuple[float, float]]]:
+    """Gives when each `Engine.run` began and when its work ended."""
+    run, times = jaxpt.Engine.run, []
 
     def timed(engine: jaxpt.Engine, *arguments: Any, **settings: Any) -> Any:
         started = time.perf_counter()
         found = jax.block_until_ready(run(engine, *arguments, **settings))
-        seconds.append(time.perf_counter() - started)
+        times.append((started, time.perf_counter()))
         return found
 
     jaxpt.Engine.run = timed  # type: ignore[assignment, method-assign]
     try:
-        yield seconds
+        yield times
     finally:
         jaxpt.Engine.run = run  # type: ignore[method-assign]
 
@@ -116,33 +116,25 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     spread = np.quantile(measured, [0.25, 0.75]).tolist()
     yield {**said, "variant": "a dispatch of itself", "seconds": dispatch, "quartiles": spread}
 
-    left = 0.0
-
-    def train_all(variant: str, **more: Any) -> dict[str, Any]:
+    def train_all(variant: str, **more: Any) -> tuple[dict[str, Any], float]:
         looks: list[float] = []
 
         def look(status: jaxpt.Status) -> bool:
-            nonlocal left
-            left = time.perf_counter()
-            looks.append(status.seconds)
+            looks.append(time.perf_counter())
             return False
 
         with watched() as runs:
             jaxpt.fit(engine, train, valid, steps=options.every * options.periods, callbacks=[look], **more)
-        between, dispatches = looks[-1] - sum(runs[: len(looks)]), len(looks)
-        cost = between + dispatches * dispatch
-        return {
-            **said,
-            "variant": variant,
-            "seconds": looks[-1],
-            "between_dispatches": between,
-            "dispatches": dispatches,
-            "overhead": cost / (looks[-1] - cost),
-        }
+        seconds = looks[-1] - runs[0][0]
+        between = seconds - sum(ended - began for began, ended in runs)
+        cost = between + len(runs) * dispatch
+        row = {**said, "variant": variant, "seconds": seconds, "between_dispatches": between, "dispatches": len(runs)}
+        return row | {"overhead": cost / (seconds - cost)}, looks[-1]
 
-    yield train_all("fit", progress=False)
+    yield train_all("fit", progress=False)[0]
     with tempfile.TemporaryDirectory() as directory, terminal():
-        found = train_all("fit, everything on", directory=directory, tensorboard=True, patience=10**6, progress=True)
+        more: dict[str, Any] = {"directory": directory, "tensorboard": True, "patience": 10**6, "progress": True}
+        found, left = train_all("fit, everything on", **more)
         last = time.perf_counter() - left
     yield found
     yield {**said, "variant": "its last checkpoint", "seconds": last}

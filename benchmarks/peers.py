@@ -318,12 +318,12 @@ def main() -> None:
         for name, arm in chosen.items():
             rows.append(measure(name, arm, job))
             print(f"seed {seed}, {name}: {rows[-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
-            peers = {"left_out": left_out, "dataset": dataset, "peer_versions": versions()}
+            peers = {"left_out": left_out, "dataset": dataset, "peer_versions": peer_versions()}
             record.write(options.out, rows, seeds=options.seeds, **peers)
     print(table(rows))
 
 
-def versions() -> dict[str, str]:
+def peer_versions() -> dict[str, str]:
     """Returns those of the peers that are installed."""
     names = [name for name in ("torch", "torchvision", "ray") if importlib.util.find_spec(name)]
     return {name: importlib.metadata.version(name) for name in names}

@@ -207,7 +207,7 @@ def ends_after(minutes: float | None) -> None:
     """Lets this process be asked to end after so many minutes, as SIGTERM would ask it."""
 
     def end(*_: Any) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 1.0)  # again: raised while JAX collects garbage, it would be lost
+        signal.setitimer(signal.ITIMER_REAL, 5.0)  # again: raised while JAX collects garbage, it would be lost
         raise jaxpt.Interrupted("the budget is spent, or a signal came, between two arms")
 
     signal.signal(signal.SIGTERM, end)

@@ -66,7 +66,8 @@ class Engine:
         probe: energies on this many validation examples, drawn anew each period and shared by all replicas; by
             default on the whole validation split.
         evaluation_batch: examples at a time in evaluation, at most, which bounds its memory; on CPUs many at a time
-            are slower, too.
+            are slower, too, and with few replicas on an accelerator more may be faster. Energies depend on it by
+            rounding.
         rescale_momentum: the name of the learning rate: on a swap the momentum is multiplied by old / new value, which
             keeps the velocity. By default the momentum stays as it is.
         replica_axis: how a device's replicas are executed: "vmap", "unroll", "map", or "auto", whichever of them

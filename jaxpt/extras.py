@@ -1,16 +1,19 @@
-"""Packages: those that only some need, imported when they are asked for; and the versions of those that all need."""
+"""Packages: those that only some need, imported when they are asked for; and which versions there are."""
 
 import importlib
 import importlib.metadata
 import platform
 from typing import Any
 
-_CORE = ("jax", "jaxlib", "flax", "optax", "numpy", "jaxpt")
+_CORE = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def versions() -> dict[str, str]:
     """Returns {package: its version}, Python's too."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _CORE}
+    import jaxpt  # which need not be installed, and has imported this module
+
+    own = {"python": platform.python_version(), "jaxpt": jaxpt.__version__}
+    return own | {name: importlib.metadata.version(name) for name in _CORE}
 
 
 def extra(module: str, name: str, what: str) -> Any:

@@ -32,8 +32,8 @@ from jaxpt.state import Trace
 if TYPE_CHECKING:
     from jaxpt.checkpoint import Checkpoints
 
-# Seconds that a dispatch should take: signals and the bar wait for its end, and each costs up to a tenth of a second,
-# the device's work space being made anew. So they grow with the run, whose share of such costs goes below one percent.
+# Seconds that a dispatch should take: signals and the bar wait for its end, but each costs some twenty milliseconds, on
+# the device and on the host. So they grow with the run.
 _SHORTEST, _LONGEST, _SHARE = 1.0, 10.0, 0.25
 
 
@@ -65,8 +65,9 @@ def fit(
         >>> best.model(valid["x"]).shape  # ready to call
         (80, 2)
 
-    Data goes to the device once. Dispatches hold as many periods as take about a second, in long runs up to ten; steps
-    that do not fill a last period are done without an exchange. However a run is cut, its bits are the same.
+    Data goes to the device once. Dispatches hold as many periods as take about a second, in long runs ten seconds, and
+    1024 at most; steps that do not fill a last period are done without an exchange. However a run is cut, its bits are
+    the same.
 
     A training split that does not fit on the device is given as a stream, an iterator of minibatches on the host (a
     Grain loader, say): a thread reads, stacks and copies the next period's while the device trains (`jaxpt.stream`).

@@ -97,7 +97,7 @@ def prepare(
         if store.steps:
             form = _as_loaded(form)
     short = dataclasses.replace(engine, every=rest or 1, burn_in=NEVER)
-    room = 1 if streaming else _ROOMS[whole > 40 * _ROOMS[0]]
+    room = 1 if streaming else _ROOMS[whole > _ROOMS[0]]
     started = time.perf_counter()
     row: Any = None
     for part, periods, left in ((engine, room, done < whole), (short, 1, rest > 0)):

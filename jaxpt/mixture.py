@@ -42,7 +42,7 @@ def mixture(
         >>> {name: value.shape for name, value in mixed.items()}
         {'error': (), 'nll': ()}
 
-    Evaluated on the device, `engine.evaluation_batch` examples at a time. A replica is left out wherever its
+    Evaluated on the device, at most `engine.evaluation_batch` examples at a time. A replica is left out wherever its
     probabilities are not finite; where that leaves none the metrics are computed from NaN. Pass the same `metrics`
     object again, or the same functions, and nothing is compiled again, whatever `coldest` is.
 

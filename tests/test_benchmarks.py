@@ -75,6 +75,8 @@ def test_each_measures_and_says_how(name, tmp_path, monkeypatch, quick_compiler)
         variants = ["a dispatch of itself", "fit", "fit, everything on", "its last checkpoint"]
         assert [row["variant"] for row in rows] == variants
         for row in rows[1:3]:
+            cost = row["between_dispatches"] + row["dispatches"] * rows[0]["seconds"]
+            assert row["overhead"] == pytest.approx(cost / (row["seconds"] - cost))
             assert 0 < row["between_dispatches"] < row["seconds"]
             assert 1 <= row["dispatches"] <= 3
     if name == "throughput":

@@ -1,4 +1,6 @@
 import itertools
+import sys
+import time
 
 import jax
 import numpy as np
@@ -112,3 +114,23 @@ def test_a_wish_to_end_at_the_last_step_ends_nothing(tmp_path):
     done = jaxpt.fit(bowl(), steps=8, callbacks=[lambda status: status.step >= 8], progress=False)
     assert int(done.trace.step[-1]) == 8
     assert done.stopped is None
+
+
+def test_short_periods_share_dispatches():
+    looks = []
+    jaxpt.fit(
+        ENGINE,
+        steps=2000 * ENGINE.every,
+        callbacks=[lambda status: looks.append(len(status.trace.step))],
+        progress=False,
+    )
+    assert sum(looks) == 2000
+    assert 64 < max(looks) <= 1024
+
+
+def test_what_callbacks_take_makes_no_dispatch_longer(monkeypatch):
+    trained = []
+    monkeypatch.setattr(sys.modules["jaxpt.fit"], "_seconds", lambda seconds: trained.append(seconds) or 0.0)
+    jaxpt.fit(ENGINE, steps=5 * ENGINE.every, callbacks=[lambda status: time.sleep(0.5)], progress=False)
+    assert len(trained) == 5
+    assert 0 < trained[0] < trained[-1] < 1.5

@@ -80,7 +80,7 @@ def _open(url: str) -> Any:
     except queue.Empty:
         answer = TimeoutError()
     if isinstance(answer, TimeoutError) or isinstance(getattr(answer, "reason", None), TimeoutError):
-        raise TimeoutError(f"no answer within {PATIENCE:.0f} seconds") from None
+        raise TimeoutError(f"no answer within {PATIENCE:.0f} seconds")
     if isinstance(answer, Exception):
         raise answer
     return answer

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +74,17 @@ def test_a_server_that_never_answers_is_given_up_within_ten_seconds(tmp_path, mo
             datasets.load("mnist")
         assert time.monotonic() - begin < 10
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("error", [TimeoutError("timed out"), urllib.error.URLError(TimeoutError("timed out"))])
+def test_whichever_clock_ends_the_waiting_it_is_called_so(error, tmp_path, monkeypatch):
+    def asked(*_, **__):
+        raise error
+
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "home"))
+    monkeypatch.setattr(urllib.request, "urlopen", asked)
+    with pytest.raises(DataError, match="no answer within 8 seconds"):
+        datasets.load("mnist")
 
 
 def test_a_port_where_nothing_listens(tmp_path, monkeypatch):
