@@ -5,7 +5,8 @@
 It ends itself by SIGTERM, as a cluster would, and says by how much host memory (resident set) and device memory (bytes
 of live arrays) differ at most from what they were after five minutes, and by how much the median of the last five
 minutes from that of the first five since. Host memory holds the trace, which has a row more for each period; how many
-bytes that is (as of the last checkpoint) is written down too, and taken off nothing.
+bytes that is (as of the last checkpoint) is written down too, and taken off nothing. Nor is what TensorStore's metrics,
+which Orbax reads in every save, leave behind: about 45 KB a save with version 0.1.86.
 """
 
 import argparse
