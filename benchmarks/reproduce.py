@@ -219,9 +219,9 @@ def ends_after(minutes: float | None) -> None:
 def main(options: Options) -> None:
     """Does what is missing, within the budget, and prints the tables of what there is."""
     jaxpt.use_all_cores(options.devices)
-    ends_after(options.budget)
     code: str | int | None = 0
     try:
+        ends_after(options.budget)
         if options.figure == 1:
             reproduce_diffusion(options)
         else:
@@ -229,10 +229,10 @@ def main(options: Options) -> None:
                 seeds = min(options.seeds, options.resnet_seeds) if name.startswith("resnet") else options.seeds
                 reproduce_panel(PANELS[name], options, seeds)
     except jaxpt.Interrupted as stopped:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         print(f"{stopped}; the same command goes on", file=sys.stderr)
         code = stopped.code
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
     reproduce_tables.publish(options.folder())
     raise SystemExit(code)
 
