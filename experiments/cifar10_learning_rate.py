@@ -7,7 +7,6 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -15,13 +14,14 @@ import jaxpt
 from experiments import datasets, runner
 from experiments.augment import Standardise, pixel_mean
 from experiments.classification import channels_of, classes_of, classifier
+from experiments.learning_rates import LearningRateOptions
 from experiments.models import LeNetCIFAR10
-from experiments.options import PaperOptions, Preset, paper_command, shorten
+from experiments.options import Preset, paper_command, shorten
 from experiments.runner import Work
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(PaperOptions):
+class Options(LearningRateOptions):
     """One learning rate for all replicas until --switch, then a ladder of learning rates.
 
     The ladder is that of the authors' code; the legend of their figure says 0.002 to 0.018.
@@ -34,8 +34,6 @@ class Options(PaperOptions):
     C: float = 300_000.0
     coldest: float = 0.010
     hottest: float = 0.015
-    learning_rate: float = 0.1
-    """Learning rate of all replicas until --switch."""
     dropout_rate: float = 0.4
     """Dropout rate of all replicas."""
     version: Literal["as_run", "table"] = "as_run"
@@ -64,10 +62,7 @@ def prepare(options: Options) -> Work:
         lambda h: optax.sgd(h["learning_rate"]),
         jaxpt.Ladder(learning_rate=options.rungs()),  # beta = 1 / learning rate
         jaxpt.Independent(),  # each arm puts in its own
-        schedule=lambda h, step: {
-            **h,
-            "learning_rate": jnp.where(step < options.switch, options.learning_rate, h["learning_rate"]),
-        },
+        schedule=options.schedule,
         fixed={"dropout_rate": options.dropout_rate},
         every=options.every,
         burn_in=options.burn_in,

@@ -7,13 +7,13 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
 import jaxpt
 from experiments import datasets, runner
 from experiments.classification import classifier
+from experiments.learning_rates import falling
 from experiments.models import SmallConvNet
 from experiments.options import BaseOptions, command
 from experiments.runner import Work
@@ -47,8 +47,8 @@ def prepare(options: Options) -> Work:
     if options.coldest >= options.hottest:
         raise ValueError(f"--coldest {options.coldest} must be below --hottest {options.hottest}")
 
-    def falling(h: Mapping[str, Array], step: Array) -> dict[str, Array]:
-        return {**h, "learning_rate": h["learning_rate"] * 0.5 * (1 + jnp.cos(jnp.pi * step / options.steps))}
+    def schedule(h: Mapping[str, Array], step: Array) -> dict[str, Array]:
+        return {**h, "learning_rate": falling(h["learning_rate"], step, options.steps)}
 
     engine = jaxpt.Engine(
         classifier(SmallConvNet),
@@ -57,7 +57,7 @@ def prepare(options: Options) -> Work:
         jaxpt.Independent(),  # each arm puts in its own
         every=options.every,
         burn_in=options.burn_in,
-        schedule=falling if options.decay else None,
+        schedule=schedule if options.decay else None,
         batch_size=options.batch_size,
         fixed={"dropout_rate": options.dropout_rate},
         probe=options.probe,

@@ -137,7 +137,9 @@ class PaperOptions(DataOptions, BaseOptions):
     coldest: float
     """Value of the coldest rung."""
     hottest: float
-    """Value of the hottest rung; the rungs between are spaced evenly."""
+    """Value of the hottest rung."""
+    spacing: Literal["linear", "geometric"] = "linear"
+    """Of the rungs between: equal differences, as in the paper, or equal ratios."""
 
     def check(self) -> None:
         """Checks the order of the ladder's ends, too."""
@@ -148,7 +150,8 @@ class PaperOptions(DataOptions, BaseOptions):
         """Returns the ladder's values, coldest first; raises ValueError if they are not in that order."""
         if self.coldest >= self.hottest:
             raise ValueError(f"--coldest {self.coldest} must be below --hottest {self.hottest}")
-        return np.asarray(jaxpt.linear(self.coldest, self.hottest, self.replicas))
+        spaced = jaxpt.linear if self.spacing == "linear" else jaxpt.geometric
+        return np.asarray(spaced(self.coldest, self.hottest, self.replicas))
 
 
 _FAILURES = (jaxpt.CheckpointError, jaxpt.Diverged, jaxpt.placement.ProcessLost, MemoryError)

@@ -7,7 +7,6 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -15,13 +14,14 @@ import jaxpt
 from experiments import datasets, runner
 from experiments.augment import Augment, Standardise, pixel_mean
 from experiments.classification import channels_of, classes_of, classifier
+from experiments.learning_rates import LearningRateOptions
 from experiments.models import ResNet
-from experiments.options import PaperOptions, Preset, paper_command, shorten
+from experiments.options import Preset, paper_command, shorten
 from experiments.runner import Work
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(PaperOptions):
+class Options(LearningRateOptions):
     """One learning rate for all replicas until --switch, then a ladder of learning rates; random crops and flips.
 
     The ladder is that of the authors' code; the legends of their figure say 0.009 to 0.018 for ResNet-20, 0.005 to 0.05
@@ -37,8 +37,6 @@ class Options(PaperOptions):
     C: float = 20.0
     coldest: float = 0.009
     hottest: float = 0.014
-    learning_rate: float = 0.1
-    """Learning rate of all replicas until --switch."""
     momentum: float = 0.9
     """Momentum of SGD; it stays with the replica in a swap."""
     weight_decay: float = 1e-4
@@ -86,10 +84,7 @@ def prepare(options: Options) -> Work:
         ),
         jaxpt.Ladder(learning_rate=options.rungs()),  # beta = 1 / learning rate
         jaxpt.Independent(),  # each arm puts in its own
-        schedule=lambda h, step: {
-            **h,
-            "learning_rate": jnp.where(step < options.switch, options.learning_rate, h["learning_rate"]),
-        },
+        schedule=options.schedule,
         every=options.every,
         burn_in=options.burn_in,
         batch_size=options.batch_size,

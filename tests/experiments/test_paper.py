@@ -175,6 +175,7 @@ def test_another_set_of_another_shape_is_read(tmp_path, quick_compiler):
     ("option", "code", "message"),
     [
         (("--coldest", 0.5), 2, "must be below --hottest"),
+        (("--coldest", 0, "--spacing", "geometric"), 2, "a geometric spacing needs positive ends, but they are 0.0"),
         (("--data-dir", "no/such/folder"), 1, "no such folder"),
         (("--curve", 0), 2, "--curve 0 must be at least 1"),
         (("--sample", 0), 2, "--sample 0 must be at least 1"),
