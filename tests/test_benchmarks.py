@@ -27,7 +27,6 @@ TOYS = {
     "devices": "--replicas 2 --batch 2 --devices 1 --steps 1 --rounds 1 --counted 2",
     "peers": "--replicas 2 --batch 2 --steps 4 --every 2 --probe 4 --arms pbt torch_func tune_pbt",
 }
-SLOW = ("throughput", "precisions", "step_costs", "devices", "peers", "fit_overhead")
 ROW = {
     "throughput": {"model", "replicas", "batch", "variant", "time_ratio", "seconds", "spread"},
     "exchange_overhead": {"model", "replicas", "batch", "every", "what", "seconds", "share_of_training"},
@@ -54,10 +53,9 @@ def test_each_says_what_it_takes(name, monkeypatch, capsys):
     assert "--out" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:JAX has started already")
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in TOYS]
-)
+@pytest.mark.parametrize("name", TOYS)
 def test_each_measures_and_says_how(name, tmp_path, monkeypatch, quick_compiler):
     out = tmp_path / "deep" / "out.json"
     arguments = f"{TOYS[name]} --out {out}"
@@ -97,6 +95,7 @@ def small_work(tmp_path):
     return peers.work(argparse.Namespace(coldest=0.01, hottest=0.02, **numbers), data, 1)
 
 
+@pytest.mark.slow
 def test_weights_come_back_from_their_names_in_pytorch():
     params = jax.tree.map(lambda w: np.stack([w, 2 * w]), nnx.state(LeNetEMNIST(rngs=nnx.Rngs(0)), nnx.Param))
     weights = peers.to_torch(params)

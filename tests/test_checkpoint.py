@@ -76,6 +76,7 @@ def test_one_replica_goes_on(tmp_path):
     assert_same_result(go_on(tmp_path, engine=alone), jaxpt.fit(alone, steps=16, progress=False))
 
 
+@pytest.mark.slow
 def test_a_stream_goes_on_where_it_was(data, tmp_path):
     engine = make_engine(rule=jaxpt.Tempering(3.0))
     stream = lambda: ({name: leaf[i % 80 :][:16] for name, leaf in data.train.items()} for i in range(60))
@@ -154,6 +155,7 @@ def test_settings_that_change_the_mathematics_are_refused_with_what_differs(save
     assert_same_result(go_on(saved), jaxpt.fit(bowl(), steps=16, progress=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [jax.jit, lambda f: f, lambda f: jax.jit(jax.checkpoint(f))])
 def test_a_constant_of_the_loss_is_seen_wherever_it_hides(hidden, tmp_path):
     def made(centre):
@@ -179,6 +181,7 @@ def test_what_others_keep_there_is_left_alone(tmp_path, saved):
     assert len(list((saved / "checkpoints").iterdir())) >= 2
 
 
+@pytest.mark.slow
 def test_a_signal_that_comes_too_late_is_not_lost(tmp_path, monkeypatch):
     """While the last checkpoint is waited for: the run is saved, and the process must still end."""
     waited = jaxpt.checkpoint.Checkpoints.wait
@@ -195,6 +198,7 @@ def test_a_signal_that_comes_too_late_is_not_lost(tmp_path, monkeypatch):
     assert_same_result(go_on(tmp_path, steps=5), jaxpt.fit(bowl(), steps=5, progress=False))
 
 
+@pytest.mark.slow
 def test_other_data_are_refused(data, tmp_path):
     engine = make_engine(rule=jaxpt.Independent())
     jaxpt.fit(engine, data.train, data.valid, steps=5, directory=tmp_path, progress=False)

@@ -26,6 +26,7 @@ class Net(nnx.Module):
         return self.up(x)
 
 
+@pytest.mark.slow
 def test_a_model_keeps_its_layers_and_parameters():
     model, x = Net(rngs=nnx.Rngs(0)), jax.random.normal(jax.random.key(0), (2, 8, 8, 2))
     before, out = nnx.state(model), model(x)
@@ -37,6 +38,7 @@ def test_a_model_keeps_its_layers_and_parameters():
     np.testing.assert_allclose(model(x), out, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [Net, lambda *args, **kwargs: Net(*args, **kwargs)])
 def test_what_makes_a_model_makes_a_fast_one_for_a_problem(make):
     fast = jaxpt.fast_convolutions(make)

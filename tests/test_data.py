@@ -56,6 +56,7 @@ def test_an_order_that_is_not_drawn_whole_is_a_permutation(count):
     assert (first == np.arange(count)).sum() < 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
 @pytest.mark.parametrize("examples", [1000, 5000])
 def test_epochs_are_epochs_with_keys_of_other_generators(impl, examples):
@@ -81,6 +82,7 @@ def test_such_orders_look_random():
     assert stats.chisquare(joint.ravel()).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_an_epoch_of_many_examples_visits_each_once():
     count, batch = 5000, 128
     steps = steps_per_epoch(count, batch)

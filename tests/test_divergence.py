@@ -99,6 +99,7 @@ def tuned():
     return make_engine(rule=Hiding(rule, np.zeros(4, bool)), burn_in=30, probe=30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planted", [3, 10], ids=["while C and ladder are tuned", "while swaps go on"])
 def test_tuning_and_noise_correction_do_not_see_a_broken_replica(planted, tuned, data):
     """To the bit, C and ladder too, as where it is whole but out of play: its weights reach nobody in any way.
@@ -149,6 +150,7 @@ def test_wherever_it_stands_it_gets_no_colder_and_leaves_the_others_whole(replic
     assert all(np.isfinite(np.delete(leaf, replica, 0)).all() for leaf in jax.tree.leaves(state.replicas[:3]))
 
 
+@pytest.mark.slow
 def test_respawn_goes_on_with_the_nearest_healthy_one(data):
     engine = make_engine(rule=jaxpt.Independent(), diverged="respawn")
     plain = make_engine(rule=jaxpt.Independent())
@@ -168,6 +170,7 @@ def test_respawn_goes_on_with_the_nearest_healthy_one(data):
     jax.tree.map(np.testing.assert_array_equal, state.replicas.hyper, whole.replicas.hyper)
 
 
+@pytest.mark.slow
 def test_respawn_beside_a_rule_that_copies(data):
     """What PBT has replaced already stays as PBT wants it, and nobody goes on with a broken one."""
     engine = make_engine(rule=jaxpt.PBT(), diverged="respawn")

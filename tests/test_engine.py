@@ -60,6 +60,7 @@ def test_a_replica_in_the_stack_equals_one_trained_alone(name, k, data):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b[k], rtol=2e-5, atol=2e-5), mine, others)
 
 
+@pytest.mark.slow
 def test_every_leaf_of_the_replicas_leads_with_their_number(data):
     engine = make_engine()
     state, trace = engine.run(engine.init(jax.random.key(0)), data, periods=2)
@@ -316,6 +317,7 @@ def test_new_numbers_trace_nothing_anew(data):
     assert trace.info.attempted[:, 0].tolist() == [False, True]
 
 
+@pytest.mark.slow
 def test_a_period_has_the_same_bits_in_any_dispatch(data):
     """One program runs any number of periods, and no compiler can tell a single one from many."""
     engine = make_engine(rule=jaxpt.Tempering("auto", "deo", adapt_ladder=True, window=2), burn_in=20)
@@ -344,6 +346,7 @@ def test_users_may_jit_it_themselves():
     assert_same((state, trace), (same, same_trace))
 
 
+@pytest.mark.slow
 def test_adam_with_weight_decay_from_the_ladder_and_gradient_noise(data):
     """Any optax optimiser takes traced values; each of the three hyperparameters changes the weights."""
 
@@ -375,6 +378,7 @@ def test_adam_with_weight_decay_from_the_ladder_and_gradient_noise(data):
         assert not np.allclose(kernel[0], other, rtol=1e-6, atol=0)
 
 
+@pytest.mark.slow
 def test_label_smoothing_trains_by_rung_and_scores_all_alike(data):
     loss = lambda model, batch, hyper: jaxpt.cross_entropy(model(batch["x"]), batch["y"], hyper["label_smoothing"])
     problem = jaxpt.nnx_problem(conftest.NnxNet, loss, energy=conftest.loss)
@@ -401,6 +405,7 @@ def size(arrays):
     return sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
 
 
+@pytest.mark.slow
 def test_a_donated_state_is_written_over_and_nothing_else_is_touched(data):
     key, engine = jax.random.key(0), make_engine(rule=jaxpt.Tempering(jnp.float32(3.0)))
     state = engine.init(key)
@@ -434,6 +439,7 @@ def test_the_training_split_is_gathered_from_and_never_copied(data):
     assert not set(re.findall(pattern, text)) <= {"parameter", "get-tuple-element", "bitcast"}, "a copy is seen"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
 def test_keys_of_other_generators_work(kind, data):
     engine = make_engine(rule=jaxpt.Tempering(3.0), own_batches=True, probe=20)
@@ -448,6 +454,7 @@ def test_keys_of_other_generators_work(kind, data):
     assert len(set(losses.tolist())) == losses.size, "seeds, replicas and periods draw anew"
 
 
+@pytest.mark.slow
 def test_dropout_of_fast_bits_differs_between_replicas_and_steps():
     """A loss that is what dropout leaves of numbers around one: all its means differ, and lie there too."""
     x = jnp.linspace(0.9, 1.1, 1000)

@@ -40,6 +40,7 @@ def test_images_are_counted(result):
     assert result.replica_images == 8 * (6 * 100 + 16)
 
 
+@pytest.mark.slow
 def test_images_of_batch_size_rungs_are_counted_as_they_are(data):
     ladder = jaxpt.Ladder(batch_size=[16, 2])
     engine = make_engine(rungs=ladder, fixed={"learning_rate": 0.1, "dropout_rate": 0.1}, rule=jaxpt.Independent())
@@ -48,6 +49,7 @@ def test_images_of_batch_size_rungs_are_counted_as_they_are(data):
     assert found.replica_images == (6 * 16 + 4) + 7 * 2
 
 
+@pytest.mark.slow
 def test_images_of_batch_sizes_that_change_are_counted_as_they_were(data):
     ladder = jaxpt.Ladder(batch_size=[16, 12, 8, 2])
     fixed = {"learning_rate": 0.1, "dropout_rate": 0.1}
@@ -58,6 +60,7 @@ def test_images_of_batch_sizes_that_change_are_counted_as_they_were(data):
     assert found.replica_images == 3 * sizes[:-1].sum() + sizes[-1].sum()
 
 
+@pytest.mark.slow
 def test_one_program_runs_all_dispatches(data):
     """However many periods a dispatch holds; a last period that is short needs a second one."""
     engine = make_engine(every=3, rule=jaxpt.Independent())
@@ -107,6 +110,7 @@ def test_one_seed_needs_no_seed_axis(data):
         one.best(seed=0)
 
 
+@pytest.mark.slow
 def test_with_a_probe_the_choice_is_still_made_on_the_whole_split(data):
     engine = make_engine(probe=7, rule=jaxpt.Independent())
     probed = jaxpt.fit(engine, data.train, data.valid, steps=5, progress=False)
@@ -152,6 +156,7 @@ def test_the_bar_shows_progress_and_can_be_silenced(data, capsys):
         assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_another_generator_draws_other_numbers_and_trains_as_well(result, data):
     engine = make_engine(rule=jaxpt.Tempering(3.0))
     found = jaxpt.fit(engine, data.train, data.valid, steps=40, seeds=[3, 11], prng="rbg", progress=False)

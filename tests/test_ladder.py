@@ -128,7 +128,7 @@ def test_respacing_interpolates_what_does_not_give_beta():
         ({"temperature": [0.0, 0.1, 0.2]}, "beta must be finite"),
     ],
 )
-def test_only_rules_that_go_by_temperature_need_one(values, said, data):
+def test_only_rules_that_go_by_temperature_need_one(values, said, data, quick_compiler):
     """Grid search, PBT and copying the best take any values, in any order; tempering says what is missing."""
     ladder = jaxpt.Ladder(**values)
     for name, given in values.items():

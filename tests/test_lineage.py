@@ -80,6 +80,7 @@ def test_replay_with_the_same_start_gives_the_same_weights():
     np.testing.assert_allclose(start + again.state.replicas.params[0], state.replicas.params[2], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_of_several_seeds_one_is_chosen(data):
     engine = make_engine(regression(), jaxpt.Ladder(learning_rate=[0.01, 0.02, 0.04]), rule=jaxpt.PBT(0.4), every=2)
     result = jaxpt.fit(engine, data.train, data.valid, steps=20, seeds=[3, 4])

@@ -54,6 +54,7 @@ def test_what_the_limit_is():
     assert memory.limit(jaxpt.placement.shard_map(jax.devices()[:1])) == most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_replicas_at_once_change_nothing(at_once, data):
     found = []

@@ -13,6 +13,7 @@ from tests.test_checkpoint import assert_same, assert_same_result, bowl
 ENGINE = bowl()  # one for all, so that it is compiled once
 
 
+@pytest.mark.slow
 def test_callbacks_see_every_period_once_and_the_state_itself():
     seen, kept, live = [], [], []
 
@@ -59,6 +60,7 @@ def patient_end(trace, patience):
     return int(np.argmax(np.min(ends, 0) >= patience)) + 1
 
 
+@pytest.mark.slow
 def test_patience_ends_every_run_at_the_same_period(tmp_path):
     options = {"steps": 801, "seeds": [0, 1], "progress": False}
     whole = jaxpt.fit(ENGINE, **options)

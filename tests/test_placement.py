@@ -117,6 +117,7 @@ def test_one_device_is_the_default_here():
     assert make_engine().placed.num_shards == 1
 
 
+@pytest.mark.slow
 def test_one_device_named_gives_the_same_bits(data):
     found = []
     for placement in (single(), shard_map(jax.devices()[:1]), pmap(jax.devices()[:1])):

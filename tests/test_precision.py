@@ -73,6 +73,7 @@ PROBLEMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_bfloat16_follows_the_loss_curve_of_float32(name, digits):
     """Digits, 150 steps of two replicas: mean losses of ten steps within 0.05, while the loss falls by more than 1."""

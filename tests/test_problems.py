@@ -25,6 +25,7 @@ def test_names_of_the_model_are_known(problem):
     assert problem.hyperparameters == {"dropout_rate"}
 
 
+@pytest.mark.slow
 def test_loss_is_per_example_and_follows_its_key(problem, batch):
     params, state = problem.init(jax.random.key(0))
     a, b, c = (problem.loss(params, state, batch, HYPER, jax.random.key(k))[0] for k in (1, 1, 2))

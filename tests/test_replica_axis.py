@@ -46,7 +46,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", ["one ladder", pytest.param("seeds", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["one ladder", "seeds"])
 def test_strategies_agree_to_rounding_in_float64(case, images):
     """1e-9 after twelve steps with dropout and batch normalisation; rungs and counts are the same numbers."""
     key, settings = CASES[case]
@@ -76,6 +77,7 @@ def test_strategies_agree_to_rounding_in_float64(case, images):
         jax.tree.map(np.testing.assert_array_equal, found[strategy][1].rung, found["vmap"][1].rung)
 
 
+@pytest.mark.slow
 def test_strategies_agree_in_float32(data):
     """2e-5 after ten steps, as for a replica alone: the sums are ordered otherwise."""
     found = []
@@ -96,6 +98,7 @@ def test_a_problem_without_data_runs_in_every_way():
     np.testing.assert_allclose(found[1:], [found[0]] * 2, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_auto_says_what_it_picked(data, images):
     engine = make_engine()
     assert str(engine.execution(data)) == "vmap over 4 replicas on cpu device"
@@ -111,6 +114,7 @@ def test_on_accelerators_auto_is_vmap():
     assert {choose(where, 8, 1, found) for where in ("gpu", "tpu") for found in (True, False)} == {"vmap"}
 
 
+@pytest.mark.slow
 def test_auto_runs_what_it_says(images):
     """With one replica at a time there are M convolutions in the program; vmapped there is one for all."""
     counts = {}

@@ -31,6 +31,7 @@ def deviations(engine, periods=600, dropped=100):
 METRICS = {name: function for name, function in OBSERVABLES.items() if name != "energy"}
 
 
+@pytest.mark.slow
 def test_every_rung_is_sampled_exactly_whatever_the_step_size():
     """Within 3.5 standard errors of nine means, at a step size of which the next test shows that it is no small one."""
     engine = jaxpt.sampler(
@@ -78,6 +79,7 @@ def adapted(adapt, window=40, rounds=12, periods=300):
     return diagnostics.rejection(trace), trace, state
 
 
+@pytest.mark.slow
 def test_a_bad_ladder_becomes_a_good_one():
     """Twelve adaptations; the spread of the rejections falls to less than a third."""
     bad, _, _ = adapted(False)
@@ -125,6 +127,7 @@ def test_a_ladder_adapts_without_a_new_program():
     assert len(np.unique(trace.info.C[5:8])) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dimensions", "expected"), [(2, 1.1513), (10, 2.8333)])
 def test_barrier_of_the_gaussian_path(dimensions, expected):
     """Precision 1 to 10: Lambda = 2^(2-d) / B(d/2, d/2) ln sqrt(10), within 2 %, from samples drawn exactly."""

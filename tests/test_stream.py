@@ -66,6 +66,7 @@ def test_a_stream_gives_the_bits_of_data_on_the_device_in_the_same_order(problem
     jax.tree.map(np.testing.assert_array_equal, next(stream), after)  # no more was taken than used
 
 
+@pytest.mark.slow
 def test_all_seeds_share_a_stream(data):
     """Equal to a run of its own for each seed; 2e-5, the sums being ordered otherwise."""
     engine = make_engine(PLAIN, RUNGS, rule=jaxpt.Tempering(3.0))
@@ -77,6 +78,7 @@ def test_all_seeds_share_a_stream(data):
     assert both.replica_images == 2 * 4 * (2 * 100 + 16)
 
 
+@pytest.mark.slow
 def test_images_of_batch_size_rungs_are_counted_as_they_are(data):
     """As of data on the device: an epoch of 100 examples is 6 minibatches of 16 and one of 4, then comes one more."""
     rungs = jaxpt.Ladder(batch_size=[16, 2])

@@ -83,6 +83,7 @@ def outcome(name):
     return run(jax.random.uniform(jax.random.key(1), (4, *shape)), jnp.array([0.1, 0.5]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_logits_have_their_shape_and_evaluation_is_deterministic(name):
     once, twice, _ = outcome(name)
@@ -201,6 +202,7 @@ def test_the_first_preactivation_block_has_no_normalisation_of_its_own():
     assert [block.norm1 is None for block in model.blocks] == [True] + [False] * 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["original", "preactivation"])
 def test_evaluation_by_running_averages_or_by_the_batch(version):
     """By running averages an image's logits do not depend on its company; by the batch's statistics they do, they are

@@ -84,6 +84,7 @@ def at_rest(h):
     return jaxpt.gradient_noise(0.0 * sum(h.values()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "settle"), [(1e-3, 0), (1.0, 0), (1e3, 0), (1e3, 200)])
 def test_automatic_C_lands_on_its_target_from_any_scale(scale, settle):
     """Fixed energies of a thousandth or a thousand: the mean acceptance within 0.05 of 0.4 over 24 ladders."""
@@ -196,6 +197,7 @@ def test_a_burn_in_too_short_to_adapt_in_is_refused():
         make_engine(values_problem(), rule=jaxpt.Tempering("auto", adapt_ladder=True), every=4, burn_in=20)
 
 
+@pytest.mark.slow
 def test_the_noise_of_energies_lowers_the_automatic_C():
     """The same energies; with noise in them the correction takes acceptance away, so C must make up for it."""
     exact = jaxpt.energy_problem(lambda w, batch: w + 0 * batch["v"], lambda key: jax.random.normal(key))
