@@ -17,7 +17,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ from benchmarks import record, reproduce_tables
 from benchmarks.reproduce_tables import PANELS, Panel
 from experiments import diffusion, report, runner
 from experiments.compare import EXPERIMENTS
-from experiments.options import BaseOptions, RuleName
+from experiments.options import BaseOptions, Preset, RuleName
 from jaxpt.diagnostics import acceptance_rate, round_trips
 
 PanelName = Literal[
@@ -86,21 +87,20 @@ class Options:
 def panel_options(panel: Panel, options: Options) -> Any:
     """Returns the experiment's options of a panel, as its preset says or with its times divided by --shorten."""
     preset, _ = EXPERIMENTS[panel.experiment]
-    chosen = preset(options.preset, **panel.arguments)
+    chosen = adjusted(partial(preset, **panel.arguments), options)
+    return dataclasses.replace(chosen, save_minutes=options.save_minutes, rule=options.arms)
+
+
+def adjusted(preset: Callable[[Preset], Any], options: Options) -> Any:
+    """Returns an experiment's options as its preset says, with what is given here over them."""
+    chosen = preset(options.preset)
     if options.shorten is not None:
-        paper = preset("paper", **panel.arguments)
-        times = {name: max(1, round(getattr(paper, name) / options.shorten)) for name in TIMES}
+        paper, names = preset("paper"), {field.name for field in dataclasses.fields(chosen)}
+        times = {name: max(1, round(getattr(paper, name) / options.shorten)) for name in TIMES if name in names}
         chosen = dataclasses.replace(chosen, **times)
     if options.batch_size is not None:
         chosen = dataclasses.replace(chosen, batch_size=options.batch_size)
-    return dataclasses.replace(
-        chosen,
-        data_dir=options.data_dir,
-        devices=options.devices,
-        save_minutes=options.save_minutes,
-        progress=options.progress,
-        rule=options.arms,
-    )
+    return dataclasses.replace(chosen, data_dir=options.data_dir, devices=options.devices, progress=options.progress)
 
 
 def reproduce_panel(panel: Panel, options: Options, count: int) -> None:
@@ -181,10 +181,8 @@ def row(
 
 def reproduce_diffusion(options: Options) -> None:
     """Runs what is missing of figure 1, one hyperparameter after another."""
-    file, asked = options.folder() / "diffusion.json", diffusion.preset(options.preset)
-    asked = dataclasses.replace(
-        asked, data_dir=options.data_dir, devices=options.devices, progress=options.progress, seeds=options.seeds
-    )
+    file = options.folder() / "diffusion.json"
+    asked = dataclasses.replace(adjusted(diffusion.preset, options), seeds=options.seeds)
     settings = {n: v for n, v in report.chosen_options(asked).items() if n != "hyperparameters"}
     rows = reproduce_tables.read_rows(file, settings, report.environment()["device"])
     for name in asked.hyperparameters:
@@ -194,10 +192,13 @@ def reproduce_diffusion(options: Options) -> None:
         summary = diffusion.run(dataclasses.replace(asked, hyperparameters=(name,), directory=folder))
         with np.load(folder / "trace.npz", allow_pickle=False) as trace:
             steps, moved = trace[f"{name}/steps"], trace[f"{name}/displacement"]
-        kept = np.unique(np.linspace(0, len(steps) - 1, 60).round().astype(int))
+        entry = summary["hyperparameters"][name]
+        times = np.searchsorted(steps, [entry["early_step"], entry["late_step"]])  # the verdict's own
+        kept = np.union1d(np.linspace(0, len(steps) - 1, 60).round().astype(int), times)
+        distances = np.where(np.isfinite(moved[kept]), moved[kept].round(4).astype(float), None)
         rows.append(
-            {"hyperparameter": name, **summary["hyperparameters"][name]}
-            | {"steps": steps[kept].tolist(), "displacement": np.round(moved[kept], 4).tolist()}
+            {"hyperparameter": name, **entry}
+            | {"steps": steps[kept].tolist(), "displacement": distances.tolist()}
             | {"seconds": round(time.perf_counter() - started, 1)}
         )
         record.write(file, rows, seeds=range(options.seeds), settings=settings, dataset=summary["dataset"])

@@ -14,7 +14,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
-from experiments import intervals, report
+from matplotlib.figure import Figure
+
+import jaxpt
+from experiments import diffusion, intervals, report
 from jaxpt import plots
 from jaxpt.diagnostics import interval, running_mean
 
@@ -182,12 +185,35 @@ def overview(folder: Path) -> str:
 
 
 def page(folder: Path) -> str:
-    """Returns the tables of all panels in a folder, the overview first."""
+    """Returns the tables of all of figure 2's panels in a folder, the overview first."""
     panels = [panel_table(PANELS[name], content) for name, content in read(folder).items()]
     if not panels:
-        return f"nothing of figure 2 in {folder} yet"
+        return "## Figure 2\n\nNothing yet."
     head = "Test error in percent, replica chosen on validation; 95 % intervals over seeds, differences paired by seed."
-    return "\n\n".join([head, overview(folder), *panels])
+    return "\n\n".join(["## Figure 2", head, overview(folder), *panels])
+
+
+def diffusion_page(content: Mapping[str, Any]) -> str:
+    """Returns figure 1's table, with how it was made."""
+    of, seeds, rows = content["settings"], content["seeds"], content["rows"]
+    times = f"{of['steps']:,} steps of {of['batch_size']} after {of['burn_in']:,} of burn-in, {len(seeds)} seeds"
+    made = f"{times}; {content['device']}, {sum(row['seconds'] for row in rows) / 60:,.0f} minutes in all."
+    entries = {row["hyperparameter"]: row for row in rows}
+    return f"## Figure 1\n\nLeNet. {made}\nData: {content['dataset']}.\n\n{diffusion.table(entries)}"
+
+
+def draw_diffusion(content: Mapping[str, Any]) -> Figure:
+    """Draws figure 1: how far weights move at three values of each hyperparameter, with 95 % intervals over seeds."""
+    found = [
+        jaxpt.Diffusion(
+            row["hyperparameter"],
+            np.array(row["values"]),
+            np.array(row["steps"]),
+            np.array(row["displacement"], float),  # None, where a replica diverged, is NaN
+        )
+        for row in content["rows"]
+    ]
+    return plots.diffusion_panels(found)
 
 
 def draw(folder: Path) -> list[Path]:
@@ -224,11 +250,16 @@ def draw(folder: Path) -> list[Path]:
 
 def publish(folder: Path) -> None:
     """Prints a folder's tables, and writes them there as a page with pictures."""
-    text = page(folder)
+    text, pictures = page(folder), draw(folder)
+    if (file := folder / "diffusion.json").exists():
+        content = json.loads(file.read_text())
+        text = f"{diffusion_page(content)}\n\n{text}"
+        pictures.insert(0, folder / "diffusion.png")
+        draw_diffusion(content).savefig(pictures[0])
     print(text)
-    if pictures := draw(folder):
+    if pictures:
         shown = "\n".join(f"![{file.stem}]({file.name})" for file in pictures)
-        (folder / "README.md").write_text(f"# Figure 2 of arXiv 1909.04013\n\n{text}\n\n{shown}\n")
+        (folder / "README.md").write_text(f"# The figures of arXiv 1909.04013\n\n{text}\n\n{shown}\n")
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ uv run -m experiments.diffusion
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -141,7 +141,7 @@ def run(options: Options) -> dict[str, Any]:
     traces = {f"{name}/{what}": getattr(d, what) for name, d in found.items() for what in ("steps", "displacement")}
     np.savez_compressed(directory / "trace.npz", **traces)
     plots.diffusion_panels(list(found.values())).savefig(directory / "diffusion.png")
-    print(f"diffusion on {dataset}\n\n{_table(summary)}")
+    print(f"diffusion on {dataset}\n\n{table(summary['hyperparameters'])}")
     print(f"\nwritten to {directory}: summary.json, trace.npz, diffusion.png")
     return summary
 
@@ -171,10 +171,10 @@ def _entry(found: jaxpt.Diffusion, study: Study) -> dict[str, Any]:
     }
 
 
-def _table(summary: dict[str, Any]) -> str:
-    """Returns the verdicts as a table in Markdown."""
+def table(hyperparameters: Mapping[str, dict[str, Any]]) -> str:
+    """Returns the verdicts as a table in Markdown: {hyperparameter: its entry of the summary}."""
     rows = [("hyperparameter", "values, coldest first", "|W - W(t0)| at the end", "found", "the paper expects")]
-    for name, entry in summary["hyperparameters"].items():
+    for name, entry in hyperparameters.items():
         values = ", ".join(f"{v:g}" for v in entry["values"])
         distances = ", ".join("diverged" if d is None else f"{d:.2f}" for d in entry["final_displacement"])
         rows.append((name, values, distances, entry["found"], entry["expected"]))

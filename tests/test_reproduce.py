@@ -15,7 +15,7 @@ from matplotlib import image
 import jaxpt
 from benchmarks import reproduce, reproduce_tables
 from benchmarks.reproduce_tables import PANELS
-from experiments import compare, digits, intervals, report
+from experiments import compare, diffusion, digits, intervals, report
 from experiments.options import RuleName
 from tests.experiments import small_sets
 
@@ -66,6 +66,32 @@ def test_a_panel_is_saved_goes_on_and_takes_more_seeds(tmp_path, sets, capsys, q
         assert image.imread(tmp_path / "out" / f"emnist_dropout-{picture}.png")[..., :3].std() > 0.02
     with pytest.raises(ValueError, match=r"another run .*steps was 9, now 4"):
         reproduce.main(quick(tmp_path, sets, seeds=3, shorten=80_000))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:JAX has started already")
+def test_figure_1_is_saved_hyperparameter_by_hyperparameter_and_drawn(tmp_path, sets, capsys, quick_compiler):
+    given = {"figure": 1, "seeds": 2, "shorten": 5_000}
+    assert ended(quick(tmp_path, sets, **given)) == 0
+    file = tmp_path / "out" / "diffusion.json"
+    content = json.loads(file.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    rows = content["rows"]
+    assert [row["hyperparameter"] for row in rows] == list(diffusion.Options().hyperparameters)
+    said = capsys.readouterr().out
+    for row in rows:
+        assert np.shape(row["displacement"]) == (len(row["steps"]), 2, 3)
+        assert {row["early_step"], row["late_step"]} <= set(row["steps"])
+        last = np.array(row["displacement"][-1], float).mean(0)
+        np.testing.assert_allclose(last, np.array(row["final_displacement"], float), atol=1e-4)
+        assert f"| {row['hyperparameter']} " in said
+    assert image.imread(tmp_path / "out" / "diffusion.png")[..., :3].std() > 0.02
+    assert "## Figure 1" in (tmp_path / "out" / "README.md").read_text()
+    kept = content["rows"][1:]
+    file.write_text(json.dumps({**content, "rows": kept}))
+    assert ended(quick(tmp_path, sets, **given)) == 0
+    again = json.loads(file.read_text())["rows"]
+    assert again[:-1] == kept, "only what was missing is done"
+    assert again[-1]["displacement"] == rows[0]["displacement"]
 
 
 @pytest.fixture
