@@ -173,7 +173,7 @@ def _entry(found: jaxpt.Diffusion, study: Study) -> dict[str, Any]:
 
 def table(hyperparameters: Mapping[str, dict[str, Any]]) -> str:
     """Returns the verdicts as a table in Markdown: {hyperparameter: its entry of the summary}."""
-    rows = [("hyperparameter", "values, coldest first", "|W - W(t0)| at the end", "found", "the paper expects")]
+    rows = [("hyperparameter", "values, coldest first", "distance from W(t0) at the end", "found", "the paper expects")]
     for name, entry in hyperparameters.items():
         values = ", ".join(f"{v:g}" for v in entry["values"])
         distances = ", ".join("diverged" if d is None else f"{d:.2f}" for d in entry["final_displacement"])

@@ -50,7 +50,9 @@ def error_curves(
         lowest = float(np.nanmin(np.where(np.isfinite(means), means, np.nan)))
         # Early training is far off: the end is what the picture is about.
         span = max(top - lowest, least_span) or 1.0
-        axes.set_ylim(max(0.0, lowest - 0.4 * span) if lowest >= 0 else lowest - 0.4 * span, top + 0.6 * span)
+        most = max(float(np.nanmax(curve)) for curve in curves.values() if np.isfinite(curve).any())
+        bottom = max(0.0, lowest - 0.4 * span) if lowest >= 0 else lowest - 0.4 * span
+        axes.set_ylim(bottom, min(top + 0.6 * span, most + 0.1 * span))  # errors end at 100 %
     axes.set(xlabel="step", ylabel=ylabel, xlim=(0, int(step[-1])))
     axes.legend(frameon=False)
     return figure
