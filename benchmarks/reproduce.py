@@ -110,7 +110,7 @@ def reproduce_panel(panel: Panel, options: Options, count: int) -> None:
     settings = {
         name: v for name, v in report.chosen_options(chosen).items() if name not in ("rule", "seeds", "first_seed")
     }
-    rows = reproduce_tables.read_rows(file, settings, report.environment()["device"])
+    rows = reproduce_tables.read_rows(file, settings, defaults(chosen), report.environment()["device"])
     missing = {arm: [s for s in range(count) if (arm, s) not in done(rows)] for arm in options.arms}
     if not any(missing.values()):
         return
@@ -136,6 +136,11 @@ def reproduce_panel(panel: Panel, options: Options, count: int) -> None:
             )
             shutil.rmtree(folder, ignore_errors=True)
             print(f"{panel.name}: {arm}, seeds {seeds}, {result.seconds:.0f} s", flush=True)
+
+
+def defaults(chosen: Any) -> dict[str, Any]:
+    """Returns the options' own defaults."""
+    return {field.name: field.default for field in dataclasses.fields(chosen)}
 
 
 def done(rows: Sequence[dict[str, Any]]) -> set[tuple[str, int]]:
@@ -182,9 +187,12 @@ def row(
 def reproduce_diffusion(options: Options) -> None:
     """Runs what is missing of figure 1, one hyperparameter after another."""
     file = options.folder() / "diffusion.json"
-    asked = dataclasses.replace(adjusted(diffusion.preset, options), seeds=options.seeds)
+    asked = adjusted(diffusion.preset, options)
+    whole = max(2, round(asked.steps / asked.every)) * asked.every
+    asked = dataclasses.replace(asked, seeds=options.seeds, steps=whole)
+    asked.check()
     settings = {n: v for n, v in report.chosen_options(asked).items() if n != "hyperparameters"}
-    rows = reproduce_tables.read_rows(file, settings, report.environment()["device"])
+    rows = reproduce_tables.read_rows(file, settings, defaults(asked), report.environment()["device"])
     for name in asked.hyperparameters:
         if name in {r["hyperparameter"] for r in rows}:
             continue

@@ -54,8 +54,16 @@ PANELS = {
 }
 
 
-def read_rows(file: Path, settings: Mapping[str, Any], device: str) -> list[dict[str, Any]]:
+def read_rows(
+    file: Path, settings: Mapping[str, Any], defaults: Mapping[str, Any], device: str
+) -> list[dict[str, Any]]:
     """Returns the rows of a file; none if there is no such file.
+
+    Args:
+        file: which.
+        settings: what the rows must have been made with.
+        defaults: of the settings: what a file had that was made before a setting was there.
+        device: where the rows must have been made.
 
     Raises:
         ValueError: they were made with other settings or on another device.
@@ -65,6 +73,7 @@ def read_rows(file: Path, settings: Mapping[str, Any], device: str) -> list[dict
     content = json.loads(file.read_text())
     now = json.loads(json.dumps({**settings, "device": device}))
     then = {**content["settings"], "device": content["device"]}
+    then = {**{name: default for name, default in defaults.items() if name in settings}, **then}
     if differ := [name for name in now if now[name] != then.get(name)]:
         said = "; ".join(f"{name} was {then.get(name)}, now {now[name]}" for name in differ)
         raise ValueError(f"{file} holds another run ({said}): give another --out")

@@ -7,8 +7,10 @@ A table stands between `<!-- table NAME -->` and `<!-- end -->`.
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,31 @@ RULES = {
     "pbt": "PBT",
 }
 
-DECAYED = "grid search, each rate decaying"
+DECAYING = ", each rate decaying"
+SAME = (
+    "steps",
+    "every",
+    "batch_size",
+    "coldest",
+    "hottest",
+    "spacing",
+    "switch",
+    "replicas",
+    "dropout_rate",
+    "momentum",
+)
+
+PEERS = {
+    "grid": "jaxpt, grid search",
+    "auto_pair": "jaxpt, tempering, one random pair, C tuned",
+    "auto": "jaxpt, tempering, DEO, C and ladder tuned",
+    "pbt": "jaxpt, PBT",
+    "torch_grid": "PyTorch, one replica after another",
+    "torch_processes": "PyTorch, a process per core",
+    "torch_func": "PyTorch, `torch.func.vmap`",
+    "tune_pbt": "PyTorch in Ray Tune's PBT",
+    "deo_code": "PyTorch in the published DEO code",
+}
 
 
 def load(name: str) -> Any:
@@ -85,21 +111,29 @@ def digits() -> str:
     return "\n".join(report.markdown(lines))
 
 
-def wide() -> str:
-    """Returns what each rule comes to on a wide ladder on the digits, on seeds that did not choose the setting."""
-    constant, decayed = (load(f"{folder}/summary.json") for folder in ("digits-wide", "digits-decay"))
-    if constant["seeds"] != decayed["seeds"]:
-        raise ValueError("digits-wide and digits-decay have different seeds, so they cannot be paired")
-    arms = {RULES[name]: arm for name, arm in constant["arms"].items() if name in RULES}
-    arms = {name: arms[name] for name in RULES.values()} | {DECAYED: decayed["arms"]["independent"]}
-    best = {name: np.array(arm["test_error"]["per_seed"]) for name, arm in arms.items()}
-    mixed = {name: np.array(arm["mixture"]["all"]["test_error"]["per_seed"]) for name, arm in arms.items()}
+def wide(data: str) -> str:
+    """Returns what each rule comes to on a wide ladder, on seeds that did not choose the setting."""
+    folders = f"{data}-wide", f"{data}-decay"
+    constant, decayed = (load(f"{folder}/summary.json") for folder in folders)
+    for name in ("seeds", "dataset"):
+        if constant[name] != decayed[name]:
+            raise ValueError(f"{' and '.join(folders)} have different {name}, so they cannot be paired")
+    if missing := set(RULES) - set(constant["arms"]):
+        raise ValueError(f"{folders[0]} lacks {', '.join(sorted(missing))}")
+    of = [{name: summary["settings"].get(name) for name in SAME} for summary in (constant, decayed)]
+    if of[0] != of[1]:
+        raise ValueError(f"{' and '.join(folders)} differ: {of[0]} and {of[1]}")
+    found = {"": constant["arms"], DECAYING: decayed["arms"]}
+    arms = {RULES[rule] + what: of[rule] for what, of in found.items() for rule in RULES if rule in of}
+    best = {name: np.array(arm["test_error"]["per_seed"], float) for name, arm in arms.items()}
+    mixed = {name: np.array(arm["mixture"]["all"]["test_error"]["per_seed"], float) for name, arm in arms.items()}
     title = ("test error, %", "best replica", "minus grid search", "minus decaying grid", "mixture of all")
     lines = [(*title, "minus decaying grid's")]
+    grid = RULES["independent"]
     for name in arms:
         differences = [
             "-" if name == base else reproduce_tables.show(of[name] - of[base], "+")
-            for of, base in ((best, RULES["independent"]), (best, DECAYED), (mixed, DECAYED))
+            for of, base in ((best, grid), (best, grid + DECAYING), (mixed, grid + DECAYING))
         ]
         shown = (
             reproduce_tables.show(best[name]),
@@ -116,10 +150,34 @@ def reproduction() -> str:
     return reproduce_tables.overview(RESULTS / "reproduce" / "quick")
 
 
+def peers() -> str:
+    """Returns how fast each peer does the same work, and what comes of it: medians and means over seeds."""
+    rows = load("cpu/peers.json")["rows"]
+    lines: list[tuple[str, ...]] = [
+        ("arm", "images/s", "times PyTorch's grid", "start-up, s", "diverged", "test error, %", "of the mixture, %")
+    ]
+    found = {name: own for name in PEERS if (own := [row for row in rows if row["arm"] == name])}
+    # The work that was asked for: Ray Tune repeats some.
+    rates = {
+        name: statistics.median(row["steps"] * row["replicas"] * row["batch"] / row["seconds"] for row in own)
+        for name, own in found.items()
+    }
+    for name, own in found.items():
+        startup = statistics.median(row["startup_seconds"] for row in own)
+        errors = [np.array([row[key] for row in own], float).mean() for key in ("test_error", "mixture_test_error")]
+        times = f"{rates[name] / rates['torch_grid']:.1f}" if "torch_grid" in rates else "-"
+        diverged = str(sum(row["diverged"] for row in own))
+        shown = ("diverged" if np.isnan(error) else f"{error:.2f}" for error in errors)
+        lines.append((PEERS[name], f"{rates[name]:,.0f}", times, f"{startup:.0f}", diverged, *shown))
+    return "\n".join(report.markdown(lines))
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "peers": peers,
     "throughput": throughput,
     "digits": digits,
-    "wide": wide,
+    "digits_wide": partial(wide, "digits"),
+    "emnist_wide": partial(wide, "emnist"),
     "reproduction": reproduction,
 }
 

@@ -11,12 +11,13 @@ from experiments.options import PaperOptions
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LearningRateOptions(PaperOptions):
-    """One learning rate for all replicas until --switch, then a ladder of learning rates."""
+    """One learning rate for all replicas until --switch, then a ladder of learning rates; --decay lets all fall."""
 
     learning_rate: float = 0.1
     """Learning rate of all replicas until --switch."""
     decay: bool = False
-    """Let every learning rate fall to zero along half a cosine, as one would without exchanges."""
+    """Let learning rates fall along half a cosine from step 0 to zero at the last, that of --switch too, as one would
+    without exchanges; beta stays 1 / the rung's value."""
 
     def schedule(self, h: Mapping[str, Array], step: Array) -> dict[str, Array]:
         """Returns the hyperparameters of a step, the learning rate in place of the rung's."""

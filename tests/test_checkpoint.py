@@ -198,7 +198,6 @@ def test_a_signal_that_comes_too_late_is_not_lost(tmp_path, monkeypatch):
     assert_same_result(go_on(tmp_path, steps=5), jaxpt.fit(bowl(), steps=5, progress=False))
 
 
-@pytest.mark.slow
 def test_other_data_are_refused(data, tmp_path):
     engine = make_engine(rule=jaxpt.Independent())
     jaxpt.fit(engine, data.train, data.valid, steps=5, directory=tmp_path, progress=False)

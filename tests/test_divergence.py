@@ -150,7 +150,6 @@ def test_wherever_it_stands_it_gets_no_colder_and_leaves_the_others_whole(replic
     assert all(np.isfinite(np.delete(leaf, replica, 0)).all() for leaf in jax.tree.leaves(state.replicas[:3]))
 
 
-@pytest.mark.slow
 def test_respawn_goes_on_with_the_nearest_healthy_one(data):
     engine = make_engine(rule=jaxpt.Independent(), diverged="respawn")
     plain = make_engine(rule=jaxpt.Independent())

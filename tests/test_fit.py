@@ -110,7 +110,6 @@ def test_one_seed_needs_no_seed_axis(data):
         one.best(seed=0)
 
 
-@pytest.mark.slow
 def test_with_a_probe_the_choice_is_still_made_on_the_whole_split(data):
     engine = make_engine(probe=7, rule=jaxpt.Independent())
     probed = jaxpt.fit(engine, data.train, data.valid, steps=5, progress=False)

@@ -140,6 +140,8 @@ def test_curves_of_any_size_and_with_gaps_fill_their_picture():
     assert 0 <= low < 0.002
     assert 0.003 < high < 0.01
     noisy = np.array([[100.0], [60.0], [100.0], [90.0]])
-    assert plots.error_curves(np.arange(4), {"a": noisy}, ylabel="error %").axes[0].get_ylim()[1] < 105, "100 % at most"
+    assert plots.error_curves(np.arange(4), {"a": noisy}, ylabel="error %").axes[0].get_ylim()[1] < 105, (
+        "the curves end at 100"
+    )
     negative = plots.error_curves(np.arange(4), {"a": curve - 1}, ylabel="energy", least_span=0.0).axes[0]
     assert negative.get_ylim()[0] < -0.998

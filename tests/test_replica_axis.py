@@ -77,7 +77,6 @@ def test_strategies_agree_to_rounding_in_float64(case, images):
         jax.tree.map(np.testing.assert_array_equal, found[strategy][1].rung, found["vmap"][1].rung)
 
 
-@pytest.mark.slow
 def test_strategies_agree_in_float32(data):
     """2e-5 after ten steps, as for a replica alone: the sums are ordered otherwise."""
     found = []

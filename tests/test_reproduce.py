@@ -59,6 +59,9 @@ def test_a_panel_is_saved_goes_on_and_takes_more_seeds(tmp_path, sets, capsys, q
         assert row["test_error"] * 20 / 100 == pytest.approx(round(row["test_error"] * 20 / 100), abs=1e-4)
     assert not list((tmp_path / "work").rglob("settings.json")), "checkpoints go when their arm is done"
     assert "| LeNet, EMNIST, dropout | 2 " in capsys.readouterr().out
+    older = json.loads(file.read_text())
+    del older["settings"]["spacing"]  # as a file from before there was such an option
+    file.write_text(json.dumps(older))
     before = file.stat().st_mtime_ns
     assert ended(quick(tmp_path, sets, seeds=2)) == 0
     assert file.stat().st_mtime_ns == before, "there was nothing left to do"
@@ -71,7 +74,9 @@ def test_a_panel_is_saved_goes_on_and_takes_more_seeds(tmp_path, sets, capsys, q
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:JAX has started already")
 def test_figure_1_is_saved_hyperparameter_by_hyperparameter_and_drawn(tmp_path, sets, capsys, quick_compiler):
-    given = {"figure": 1, "seeds": 2, "shorten": 5_000}
+    with pytest.raises(ValueError, match="--batch-size 8 must be a multiple of 16"):
+        reproduce.main(quick(tmp_path, sets, figure=1, batch_size=8))
+    given = {"figure": 1, "seeds": 2, "shorten": 7_000}  # steps / 7,000 is no whole number of periods
     assert ended(quick(tmp_path, sets, **given)) == 0
     file = tmp_path / "out" / "diffusion.json"
     content = json.loads(file.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))

@@ -27,6 +27,49 @@ def test_a_table_is_put_in_its_place(monkeypatch):
         tables.renewed("<!-- table one -->\n")
 
 
+def arm(*errors):
+    scores = {"test_error": {"per_seed": list(errors)}}
+    return {**scores, "mixture": {"all": scores}}
+
+
+def test_wide_ladders_are_paired_by_seed_and_a_lost_seed_is_said(monkeypatch):
+    settings = {"steps": 10, "decay": False}
+    files = {
+        "some-wide/summary.json": {"arms": {**dict.fromkeys(tables.RULES, arm(4.0, 6.0)), "pbt": arm(3.0, None)}},
+        "some-decay/summary.json": {"arms": {"independent": arm(3.0, 4.0), "tempering": arm(2.0, 2.0)}},
+    }
+    for name, content in files.items():
+        content |= {"seeds": [7, 8], "dataset": "some", "settings": settings | {"decay": "decay" in name}}
+    monkeypatch.setattr(tables, "load", files.__getitem__)
+    lines = {line.split(" | ")[0][2:].strip(): line for line in tables.wide("some").splitlines()}
+    grid, pbt = lines["grid search"].split(" | "), lines["PBT"].split(" | ")
+    assert grid[1].startswith("5.00 [")
+    assert grid[2].strip() == "-"
+    assert grid[3].startswith("+1.50 [")
+    assert pbt[1].strip() == "diverged"
+    assert lines["tempering, one random pair, each rate decaying"].split(" | ")[3].startswith("-1.50 [")
+    for what, wrong in {"seeds": [7, 9], "dataset": "other", "settings": {"steps": 11}}.items():
+        monkeypatch.setitem(files, "some-decay/summary.json", {**files["some-decay/summary.json"], what: wrong})
+        with pytest.raises(ValueError, match="some-wide and some-decay"):
+            tables.wide("some")
+
+
+def test_peers_are_compared_by_the_work_asked_for(monkeypatch):
+    def row(name, seconds, images, error=10.0, diverged=0):
+        asked = {"steps": 10, "replicas": 2, "batch": 5, "startup_seconds": 1.0, "replica_images": images}
+        return {**asked, "arm": name, "seconds": seconds, "diverged": diverged} | {
+            "test_error": error,
+            "mixture_test_error": error,
+        }
+
+    rows = [row("torch_grid", 10.0, 100), row("grid", 2.0, 100), row("tune_pbt", 5.0, 150, None, 2)]
+    monkeypatch.setattr(tables, "load", lambda name: {"rows": rows})
+    _, _, ours, torch, tune = ([cell.strip() for cell in line.split("|")[1:-1]] for line in tables.peers().splitlines())
+    assert ours == ["jaxpt, grid search", "50", "5.0", "1", "0", "10.00", "10.00"]
+    assert torch[2] == "1.0"
+    assert tune[1:] == ["20", "2.0", "1", "2", "diverged", "diverged"], "what it repeated does not count"
+
+
 def test_every_result_says_how_it_was_made():
     for file in tables.RESULTS.rglob("*.json"):
         missing = {"command", "seeds", "date", "device", "versions"} - set(json.loads(file.read_text()))

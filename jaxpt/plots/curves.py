@@ -52,7 +52,7 @@ def error_curves(
         span = max(top - lowest, least_span) or 1.0
         most = max(float(np.nanmax(curve)) for curve in curves.values() if np.isfinite(curve).any())
         bottom = max(0.0, lowest - 0.4 * span) if lowest >= 0 else lowest - 0.4 * span
-        axes.set_ylim(bottom, min(top + 0.6 * span, most + 0.1 * span))  # errors end at 100 %
+        axes.set_ylim(bottom, min(top + 0.6 * span, most + 0.1 * span))  # no higher than the curves
     axes.set(xlabel="step", ylabel=ylabel, xlim=(0, int(step[-1])))
     axes.legend(frameon=False)
     return figure

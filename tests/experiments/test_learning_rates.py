@@ -33,6 +33,8 @@ def test_decay_is_half_a_cosine_over_all_steps(experiment):
     rungs = options.rungs()
     for step, factor in {0: 1.0, 25: 0.5 + np.sqrt(0.125), 50: 0.5, 100: 0.0}.items():
         np.testing.assert_allclose(rates(options, step), rungs * factor, rtol=1e-5, atol=1e-9)
+    options = chosen(experiment, "--steps", 100, "--switch", 40, "--decay")
+    np.testing.assert_allclose(rates(options, 25), options.learning_rate * (0.5 + np.sqrt(0.125)), rtol=1e-5)
 
 
 def test_rungs_have_equal_differences_or_equal_ratios():

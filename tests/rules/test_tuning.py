@@ -84,8 +84,15 @@ def at_rest(h):
     return jaxpt.gradient_noise(0.0 * sum(h.values()))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("scale", "settle"), [(1e-3, 0), (1.0, 0), (1e3, 0), (1e3, 200)])
+@pytest.mark.parametrize(
+    ("scale", "settle"),
+    [
+        pytest.param(1e-3, 0, marks=pytest.mark.slow),
+        pytest.param(1.0, 0, marks=pytest.mark.slow),
+        pytest.param(1e3, 0, marks=pytest.mark.slow),
+        (1e3, 200),
+    ],
+)
 def test_automatic_C_lands_on_its_target_from_any_scale(scale, settle):
     """Fixed energies of a thousandth or a thousand: the mean acceptance within 0.05 of 0.4 over 24 ladders."""
     rule = jaxpt.Tempering("auto", target=0.4, settle=settle)
