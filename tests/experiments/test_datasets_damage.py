@@ -190,7 +190,12 @@ def test_a_process_killed_in_the_middle_leaves_nothing_half_written(number, tmp_
     for prefix in ("train", "t10k"):
         real_data.write_idx(folder / f"{prefix}-images-idx3-ubyte", images)
         real_data.write_idx(folder / f"{prefix}-labels-idx1-ubyte", np.zeros(len(images), np.uint8))
-    command = [sys.executable, "-m", "experiments.datasets", "prepare", "mnist", "--from", folder, "--to", to]
+    # What starts the tests may ignore SIGINT (a shell's background job does), and children inherit that.
+    heeding = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('experiments.datasets', run_name='__main__', alter_sys=True)"
+    )
+    command = [sys.executable, "-c", heeding, "prepare", "mnist", "--from", folder, "--to", to]
     process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not list(to.rglob("*array_record*")):
         time.sleep(0.01)
