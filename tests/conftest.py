@@ -14,6 +14,8 @@ from flax import linen, nnx
 import jaxpt
 
 FEATURES, CLASSES = 6, 3
+LONGEST = {f"test_{name}" for name in ("kill", "engine", "reproduce", "checkpoint", "placement", "processes", "readme")}
+"""Files of two minutes and more."""
 
 
 def pytest_configure(config):
@@ -28,9 +30,9 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Files with slow tests come first: no worker begins with one when the others are done."""
+    """The files that take longest come first, then those with slow tests: no worker begins with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (item.path.stem not in LONGEST, item.path not in slow))
 
 
 class NnxNet(nnx.Module):
@@ -109,9 +111,13 @@ def data():
     return examples()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def quick_compiler():
-    """For tests of what a program says, not of its bits or speed: they compile in half the time."""
+    """For files that test what a program says, not its bits or speed: it compiles in half the time."""
+    jax.clear_caches()  # JAX would take a program of another file for the same one, compiled the other way
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # the programs that a test starts
+        yield
     jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()

@@ -16,6 +16,8 @@ from experiments import datasets
 from experiments.models import LeNetEMNIST
 from tests.experiments import small_sets
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 TOYS = {
     "throughput": "--replicas 2 --batch 4 --steps 1 --rounds 1 --variants sequential own",
     "exchange_overhead": "--model lenet --replicas 2 --batch 2 --probe 2 --validation 4 --steps 1 --rounds 1",
@@ -56,7 +58,7 @@ def test_each_says_what_it_takes(name, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:JAX has started already")
 @pytest.mark.parametrize("name", TOYS)
-def test_each_measures_and_says_how(name, tmp_path, monkeypatch, quick_compiler):
+def test_each_measures_and_says_how(name, tmp_path, monkeypatch):
     out = tmp_path / "deep" / "out.json"
     arguments = f"{TOYS[name]} --out {out}"
     if name == "peers":

@@ -69,6 +69,7 @@ def test_a_run_in_pieces_equals_one_in_one_piece(settings, data, tmp_path):
     assert_same_result(found, whole)
 
 
+@pytest.mark.slow
 def test_one_replica_goes_on(tmp_path):
     """It has no pairs, and arrays without elements."""
     alone = bowl(rungs=(1.0,), rule=jaxpt.Independent())
@@ -198,6 +199,7 @@ def test_a_signal_that_comes_too_late_is_not_lost(tmp_path, monkeypatch):
     assert_same_result(go_on(tmp_path, steps=5), jaxpt.fit(bowl(), steps=5, progress=False))
 
 
+@pytest.mark.slow
 def test_other_data_are_refused(data, tmp_path):
     engine = make_engine(rule=jaxpt.Independent())
     jaxpt.fit(engine, data.train, data.valid, steps=5, directory=tmp_path, progress=False)
@@ -206,6 +208,7 @@ def test_other_data_are_refused(data, tmp_path):
         jaxpt.fit(engine, changed, data.valid, steps=10, directory=tmp_path, progress=False)
 
 
+@pytest.mark.slow
 def test_other_devices_and_another_execution_are_welcome(saved):
     found = go_on(saved, engine=bowl(replica_axis="map", placement=jaxpt.placement.shard_map(jax.devices()[:1])))
     assert_same_result(found, jaxpt.fit(bowl(replica_axis="map"), steps=16, progress=False))

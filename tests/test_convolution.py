@@ -73,7 +73,7 @@ def assert_close(ours, theirs, rtol):
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("case", ["not square", "3x3 of many channels"])
+@pytest.mark.parametrize("case", ["not square", pytest.param("3x3 of many channels", marks=pytest.mark.slow)])
 def test_values_and_gradients_are_those_of_lax_in_every_context(case, context):
     images, kernels, transform = CONTEXTS[context]
     with jax.enable_x64(True):

@@ -26,6 +26,7 @@ class Net(nnx.Module):
         return self.up(x)
 
 
+@pytest.mark.slow
 def test_a_model_keeps_its_layers_and_parameters():
     model, x = Net(rngs=nnx.Rngs(0)), jax.random.normal(jax.random.key(0), (2, 8, 8, 2))
     before, out = nnx.state(model), model(x)

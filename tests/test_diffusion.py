@@ -10,6 +10,8 @@ import jaxpt
 from jaxpt.diffusion import Diffusion, _ladder
 from tests import conftest
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 RATE, DIMENSIONS = 0.05, 20
 
 

@@ -49,6 +49,7 @@ def others(tree_of_replicas, replica):
     return jax.tree.map(lambda leaf: np.delete(np.asarray(leaf), replica, -1), tree_of_replicas)
 
 
+@pytest.mark.slow
 def test_a_broken_replica_changes_nothing_for_the_others(data):
     """To the bit as where it is whole and never allowed to swap: it stands at the hot end, where nobody wants to go."""
     engine = make_engine(rule=Veto(jaxpt.Tempering(2.0, "deo"), HOTTEST))
@@ -150,6 +151,7 @@ def test_wherever_it_stands_it_gets_no_colder_and_leaves_the_others_whole(replic
     assert all(np.isfinite(np.delete(leaf, replica, 0)).all() for leaf in jax.tree.leaves(state.replicas[:3]))
 
 
+@pytest.mark.slow
 def test_respawn_goes_on_with_the_nearest_healthy_one(data):
     engine = make_engine(rule=jaxpt.Independent(), diverged="respawn")
     plain = make_engine(rule=jaxpt.Independent())
@@ -179,6 +181,7 @@ def test_respawn_beside_a_rule_that_copies(data):
     assert np.isfinite(trace.valid["energy"][1:]).all()
 
 
+@pytest.mark.slow
 def test_with_all_broken_there_is_nobody_to_go_on_with(data):
     engine = make_engine(rule=jaxpt.Independent(), diverged="respawn")
     harm = lambda state: broken(broken(broken(broken(state, 0), 1), 2), 3)
@@ -212,6 +215,7 @@ def test_it_is_reported_at_once(policy, then):
     assert lost[2] == 4 if policy == "keep" else 1 <= lost[2] < 4
 
 
+@pytest.mark.slow
 def test_stop_ends_the_run_and_keeps_the_checkpoint(tmp_path):
     seeds = {"seeds": [0, 1], "progress": False, "directory": tmp_path}
     with pytest.raises(

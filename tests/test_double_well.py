@@ -49,6 +49,7 @@ def deviations(rule):
     return found
 
 
+@pytest.mark.slow
 def test_every_rung_has_the_right_marginal_with_exchanges():
     """Within 3 standard errors; the step's own error, of order RATE, is well below one."""
     for name, deviation in deviations(jaxpt.Tempering()).items():

@@ -33,7 +33,7 @@ def slope(rungs=None, optimizer=None, **settings):
     return engine, state._replace(replicas=state.replicas._replace(params=start))
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", ["nnx", pytest.param("linen", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("k", [0, 3])
 def test_a_replica_in_the_stack_equals_one_trained_alone(name, k, data):
     """BatchNorm, dropout and momentum included; 2e-5 after 15 steps in float32, the sums being ordered otherwise."""
@@ -170,6 +170,7 @@ def test_one_rate_for_all_until_a_step_then_the_ladder(way):
     np.testing.assert_allclose(state.replicas.params, [0 - 6 - 2 * 0.25, 1 - 6 - 2 * 0.5])
 
 
+@pytest.mark.slow
 def test_rescaled_momentum_keeps_the_velocity():
     sgd = lambda h: optax.sgd(h["learning_rate"], momentum=0.5)
     velocity = {}
@@ -194,6 +195,7 @@ def values_problem():
     return jaxpt.energy_problem(lambda w, batch: batch["v"] + 0 * w, lambda key: jnp.zeros(()))
 
 
+@pytest.mark.slow
 def test_replicas_share_minibatches_unless_each_draws_its_own():
     v = {"v": jnp.arange(40.0)}
     losses = []
@@ -234,6 +236,7 @@ def test_a_batch_size_of_its_own_counts_that_many_examples():
     np.testing.assert_allclose(trace.loss[0], means, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_probe_is_shared_and_drawn_anew_each_period():
     v = {"v": jnp.arange(40.0)}
     engine = make_engine(values_problem(), jaxpt.Ladder(learning_rate=[0.1, 0.2]), probe=5, every=1)
@@ -267,7 +270,8 @@ def regression():
     )
 
 
-@pytest.mark.parametrize("problem", [pytest.param(conftest.nnx_problem, marks=pytest.mark.slow), regression])
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", [conftest.nnx_problem, regression])
 def test_seeds_in_one_run_equal_runs_of_their_own(problem, data):
     """Rungs equal; energies to 2e-5 (float32, sums ordered otherwise). The second draws own minibatches."""
     rungs = jaxpt.Ladder(learning_rate=[0.002, 0.004, 0.008])
@@ -339,6 +343,7 @@ def test_a_period_has_the_same_bits_in_any_dispatch(data):
     assert_same(one, engine.run(engine.init(jax.random.key(0)), data, periods=1, room=3)[0])
 
 
+@pytest.mark.slow
 def test_users_may_jit_it_themselves():
     engine, _ = slope(rule=jaxpt.Tempering(1.0))
     state, trace = jax.jit(engine.run, static_argnames="periods")(jax.jit(engine.init)(jax.random.key(0)), periods=3)
@@ -425,6 +430,7 @@ def test_a_donated_state_is_written_over_and_nothing_else_is_touched(data):
     assert_same(engine.init(key).replicas, engine.init(jax.random.key(0)).replicas)
 
 
+@pytest.mark.slow
 def test_the_training_split_is_gathered_from_and_never_copied(data):
     """In the compiled program nothing but parameters, and what passes them on, has the split's shape."""
     engine = make_engine()

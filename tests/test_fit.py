@@ -6,6 +6,8 @@ import jaxpt
 from tests import conftest
 from tests.conftest import make_engine
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @pytest.fixture(scope="module")
 def result(data):
@@ -100,6 +102,7 @@ def test_best_says_what_it_needs(result, arguments, message):
         result.best(*arguments)
 
 
+@pytest.mark.slow
 def test_one_seed_needs_no_seed_axis(data):
     engine = make_engine(rule=jaxpt.Independent())
     one = jaxpt.fit(engine, data.train, data.valid, steps=5, seed=11, progress=False)
@@ -110,6 +113,7 @@ def test_one_seed_needs_no_seed_axis(data):
         one.best(seed=0)
 
 
+@pytest.mark.slow
 def test_with_a_probe_the_choice_is_still_made_on_the_whole_split(data):
     engine = make_engine(probe=7, rule=jaxpt.Independent())
     probed = jaxpt.fit(engine, data.train, data.valid, steps=5, progress=False)
@@ -126,6 +130,7 @@ def test_seeds_must_be_distinct_integers(seeds, data):
         jaxpt.fit(make_engine(), data.train, data.valid, steps=5, **seeds)
 
 
+@pytest.mark.slow
 def test_a_run_too_short_for_exchanges_says_so(data):
     with pytest.warns(UserWarning, match="no exchange will happen"):
         jaxpt.fit(make_engine(burn_in=10), data.train, data.valid, steps=10)
@@ -144,6 +149,7 @@ def test_steps_must_be_positive(steps, data):
         jaxpt.fit(make_engine(), data.train, data.valid, steps=steps)
 
 
+@pytest.mark.slow
 def test_the_bar_shows_progress_and_can_be_silenced(data, capsys):
     engine = make_engine(rule=jaxpt.Tempering(3.0))
     jaxpt.fit(engine, data.train, data.valid, steps=10, description="mine", progress=True)

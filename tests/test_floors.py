@@ -1,6 +1,8 @@
 """Imports point down only: a module may import from floors below its own, or from its own floor if listed before."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,10 @@ def test_the_package_needs_only_its_core_dependencies(name):
         assert not tops & {"experiments", "tests", "benchmarks", "sklearn", "tyro"}
         assert not tops & {"tensorboardX", "pandas", "safetensors"}, "extras are imported by `extra`"
         assert name.split(".")[0] in ("plots", "pictures", "report", "result") or "matplotlib" not in tops
+
+
+def test_importing_it_imports_nothing_slow_that_few_need():
+    code = "import sys, jaxpt; print(*{name.split('.')[0] for name in sys.modules})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {"jax", "flax", "optax", "tqdm"} <= set(found)
+    assert not {"scipy", "orbax", "matplotlib", "pandas", "tensorboardX", "sklearn"} & set(found)

@@ -11,6 +11,8 @@ import jaxpt
 from jaxpt.ladder import BETA, Ladder, as_arrays, respaced
 from tests.conftest import nnx_problem
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 def test_spacings():
     np.testing.assert_allclose(np.diff(jaxpt.linear(0.1, 0.4, 4)), 0.1)
@@ -122,13 +124,17 @@ def test_respacing_interpolates_what_does_not_give_beta():
     ("values", "said"),
     [
         ({"weight_decay": [0.3, 0.1, 0.2]}, "no inverse temperature is known for 'weight_decay'"),
-        ({"weight_decay": [0.3, 0.1, 0.2], "learning_rate": [0.1, 0.3, 0.2]}, "say which of them gives"),
-        ({"learning_rate": [0.1, 0.3, 0.2]}, "not monotone"),
-        ({"label_smoothing": [0.0, 0.3, 0.2]}, "no inverse temperature is known"),
-        ({"temperature": [0.0, 0.1, 0.2]}, "beta must be finite"),
+        pytest.param(
+            {"weight_decay": [0.3, 0.1, 0.2], "learning_rate": [0.1, 0.3, 0.2]},
+            "say which of them gives",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"learning_rate": [0.1, 0.3, 0.2]}, "not monotone", marks=pytest.mark.slow),
+        pytest.param({"label_smoothing": [0.0, 0.3, 0.2]}, "no inverse temperature is known", marks=pytest.mark.slow),
+        pytest.param({"temperature": [0.0, 0.1, 0.2]}, "beta must be finite", marks=pytest.mark.slow),
     ],
 )
-def test_only_rules_that_go_by_temperature_need_one(values, said, data, quick_compiler):
+def test_only_rules_that_go_by_temperature_need_one(values, said, data):
     """Grid search, PBT and copying the best take any values, in any order; tempering says what is missing."""
     ladder = jaxpt.Ladder(**values)
     for name, given in values.items():

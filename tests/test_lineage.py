@@ -14,6 +14,7 @@ from tests.test_engine import regression, slope
 RATES = [0.25, 0.5, 1.0, 2.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [jaxpt.PBT(0.5), jaxpt.CopyBest(), jaxpt.Tempering(1e-9, "deo")])
 def test_a_path_adds_up_to_the_weights_that_it_led_to(rule):
     """On a slope weights sum up the learning rates, so each replica's path must give its weights."""
@@ -29,6 +30,7 @@ def test_a_path_adds_up_to_the_weights_that_it_led_to(rule):
     assert (moved > 0) == (trace.info.parents is not None)
 
 
+@pytest.mark.slow
 def test_json_and_schedule_give_the_path_back_to_the_bit():
     engine, state = slope(jaxpt.Ladder(learning_rate=[0.1, 0.3, 0.7]), rule=jaxpt.PBT(), every=3)
     _, trace = engine.run(state, periods=6)

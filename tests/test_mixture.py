@@ -8,6 +8,8 @@ import pytest
 import jaxpt
 from tests import conftest
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 METRICS = {
     "error": lambda p, batch: jaxpt.errors(p, batch["y"]),
     "nll": lambda p, batch: jaxpt.negative_log_likelihood(p, batch["y"]),

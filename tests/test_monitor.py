@@ -10,6 +10,8 @@ import jaxpt
 from jaxpt.monitor import Lowest
 from tests.test_checkpoint import assert_same, assert_same_result, bowl
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 ENGINE = bowl()  # one for all, so that it is compiled once
 
 
@@ -37,6 +39,7 @@ def test_callbacks_see_every_period_once_and_the_state_itself():
     assert result.stopped is None
 
 
+@pytest.mark.slow
 def test_a_callback_ends_the_run_and_the_same_call_goes_on(tmp_path):
     options = {"steps": 41, "progress": False}
     whole = jaxpt.fit(ENGINE, **options)

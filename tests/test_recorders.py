@@ -11,6 +11,8 @@ from jaxpt.recorders import Lines, Scalars
 from tests.test_checkpoint import bowl
 from tests.test_checkpoint import go_on as fit_on
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 ENGINE = bowl()  # one for all, so that it is compiled once
 
 
@@ -40,7 +42,7 @@ def assert_are(written, trace):
         assert line["ladder"] == "temperature"
 
 
-@pytest.mark.parametrize("seeds", [None, [3, 5]])
+@pytest.mark.parametrize("seeds", [None, pytest.param([3, 5], marks=pytest.mark.slow)])
 def test_a_line_per_period_says_what_the_trace_does(seeds, tmp_path):
     result = go_on(tmp_path, steps=21, seeds=seeds)
     written = lines(tmp_path / "periods.jsonl")
@@ -110,6 +112,7 @@ def events(directory):
     return found
 
 
+@pytest.mark.slow
 def test_scalars_say_what_the_trace_does_and_each_step_once(tmp_path):
     pytest.importorskip("tensorboardX")
     options = {"seeds": [0, 1], "tensorboard": True}

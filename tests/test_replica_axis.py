@@ -77,6 +77,7 @@ def test_strategies_agree_to_rounding_in_float64(case, images):
         jax.tree.map(np.testing.assert_array_equal, found[strategy][1].rung, found["vmap"][1].rung)
 
 
+@pytest.mark.slow
 def test_strategies_agree_in_float32(data):
     """2e-5 after ten steps, as for a replica alone: the sums are ordered otherwise."""
     found = []
@@ -87,6 +88,7 @@ def test_strategies_agree_in_float32(data):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), *found)
 
 
+@pytest.mark.slow
 def test_a_problem_without_data_runs_in_every_way():
     problem = jaxpt.energy_problem(lambda w: w**2, lambda key: jax.random.normal(key))
     found = []

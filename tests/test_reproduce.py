@@ -19,6 +19,8 @@ from experiments import compare, diffusion, digits, intervals, report
 from experiments.options import RuleName
 from tests.experiments import small_sets
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 def quick(tmp_path, sets, **others):
     given = {"panels": ("emnist_dropout",), "arms": ("independent",), "shorten": 40_000, "data_dir": sets}
@@ -41,7 +43,7 @@ def sets(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:JAX has started already")
-def test_a_panel_is_saved_goes_on_and_takes_more_seeds(tmp_path, sets, capsys, quick_compiler):
+def test_a_panel_is_saved_goes_on_and_takes_more_seeds(tmp_path, sets, capsys):
     assert ended(quick(tmp_path, sets, seeds=1, budget=1e-9)) == 75, "a spent budget ends it as a signal would"
     file = tmp_path / "out" / "emnist_dropout.json"
     assert not file.exists()
@@ -73,7 +75,7 @@ def test_a_panel_is_saved_goes_on_and_takes_more_seeds(tmp_path, sets, capsys, q
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:JAX has started already")
-def test_figure_1_is_saved_hyperparameter_by_hyperparameter_and_drawn(tmp_path, sets, capsys, quick_compiler):
+def test_figure_1_is_saved_hyperparameter_by_hyperparameter_and_drawn(tmp_path, sets, capsys):
     with pytest.raises(ValueError, match="--batch-size 8 must be a multiple of 16"):
         reproduce.main(quick(tmp_path, sets, figure=1, batch_size=8))
     given = {"figure": 1, "seeds": 2, "shorten": 7_000}  # steps / 7,000 is no whole number of periods
@@ -155,7 +157,7 @@ def test_every_panel_has_an_experiment_and_every_arm_a_name(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:JAX has started already")
-def test_rules_are_compared_by_one_command(tmp_path, capsys, quick_compiler):
+def test_rules_are_compared_by_one_command(tmp_path, capsys):
     given = ["--experiment", "digits", "--rules", "pbt", "independent", "--seeds", "2", "--steps", "4"]
     given += ["--every", "2", "--burn-in", "0", "--replicas", "2", "--no-progress", "--directory", str(tmp_path)]
     compare.start(given)
@@ -239,6 +241,7 @@ def test_folders_in_commands_are_by_their_last_name(monkeypatch):
     assert report.provenance()["command"] == "-m experiments.digits --directory=b --data-dir d --steps 3"
 
 
+@pytest.mark.slow
 def test_a_signal_whose_exception_is_lost_comes_again(monkeypatch):
     """What a handler raises while garbage is collected is ignored, by JAX's own callback too."""
     lost = []

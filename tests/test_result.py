@@ -13,6 +13,8 @@ from tests import conftest
 from tests.conftest import make_engine
 from tests.test_checkpoint import bowl
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 def logits(model, batch):
     return model(batch["x"])
@@ -161,6 +163,7 @@ def only(valid, replica):
     return {name: np.where(np.arange(4) == replica, v, 100.0) for name, v in valid.items()}
 
 
+@pytest.mark.slow
 def test_a_linen_model_comes_back_as_its_variables(data, tmp_path):
     example = np.zeros((1, conftest.FEATURES), np.float32)
     problem = predicting(jaxpt.linen_problem, conftest.LinenNet(), example=example)

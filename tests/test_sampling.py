@@ -53,6 +53,7 @@ def test_and_unadjusted_langevin_is_not_exact_there():
     assert max(np.abs(d).max() for d in deviations(engine).values()) > 6
 
 
+@pytest.mark.slow
 def test_a_proposal_without_a_finite_energy_is_refused():
     wall = lambda x: jnp.where(x < 0, jnp.nan, x)
     move = jaxpt.mala(wall, 0.5, 1.0)
@@ -97,6 +98,7 @@ def test_a_bad_ladder_becomes_a_good_one():
     np.testing.assert_allclose(1 / on_rung, beta, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_ladder_adapts_without_a_new_program():
     count = 0
 

@@ -90,6 +90,7 @@ def test_images_of_batch_size_rungs_are_counted_as_they_are(data):
     assert streamed.replica_images == (7 * 16 + 4) + 8 * 2
 
 
+@pytest.mark.slow
 def test_more_periods_trace_nothing_anew(data):
     count = 0
 

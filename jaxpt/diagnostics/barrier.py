@@ -2,14 +2,17 @@
 
 import dataclasses
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
-from scipy import interpolate
 
 from jaxpt.diagnostics.exchanges import exchanges, rejection
 from jaxpt.engine import Trace
 from jaxpt.types import AnyArray
+
+if TYPE_CHECKING:
+    from scipy.interpolate import PchipInterpolator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +43,9 @@ class Barrier:
         up_to = self.total + self._cubic()(fine)  # rises from 0 at the hottest rung
         return np.interp(edges, up_to, fine)[::-1]
 
-    def _cubic(self) -> interpolate.PchipInterpolator:
+    def _cubic(self) -> "PchipInterpolator":
+        from scipy import interpolate  # a second and a half to import
+
         beta, first = np.unique(self.beta, return_index=True)
         return interpolate.PchipInterpolator(beta, -self.cumulative[first], extrapolate=False)
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 
 from jaxpt.types import AnyArray
 
@@ -67,5 +66,7 @@ def interval(
     count, mean = samples.shape[-1], np.asarray(samples.mean(-1))
     if count < 2:
         return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    half = stats.t.ppf((1 + level) / 2, count - 1) * samples.std(-1, ddof=1) / np.sqrt(count)
+    from scipy import special  # SciPy takes as long to import as Flax
+
+    half = special.stdtrit(count - 1, (1 + level) / 2) * samples.std(-1, ddof=1) / np.sqrt(count)
     return mean, np.asarray(mean - half), np.asarray(mean + half)

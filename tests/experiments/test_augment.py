@@ -111,6 +111,7 @@ class Flat(nnx.Module):
         return self.dense(x.reshape(len(x), -1))
 
 
+@pytest.mark.slow
 def test_in_an_engine_replicas_crop_by_their_own_key_and_carry_no_mean_image():
     mean = pixel_mean(PIXELS)
     problem = jaxpt.nnx_problem(

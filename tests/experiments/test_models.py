@@ -91,6 +91,7 @@ def test_logits_have_their_shape_and_evaluation_is_deterministic(name):
     np.testing.assert_array_equal(once, twice)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_replicas_with_different_dropout_have_finite_gradients(name):
     """Every weight gets some gradient, and with dropout another one in each replica."""

@@ -20,6 +20,8 @@ from experiments import (
 from experiments.options import command, paper_command
 from tests.experiments import small_sets
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 EXPERIMENTS = {
     "emnist_dropout": emnist_dropout,
     "emnist_learning_rate": emnist_learning_rate,
@@ -98,7 +100,7 @@ SHORT = ("--steps", 8, "--every", 2, "--burn-in", 2, "--batch-size", 16, "--curv
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_runs_on_small_data(name, sets, tmp_path, capsys, quick_compiler):
+def test_an_experiment_runs_on_small_data(name, sets, tmp_path, capsys):
     given = [*SHORT, "--switch", 4, "--probe", 4, "--replicas", 2, "--data-dir", sets, "--directory", tmp_path]
     arms = ["tempering", "independent"] if name == "emnist_dropout" else ["tempering"]  # one program less to compile
     given += ["--rule", *arms]
@@ -127,7 +129,7 @@ def test_an_experiment_runs_on_small_data(name, sets, tmp_path, capsys, quick_co
 
 
 @pytest.mark.slow
-def test_diffusion_on_small_data(sets, tmp_path, capsys, quick_compiler):
+def test_diffusion_on_small_data(sets, tmp_path, capsys):
     names = ("weight_decay",)
     given = [
         "--data-dir",
@@ -161,7 +163,7 @@ def test_diffusion_on_small_data(sets, tmp_path, capsys, quick_compiler):
 
 
 @pytest.mark.slow
-def test_another_set_of_another_shape_is_read(tmp_path, quick_compiler):
+def test_another_set_of_another_shape_is_read(tmp_path):
     """MNIST: 10 classes and 28x28 pixels through the network for letters."""
     small_sets.write("mnist", tmp_path)
     given = [*SHORT, "--switch", 4, "--replicas", 1, "--rule", "independent", "--dataset", "mnist"]

@@ -14,6 +14,8 @@ import jaxpt
 from tests.conftest import ladder, nnx_problem, sgd
 from tests.test_checkpoint import assert_same_result, bowl, go_on
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 PACKAGE = str(Path(jaxpt.__file__).parent)
 REFUSALS = (ValueError, TypeError, jaxpt.CheckpointError)
 
@@ -76,6 +78,7 @@ def test_settings_of_an_engine(given_settings):
 FIT = ("steps", "seed", "seeds", "prng", "save_every", "save_minutes")
 
 
+@pytest.mark.slow
 @hostile(30)
 @given(st.dictionaries(st.sampled_from(FIT), odd.filter(lambda v: not (isinstance(v, int) and v > 100)), max_size=3))
 def test_settings_of_a_run(tmp_path_factory, options):
@@ -116,6 +119,7 @@ def harm(directory, draw):
         file.write_bytes({"garbage": draw(st.binary(max_size=64)), "empty": b"", "cut": text[: len(text) // 3]}[what])
 
 
+@pytest.mark.slow
 @hostile(30)
 @given(draw=st.data())
 def test_run_directories(original, tmp_path_factory, draw):

@@ -14,6 +14,8 @@ from jaxpt.rules.tuning import balanced_acceptance, begin, equal_rejection, obse
 from tests.conftest import make_engine
 from tests.test_engine import values_problem
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 def test_balanced_acceptance_is_the_mean_over_both_orders_in_balance():
     """Two energies on two rungs, swapped for ever: the share of accepted offers, 4 standard errors."""
@@ -106,6 +108,7 @@ def test_automatic_C_lands_on_its_target_from_any_scale(scale, settle):
     assert measured == pytest.approx(0.4, abs=0.05)
 
 
+@pytest.mark.slow
 def test_several_ladders_have_a_C_each():
     """One ladder's inverse temperatures are a thousand times the other's."""
     engine = jaxpt.Engine(
@@ -249,6 +252,7 @@ def test_swaps_while_tuning_keep_a_good_ladder_good():
     assert without > 2 * with_swaps
 
 
+@pytest.mark.slow
 def test_the_steps_that_fill_no_period_swap_nothing_after_the_burn_in():
     """And a run with swaps from its first period on is not said to have none."""
     problem = jaxpt.energy_problem(jnp.square, lambda key: jax.random.normal(key))
