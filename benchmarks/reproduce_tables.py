@@ -174,11 +174,12 @@ def panel_table(panel: Panel, content: Mapping[str, Any]) -> str:
 
 
 def overview(folder: Path) -> str:
-    """Returns one line per panel: what each arm gains over grid search, beside the paper's reading."""
-    arms = [arm for arm in NAMES if arm != BASELINE]
+    """Returns one line per panel: what each arm that was run gains over grid search, beside the paper's reading."""
+    panels = read(folder)
+    arms = [arm for arm in NAMES if arm != BASELINE and any(by_seed(panels[name], arm, "best") for name in panels)]
     title = ("test error, points", "seeds", "grid search", *(NAMES[arm] for arm in arms), "grid search's mixture")
     lines = [(*title, "tempering in the paper")]
-    for name, content in read(folder).items():
+    for name, content in panels.items():
         panel, fixed = PANELS[name], by_seed(content, BASELINE, "best")
         lines.append(
             (

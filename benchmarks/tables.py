@@ -145,9 +145,9 @@ def wide(data: str) -> str:
     return "\n".join(report.markdown(lines))
 
 
-def reproduction() -> str:
-    """Returns what each rule gains over grid search on the paper's panels."""
-    return reproduce_tables.overview(RESULTS / "reproduce" / "quick")
+def reproduction(length: str) -> str:
+    """Returns what each rule gains over grid search on the paper's panels, shortened to some length."""
+    return reproduce_tables.overview(RESULTS / "reproduce" / length)
 
 
 def peers() -> str:
@@ -178,7 +178,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "digits": digits,
     "digits_wide": partial(wide, "digits"),
     "emnist_wide": partial(wide, "emnist"),
-    "reproduction": reproduction,
+    "reproduction": partial(reproduction, "quick"),
+    "reproduction_fortieth": partial(reproduction, "fortieth"),
 }
 
 

@@ -131,6 +131,7 @@ def test_a_schedule_reaches_the_loss():
     np.testing.assert_allclose(trace.loss, [[0, 0], [100, 100], [200, 200]], atol=5)
 
 
+@pytest.mark.slow
 def test_batch_statistics_move(data):
     engine = make_engine()
     state = engine.init(jax.random.key(0))
@@ -214,6 +215,7 @@ def test_replicas_share_minibatches_unless_each_draws_its_own():
     assert all(len(set(row)) == 3 for row in losses[1][:3])
 
 
+@pytest.mark.slow
 def test_a_batch_size_of_its_own_counts_that_many_examples():
     v = {"v": jnp.arange(20.0) ** 2}
     engine = make_engine(

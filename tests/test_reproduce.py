@@ -137,6 +137,18 @@ def test_differences_are_paired_and_steps_counted(content):
     assert "4 minutes in all" in page
 
 
+def test_the_overview_has_a_column_for_each_arm_that_was_run(content, tmp_path):
+    for name in ("resnet20", "resnet44"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        content["rows"] += [{**row, "arm": "pbt"} for row in content["rows"][:2]]
+    head, _, *lines = reproduce_tables.overview(tmp_path).splitlines()
+    columns = [title.strip() for title in head.split("|")[3:-1]]
+    assert columns == ["grid search", "tempering", "PBT", "grid search's mixture", "tempering in the paper"]
+    shown = [[cell.strip() for cell in line.split("|")[3:-1]] for line in lines]
+    assert shown[0][:3] == ["11.00 [-1.71, 23.71]", "-2.00 [-14.71, +10.71]", "-"]
+    assert shown[1][2] == "+0.00 [+0.00, +0.00]"
+
+
 def test_a_seed_of_one_arm_only_is_not_compared(content):
     content["rows"] = content["rows"][:3]
     np.testing.assert_allclose(reproduce_tables.paired(content, "tempering"), [-1])
