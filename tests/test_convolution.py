@@ -296,6 +296,7 @@ class LinenNet(linen.Module):
         return linen.Conv(3, (3, 3), conv_general_dilated=self.conv)(x)
 
 
+@pytest.mark.slow
 def test_in_a_layer_of_linen():
     x = jax.random.normal(jax.random.key(0), (2, 6, 6, 2))
     stock, own = LinenNet(lax.conv_general_dilated), LinenNet(jaxpt.conv_general_dilated)

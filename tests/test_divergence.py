@@ -140,6 +140,7 @@ def test_tuning_and_noise_correction_do_not_see_a_broken_replica(planted, tuned,
     assert ladders == ({"broken": 1, "hidden": 1, "none": 2} if planted == 3 else dict.fromkeys(harms, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replica", range(4))
 def test_wherever_it_stands_it_gets_no_colder_and_leaves_the_others_whole(replica, data):
     engine = make_engine(rule=jaxpt.Tempering(2.0, "deo"))

@@ -71,6 +71,7 @@ def test_replay_trains_one_model_with_the_recorded_values_to_the_bit(data):
     np.testing.assert_array_equal(several.trace.hyper["learning_rate"][:, 1, 0], path.hyper["learning_rate"][:2])
 
 
+@pytest.mark.slow
 def test_replay_with_the_same_start_gives_the_same_weights():
     """The recorded rates, to the bit, are the ones that train: on the slope their sum is the same, to rounding."""
     engine, state = slope(jaxpt.Ladder(learning_rate=RATES), rule=jaxpt.PBT(0.5))

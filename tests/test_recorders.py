@@ -42,7 +42,8 @@ def assert_are(written, trace):
         assert line["ladder"] == "temperature"
 
 
-@pytest.mark.parametrize("seeds", [None, pytest.param([3, 5], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [None, [3, 5]])
 def test_a_line_per_period_says_what_the_trace_does(seeds, tmp_path):
     result = go_on(tmp_path, steps=21, seeds=seeds)
     written = lines(tmp_path / "periods.jsonl")

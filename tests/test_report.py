@@ -13,7 +13,7 @@ import jaxpt
 from tests.conftest import make_engine
 from tests.test_checkpoint import bowl
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
+pytestmark = [pytest.mark.usefixtures("quick_compiler"), pytest.mark.slow]
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 TITLE = '<b>"Tom" & Jerry</b>'
@@ -91,7 +91,6 @@ def test_the_page_needs_nothing_but_itself(written):
     assert [path.name for path in written.parent.iterdir()] == ["page.html"]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page in")
 def test_a_browser_shows_the_page_with_all_its_pictures(written, tmp_path):
     def browse(page, *options):
@@ -124,7 +123,6 @@ def test_a_browser_shows_the_page_with_all_its_pictures(written, tmp_path):
     assert blue[300:].sum() > 3000, "bars and lines of the pictures"
 
 
-@pytest.mark.slow
 def test_rules_without_swaps_have_a_page_too(tmp_path):
     for rule in (jaxpt.Independent(), jaxpt.PBT()):
         found = jaxpt.fit(bowl(rule=rule), steps=20, progress=False)

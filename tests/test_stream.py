@@ -177,6 +177,7 @@ def test_an_error_of_the_stream_itself_comes_through_with_its_step():
     assert "step 4" in info.value.__notes__[0]
 
 
+@pytest.mark.slow
 def test_fit_says_what_is_wrong(data):
     engine = make_engine(PLAIN, RUNGS)
     stream = lambda: in_order(engine, data.train)

@@ -85,6 +85,7 @@ def test_a_broken_replica_sinks_to_the_hottest_rung_and_stays():
     assert rung[0] == 3
 
 
+@pytest.mark.slow
 def test_several_ladders_take_turns():
     rates = jaxpt.Ladder(learning_rate=[0.1, 0.2, 0.3])
     noises = jaxpt.Ladder(dropout_rate=[0.1, 0.2, 0.3])
