@@ -6,8 +6,6 @@ import jaxpt
 from tests import conftest
 from tests.conftest import make_engine
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 @pytest.fixture(scope="module")
 def result(data):

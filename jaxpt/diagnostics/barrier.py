@@ -44,7 +44,7 @@ class Barrier:
         return np.interp(edges, up_to, fine)[::-1]
 
     def _cubic(self) -> "PchipInterpolator":
-        from scipy import interpolate  # a second and a half to import
+        from scipy import interpolate  # a second to import
 
         beta, first = np.unique(self.beta, return_index=True)
         return interpolate.PchipInterpolator(beta, -self.cumulative[first], extrapolate=False)

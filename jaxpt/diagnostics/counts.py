@@ -66,7 +66,7 @@ def interval(
     count, mean = samples.shape[-1], np.asarray(samples.mean(-1))
     if count < 2:
         return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    from scipy import special  # SciPy takes as long to import as Flax
+    from scipy import special  # half a second to import
 
     half = special.stdtrit(count - 1, (1 + level) / 2) * samples.std(-1, ddof=1) / np.sqrt(count)
     return mean, np.asarray(mean - half), np.asarray(mean + half)

@@ -23,8 +23,6 @@ from experiments import digits as experiment
 from experiments.models import SmallConvNet
 from experiments.options import command
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def digits(*arguments):
     """Runs the command and returns it finished, its output as text."""
