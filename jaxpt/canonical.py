@@ -12,11 +12,14 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxprs_in_par
 from jax.extend.core.primitives import conv_general_dilated_p
 from jaxtyping import Array
 
-from jaxpt import pooling, vectors
+from jaxpt import narrow, pooling, vectors
 from jaxpt.convolution.choice import choose
 from jaxpt.convolution.direct import in_portions
 from jaxpt.convolution.geometry import Geometry, geometry
 from jaxpt.convolution.rules import Static, compute, describe
+
+_OTHERS = (vectors, pooling, narrow)
+"""What writes single equations in another way."""
 
 
 def has_convolutions(jaxpr: Jaxpr) -> bool:
@@ -32,7 +35,8 @@ def evaluate(closed: ClosedJaxpr, *args: Array) -> list[Array]:
     written with the transpositions spelled out, or as the matrix products that `jaxpt.convolution` takes for such
     shapes. That changes nothing but the order of sums, as long as all numbers are finite: products multiply zeros with
     pixels nearby, so one that is not finite spreads further. Elementwise functions and random bits are computed by
-    `jaxpt.vectors`, pooling and sums over few features by `jaxpt.pooling`.
+    `jaxpt.vectors`, pooling and sums over few features by `jaxpt.pooling`, products that jaxlib may get wrong by
+    `jaxpt.narrow`.
 
     Args:
         closed: the program; what is in loops, branches and calls of it is treated alike.
@@ -47,9 +51,9 @@ def evaluate(closed: ClosedJaxpr, *args: Array) -> list[Array]:
 
     debug = jaxpr.debug_info.with_unknown_names()
     for eqn in jaxpr.eqns:
-        faster = next((module for module in (vectors, pooling) if module.applies(eqn)), None)
-        if faster is not None:
-            values[eqn.outvars[0]] = faster.apply(eqn, read, made_by)
+        other = next((module for module in _OTHERS if module.applies(eqn)), None)
+        if other is not None:
+            values[eqn.outvars[0]] = other.apply(eqn, read, made_by)
         else:
             inputs = [read(atom) for atom in eqn.invars]
             values.update(zip(eqn.outvars, _apply(eqn, inputs, debug), strict=True))
@@ -75,8 +79,8 @@ def _convolves(eqn: JaxprEqn) -> bool:
 
 
 def _slow(eqn: JaxprEqn) -> bool:
-    """Whether it is written in another way, or something in it."""
-    if eqn.primitive is conv_general_dilated_p or vectors.applies(eqn) or pooling.applies(eqn):
+    """Whether it, or something in it, is written in another way."""
+    if eqn.primitive is conv_general_dilated_p or any(module.applies(eqn) for module in _OTHERS):
         return True
     return not _is_own(eqn) and any(_slow(inner) for jaxpr in jaxprs_in_params(eqn.params) for inner in jaxpr.eqns)
 

@@ -24,6 +24,7 @@ FLOORS = [
         "convolution",
         "vectors",
         "pooling",
+        "narrow",
         "canonical",
     ],
     ["nn", "linen"],
