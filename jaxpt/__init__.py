@@ -15,6 +15,8 @@ from jaxpt.diffusion import Diffusion, diffusion
 from jaxpt.engine import Engine, RunState, Trace
 from jaxpt.failures import CheckpointError, Diverged, Interrupted
 from jaxpt.fit import fit
+from jaxpt.from_linen import linen_problem
+from jaxpt.from_nnx import nnx_problem
 from jaxpt.ladder import Ladder, geometric, linear
 from jaxpt.lineage import Lineage, lineage, replay
 from jaxpt.losses import cross_entropy, errors, negative_log_likelihood
@@ -26,7 +28,7 @@ from jaxpt.noise import gradient_noise, langevin, with_weight_noise
 from jaxpt.pairing import deo, random_adjacent, seo
 from jaxpt.placement import use_all_cores
 from jaxpt.precision import with_compute_dtype
-from jaxpt.problems import energy_problem, linen_problem, nnx_problem
+from jaxpt.problems import energy_problem
 from jaxpt.result import Best, Result
 from jaxpt.rules import PBT, CopyBest, Independent, Tempering, exchange
 from jaxpt.sampling import mala, sampler

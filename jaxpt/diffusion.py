@@ -243,7 +243,7 @@ def _from_start(problem: Problem) -> Problem:
         return value, (inner, rest[1])
 
     def evaluate(params: Params, rest: ModelState, batch: Batch) -> dict[str, Array]:
-        squares = jax.tree.map(lambda w, w0: jnp.sum(jnp.square((w - w0).astype(jnp.float32))), params, rest[1])
+        squares = jax.tree.map(lambda w, w0: jnp.sum(jnp.square(jnp.abs(w - w0).astype(jnp.float32))), params, rest[1])
         examples = 1 if batch is None else tree.leading(batch)
         return {"energy": jnp.full(examples, sum(jax.tree.leaves(squares)))}
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from jaxpt.types import Batch, ModelState, Params, Problem
 
@@ -25,8 +25,17 @@ def dropout(key: Key[Array, ""], x: Array, rate: Float[Array, ""] | float) -> Ar
     return jnp.where(halves < keep.astype(jnp.uint32), x * scale, jnp.zeros_like(x))
 
 
+def require_real(arrays: PyTree, what: str) -> None:
+    """Raises ValueError if any array is complex, whose noise has no one standard deviation."""
+    if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(arrays)):
+        raise ValueError(
+            f"{what} needs real numbers, but some are complex; keep real and imaginary parts as two arrays"
+        )
+
+
 def gaussian(key: Key[Array, ""], x: Array, std: Float[Array, ""] | float) -> Array:
-    """Adds Gaussian noise of standard deviation `std` (traced) to every element of x."""
+    """Adds Gaussian noise of standard deviation `std` (traced) to every element of x, which is real."""
+    require_real(x, "Gaussian noise")
     return x + jnp.asarray(std, x.dtype) * jax.random.normal(key, x.shape, x.dtype)
 
 
@@ -45,6 +54,7 @@ def gradient_noise(std: Float[Array, ""] | float, salt: int = 0) -> optax.Gradie
 
     def update(updates: Any, state: Any, params: Any = None, *, key: Key[Array, ""], **extra: Any) -> tuple[Any, Any]:
         del params, extra
+        require_real(updates, "gradient noise")
         noise = optax.tree.random_like(jax.random.fold_in(key, salt), updates, jax.random.normal)
         return jax.tree.map(lambda u, n: u + jnp.asarray(std, u.dtype) * n, updates, noise), state
 

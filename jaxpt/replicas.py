@@ -110,6 +110,8 @@ def train_step(
         return jnp.mean(per_example, where=weight), model_state
 
     (loss, model_state), grads = jax.value_and_grad(objective, has_aux=True)(replica.params)
+    # JAX returns the derivative by a complex number as the conjugate of the direction of steepest ascent.
+    grads = jax.tree.map(lambda g: jnp.conj(g) if jnp.iscomplexobj(g) else g, grads)
     transform = optax.with_extra_args_support(optimizer(hyper))
     updates, opt_state = transform.update(grads, replica.opt_state, replica.params, key=key_update)
     params = optax.apply_updates(replica.params, updates)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxpt.engine import Engine
 from jaxpt.ladder import Ladder
+from jaxpt.noise import require_real
 from jaxpt.pairing import Pairing
 from jaxpt.problems import energy_problem
 from jaxpt.rules import Tempering
@@ -52,6 +53,7 @@ def mala(
         updates: Any, state: MalaState, params: Any, *, key: Key[Array, ""], **extra: Any
     ) -> tuple[Any, MalaState]:
         del extra
+        require_real(params, "mala")
         key_noise, key_accept = jax.random.split(key)
         noise = optax.tree.random_like(key_noise, params, jax.random.normal)
         scale = jnp.sqrt(2 * jnp.asarray(step_size) * jnp.asarray(temperature))

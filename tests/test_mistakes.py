@@ -93,8 +93,14 @@ MISTAKES = {
     "module must be a Linen module, Net() rather than its class Net": lambda: jaxpt.linen_problem(
         LinenNet, loss, example=ONE
     ),
-    "example must be one input of the module, an array like x[:1]": lambda: jaxpt.linen_problem(
-        LinenNet(), loss, example={"x": ONE}
+    "example names the inputs image, but the module's __call__ has no image; it has x, train": lambda: (
+        jaxpt.linen_problem(LinenNet(), loss, example={"image": ONE})
+    ),
+    "gradient noise needs real numbers, but some are complex": lambda: dataclasses.replace(
+        engine(),
+        problem=jaxpt.energy_problem(lambda w: abs(w) ** 2, lambda key: jnp.ones((), complex)),
+        optimizer=lambda h: optax.chain(jaxpt.gradient_noise(0.1), optax.sgd(h["learning_rate"])),
+        ladder=LADDER,
     ),
     "init must be a function, called as init(key)": lambda: jaxpt.energy_problem(lambda w: w**2, jnp.zeros(3)),
     "must give one number, not shape (3,)": lambda: jaxpt.energy_problem(lambda w: w, jax.random.normal).evaluate(

@@ -1,0 +1,177 @@
+"""From a Flax NNX model and a loss to a `Problem`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from jaxpt.arguments import check_takes
+from jaxpt.nn import Hyperparameter
+from jaxpt.scores import Metric, probabilities, scores, takes_hyper, unknown
+from jaxpt.types import Batch, ModelState, Params, Problem
+
+
+def nnx_problem(
+    make: Callable[..., nnx.Module],
+    loss: Callable[..., Float[Array, " B"]],
+    *,
+    energy: Metric | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    predict: Callable[[Any, Batch], Float[Array, "B K"]] | None = None,
+) -> Problem:
+    """A Flax NNX model with a loss.
+
+    The engine puts the model into training or evaluation mode (`train()`, `eval()`), gives all its random streams new
+    keys at each step, fills its `Hyperparameter` variables by name, trains its `nnx.Param` and carries every other
+    variable (batch statistics) along. Values that the model sows in a call can be read by the loss, as attributes of
+    their modules, and are dropped after the step, whatever their type of variable.
+
+    >>> class Net(nnx.Module):
+    ...     def __init__(self, *, rngs):
+    ...         self.hidden, self.out = nnx.Linear(2, 32, rngs=rngs), nnx.Linear(32, 2, rngs=rngs)
+    ...         self.dropout = jaxpt.Dropout("dropout_rate", rngs=rngs)
+    ...
+    ...     def __call__(self, x):
+    ...         return self.out(self.dropout(nnx.tanh(self.hidden(x))))
+    >>> sorted(jaxpt.nnx_problem(Net, loss).hyperparameters)
+    ['dropout_rate']
+
+    Args:
+        make: called as `make(rngs=nnx.Rngs(key))`: the module's class, or a function.
+        loss: `loss(model, batch)` or `loss(model, batch, hyper)` -> [B], one number per example.
+        energy: what exchanges look at, `energy(model, batch)` -> [B] in evaluation mode; the loss by default.
+            Needed when the loss reads `hyper`: all rungs must be scored by the same function.
+        metrics: further functions to record in evaluation mode, {name: function(model, batch) -> [B]}.
+        predict: `predict(model, batch)` -> logits [B, K], for `mixture`; their softmax is what the model says. A model
+            that gives probabilities returns their logarithm.
+
+    Raises:
+        ValueError: the loss reads `hyper` and no energy is given, a metric is called "energy", or an argument is of the
+            wrong kind.
+    """
+    if isinstance(make, nnx.Module):
+        raise ValueError(
+            f"make must be {type(make).__name__}, the class, or a function: each replica gets fresh weights"
+        )
+    check_takes("make", make, named=["rngs"], hint="give a class, or lambda rngs: Net(64, rngs=rngs)")
+    scored = scores(loss, energy, metrics)
+    reads_hyper = takes_hyper(loss)
+
+    def separate(model: nnx.Module) -> Any:
+        return nnx.split(model, nnx.Param, Hyperparameter, nnx.RngState, ...)
+
+    def made(key: Any) -> Any:
+        return _with_arrays_as_data(make(rngs=nnx.Rngs(key)))
+
+    abstract: Any = nnx.eval_shape(lambda: made(0))
+    if not isinstance(abstract, nnx.Module):
+        raise ValueError(f"make must return an nnx.Module, but make(rngs=...) returns {abstract!r}")
+    abstract.train()
+    training, declared, hypers, streams, _ = separate(abstract)
+    abstract.eval()
+    evaluation, *_ = separate(abstract)
+
+    def init(key: Key[Array, ""]) -> tuple[Params, ModelState]:
+        _, params, _, _, rest = separate(made(key))
+        return params, rest
+
+    def build(
+        graph: Any, params: Params, rest: ModelState, hyper: Mapping[str, Array], key: Key[Array, ""]
+    ) -> nnx.Module:
+        model = nnx.merge(graph, params, _fill(hypers, hyper), _reseed(streams, key), rest, copy=True)
+        return _computing_in(model, _kinds(params) - _kinds(declared))
+
+    def training_loss(
+        params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array], key: Key[Array, ""]
+    ) -> tuple[Array, ModelState]:
+        model = build(training, params, rest, hyper, key)
+        value = loss(model, batch, hyper) if reads_hyper else loss(model, batch)
+        nnx.pop(model, nnx.Intermediate)
+        _, _, _, _, after = separate(model)
+        return value, _without_new(after, rest)
+
+    def rebuild(params: Params, rest: ModelState) -> nnx.Module:
+        return build(evaluation, params, rest, unknown(names), jax.random.key(0))
+
+    def evaluate(params: Params, rest: ModelState, batch: Batch) -> dict[str, Array]:
+        model = rebuild(params, rest)
+        return {name: score(model, batch) for name, score in scored.items()}
+
+    names = frozenset(variable.tag for _, variable in nnx.to_flat_state(hypers))
+    return Problem(init, training_loss, evaluate, names, reads_hyper, rebuild, probabilities(rebuild, predict))
+
+
+def _with_arrays_as_data(model: Any) -> Any:
+    """Returns a model, made while JAX traces, in which plain arrays are data, as they are in a model made outside.
+
+    Flax recognises arrays by their class, and a traced one has another: it would become part of the static structure.
+    """
+    if not isinstance(model, nnx.Module):
+        return model
+    for path, node in nnx.iter_graph(model):
+        if not isinstance(node, nnx.Pytree):
+            continue
+        for name, value in list(vars(node).items()):
+            if isinstance(value, jax.core.Tracer):
+                setattr(node, name, nnx.data(value))
+            elif not isinstance(value, nnx.Variable | nnx.Pytree) and _holds_traced(value):
+                place = ".".join(map(str, (*path, name)))
+                raise ValueError(
+                    f"the model keeps arrays in a {type(value).__name__}, {place}, where Flax does not find them while "
+                    "JAX traces; give each an attribute of its own, or wrap it: nnx.Variable(array)"
+                )
+    return model
+
+
+def _without_new(after: nnx.State, before: nnx.State) -> nnx.State:
+    """Returns what a model carries along after a step, without variables that the step added: what it sowed."""
+    known = set(dict(nnx.to_flat_state(before)))
+    return nnx.from_flat_state([(path, value) for path, value in nnx.to_flat_state(after) if path in known])
+
+
+def _holds_traced(value: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+
+
+def _fill(hypers: nnx.State, values: Mapping[str, Array]) -> nnx.State:
+    """Returns the state of `Hyperparameter` variables with their named values."""
+    return _replace_variables(hypers, lambda i, v: jnp.broadcast_to(jnp.asarray(values[v.tag]), v.shape))
+
+
+def _kinds(params: Params) -> set[Any]:
+    """Returns the floating-point types of weights."""
+    return {leaf.dtype for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.floating)}
+
+
+def _computing_in(model: nnx.Module, kinds: set[Any]) -> nnx.Module:
+    """Tells stock layers to compute in the type that weights were cast to (`with_compute_dtype`), if there is one.
+
+    Else BatchNorm, whose statistics are float32, would make float32 of everything behind it.
+    """
+    for kind in kinds:
+        for _, node in nnx.iter_graph(model):
+            layer: Any = node if isinstance(node, nnx.Module) and hasattr(node, "param_dtype") else None
+            if getattr(layer, "dtype", kind) is None:
+                layer.dtype = kind
+    return model
+
+
+def _reseed(streams: nnx.State, key: Key[Array, ""]) -> nnx.State:
+    """Returns the state of random streams, each with a key of its own and its counter at zero."""
+
+    def fresh(i: int, variable: Any) -> Array:
+        if isinstance(variable, nnx.RngCount):
+            return jnp.zeros(variable.shape, variable.dtype)
+        own = jax.random.fold_in(key, i)
+        return own if variable.shape == () else jax.random.split(own, variable.shape)
+
+    return _replace_variables(streams, fresh)
+
+
+def _replace_variables(state: nnx.State, value: Callable[[int, Any], Array]) -> nnx.State:
+    """Returns the state with variable i (in the order of its leaves) holding `value(i, variable)`."""
+    variables, treedef = jax.tree.flatten(state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return jax.tree.unflatten(treedef, [v.replace(value(i, v)) for i, v in enumerate(variables)])

@@ -1,0 +1,208 @@
+"""Models as people write them: random streams, arrays made in constructors, several inputs, sown values."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen, nnx
+
+import jaxpt
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(64, 6, 3)).astype(np.float32)
+FLAT = X[:, 0]
+Y = np.argmax(FLAT, 1).astype(np.int32)
+
+
+def trained(problem, train, steps=4, **options):
+    engine = jaxpt.Engine(
+        problem,
+        lambda h: optax.sgd(h["learning_rate"]),
+        jaxpt.Ladder(learning_rate=[0.01, 0.1]),
+        jaxpt.Independent(),
+        every=2,
+        batch_size=16,
+    )
+    return jaxpt.fit(engine, train, train, steps=steps, progress=False, **options)
+
+
+class Masks(linen.Module):
+    """A mask of 64 places for each example, from a stream of any name."""
+
+    stream: str
+
+    @linen.compact
+    def __call__(self, carry, x):
+        w = self.param("w", linen.initializers.ones, ())
+        return carry, w * jax.random.bernoulli(self.make_rng(self.stream), 0.5, (x.shape[0], 64))
+
+
+class Lifted(linen.Module):
+    """Masks over time, by one of Flax's lifted transformations."""
+
+    how: str
+    stream: str
+
+    @linen.compact
+    def __call__(self, x):
+        split = {"params": False, self.stream: True}
+        if self.how == "scan":
+            over = linen.scan(Masks, variable_broadcast="params", split_rngs=split, in_axes=1, out_axes=1)
+            return over(self.stream)(0.0, x)[1]
+        over = linen.vmap(
+            Masks, variable_axes={"params": None}, split_rngs=split, in_axes=(None, 1), out_axes=(None, 1)
+        )
+        return over(self.stream)(0.0, x)[1]
+
+
+@pytest.mark.parametrize("how", ["scan", "vmap"])
+@pytest.mark.parametrize("stream", ["dropout", "gumbel"])
+def test_lifted_transformations_of_linen_split_random_streams(how, stream):
+    """Masks of neighbouring times agree in half of the places; with one mask for all times they agree in all."""
+
+    def loss(model, batch):
+        masks = model(batch["x"])
+        return (masks[:, 1:] != masks[:, :-1]).mean((1, 2)) + 0.0 * masks.mean((1, 2))
+
+    problem = jaxpt.linen_problem(Lifted(how, stream), loss, example=X[:1], energy=lambda m, b: b["x"][:, 0, 0])
+    params, rest = problem.init(jax.random.key(0))
+    found = np.asarray(problem.loss(params, rest, {"x": X}, {}, jax.random.key(1))[0])
+    assert abs(found.mean() - 0.5) < 0.02  # 64 examples of 320 places: standard error 0.0035
+
+
+def test_two_streams_have_keys_of_their_own():
+    """Two draws at the same place of the module, from two streams, are different numbers."""
+
+    class Net(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            w = self.param("w", linen.initializers.ones, ())
+            return w * jnp.stack([jax.random.normal(self.make_rng(name), (500,)) for name in ("dropout", "gumbel")])
+
+    seen = {}
+
+    def loss(model, batch):
+        seen["draws"] = model(batch["x"])
+        return jnp.zeros(len(batch["x"])) + seen["draws"].sum() * 0
+
+    problem = jaxpt.linen_problem(Net(), loss, example=FLAT[:1], energy=lambda m, b: b["x"][:, 0])
+    params, rest = problem.init(jax.random.key(0))
+    problem.loss(params, rest, {"x": FLAT}, {}, jax.random.key(1))
+    assert abs(np.corrcoef(seen["draws"])[0, 1]) < 0.2
+
+
+def test_arrays_made_in_a_constructor_belong_to_each_replica():
+    """Tables stay what they are; one drawn from the model's key is another in every replica."""
+
+    class Net(nnx.Module):
+        def __init__(self, *, rngs):
+            self.mean, self.table = jnp.full(3, 2.0), nnx.List([jnp.arange(3.0)])
+            self.scales = nnx.Dict(a=jnp.ones(3), b=np.ones(3, np.float32))
+            self.drawn = jax.random.normal(rngs.params(), (3,))
+            self.out = nnx.Linear(3, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.out((x - self.mean) * self.scales["a"] + self.table[0] + self.drawn)
+
+    problem = jaxpt.nnx_problem(Net, lambda m, b: jaxpt.cross_entropy(m(b["x"]), b["y"]))
+    found = trained(problem, {"x": FLAT, "y": Y})
+    models = [best.model for best in found.coldest(2)]
+    for model in models:
+        np.testing.assert_array_equal(model.mean, np.full(3, 2.0))
+        np.testing.assert_array_equal(model.table[0], np.arange(3.0))
+    assert not np.array_equal(models[0].drawn, models[1].drawn)
+    out, best = models[0].out, found.coldest()[0]
+    logits = (FLAT - 2 + np.arange(3) + models[0].drawn) @ out.kernel[...] + out.bias[...]
+    exact = optax.softmax_cross_entropy_with_integer_labels(logits, Y).mean()
+    np.testing.assert_allclose(best.valid["energy"], exact, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "example", [(FLAT[:1], FLAT[:1].astype(int)), {"u": FLAT[:1], "v": FLAT[:1].astype(int)}], ids=["tuple", "dict"]
+)
+def test_a_linen_module_may_have_several_inputs(example):
+    class Net(linen.Module):
+        @linen.compact
+        def __call__(self, u, v):
+            assert jnp.issubdtype(v.dtype, jnp.integer)
+            return linen.Dense(3, name="u")(u) + linen.Dense(3, name="v")(v.astype(jnp.float32))
+
+    problem = jaxpt.linen_problem(
+        Net(), lambda m, b: jaxpt.cross_entropy(m(b["x"], v=b["x"].astype(int)), b["y"]), example=example
+    )
+    assert jax.tree.map(jnp.shape, problem.init(jax.random.key(0))[0])["v"]["kernel"] == (3, 3)
+    energy = problem.evaluate(*problem.init(jax.random.key(0)), {"x": FLAT, "y": Y})["energy"]
+    assert energy.shape == (64,)
+
+
+def test_an_example_that_is_no_input_is_refused():
+    with pytest.raises(
+        ValueError, match=r"names the inputs x, z, but the module's __call__ has no x, z; it has inputs"
+    ):
+        jaxpt.linen_problem(linen.Dense(3), lambda m, b: b, example={"x": FLAT[:1], "z": FLAT[:1]})
+    with pytest.raises(ValueError, match="a tuple of such inputs, or a dict"):
+        jaxpt.linen_problem(linen.Dense(3), lambda m, b: b, example="x")
+
+
+class Expert(linen.Module):
+    """Dense, whose size is sown as a loss, in one of Flax's ways."""
+
+    adds: bool
+
+    @linen.compact
+    def __call__(self, x):
+        h = linen.Dense(3)(x)
+        how = {"init_fn": lambda: 0.0, "reduce_fn": lambda a, b: a + b} if self.adds else {}
+        self.sow("losses", "size", (h**2).mean(), **how)
+        self.sow("intermediates", "hidden", h)
+        return h
+
+
+@pytest.mark.parametrize("adds", [False, True])
+def test_a_loss_reads_what_a_linen_module_sows(adds):
+    """The sown loss is that of one call, in every step; nothing of it is carried along."""
+
+    def loss(model, batch):
+        logits = model(batch["x"])
+        size = model.sown["losses"]["size"]
+        np.testing.assert_equal(jnp.shape(model.sown["intermediates"]["hidden"][0]), logits.shape)
+        return jnp.zeros(len(logits)) + (size if adds else size[0])
+
+    problem = jaxpt.linen_problem(Expert(adds), loss, example=FLAT[:1], sown=["losses"] * adds)
+    found = trained(problem, {"x": FLAT, "y": Y})
+    assert not jax.tree.leaves(found.state.replicas.model_state)
+    for best in found.coldest(2):
+        np.testing.assert_allclose(best.valid["energy"], (np.asarray(best.model(FLAT)) ** 2).mean(), rtol=1e-5)
+
+
+def test_a_loss_reads_what_an_nnx_module_sows():
+    class Sown(nnx.Variable):
+        pass
+
+    class Net(nnx.Module):
+        def __init__(self, *, rngs):
+            self.out = nnx.Linear(3, 3, rngs=rngs)
+
+        def __call__(self, x):
+            h = self.out(x)
+            self.sow(Sown, "size", (h**2).mean())
+            return h
+
+    def loss(model, batch):
+        return jnp.zeros(len(model(batch["x"]))) + model.size[0]
+
+    found = trained(jaxpt.nnx_problem(Net, loss), {"x": FLAT, "y": Y})
+    for best in found.coldest(2):
+        out = best.model.out
+        exact = ((FLAT @ out.kernel[...] + out.bias[...]) ** 2).mean()
+        np.testing.assert_allclose(best.valid["energy"], exact, rtol=1e-5)
+
+
+def test_complex_weights_go_downhill():
+    """|w - a|^2 by gradient descent: the error shrinks by 1 - 2 lr a step, in value and in phase."""
+    a = 2.0 - 1.0j
+    problem = jaxpt.energy_problem(lambda w: jnp.abs(w - a) ** 2, lambda key: jnp.full((), 1.0 + 3.0j))
+    found = trained(problem, None, steps=4)
+    w = np.asarray(found.state.replicas.params)
+    np.testing.assert_allclose(w - a, (1 - 2 * np.array([0.01, 0.1])) ** 4 * (1.0 + 3.0j - a), rtol=1e-5)
