@@ -19,7 +19,7 @@ from jaxpt.from_linen import linen_problem
 from jaxpt.from_nnx import nnx_problem
 from jaxpt.ladder import Ladder, geometric, linear
 from jaxpt.lineage import Lineage, lineage, replay
-from jaxpt.losses import cross_entropy, errors, negative_log_likelihood
+from jaxpt.losses import cross_entropy, errors, label_mean, negative_log_likelihood
 from jaxpt.mixture import Mixture, mixture
 from jaxpt.model_files import load_model
 from jaxpt.monitor import Callback, Status
@@ -53,6 +53,7 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "cross_entropy",
     "errors",
     "negative_log_likelihood",
+    "label_mean",
     # On which hyperparameters.
     "Ladder",
     "geometric",

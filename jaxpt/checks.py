@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 from jaxpt import precision, replica_axis, tree
 from jaxpt.arguments import check_takes
 from jaxpt.data import Batches, Data
+from jaxpt.labels import extremes
 from jaxpt.ladder import Ladder, check_values, require_beta
 from jaxpt.placement import Placement, automatic, check_fits
 from jaxpt.replicas import Reads, has_state, in_force, init_replica, reads
@@ -228,10 +229,16 @@ def _same_structure(a: PyTree, b: PyTree) -> bool:
 def check_data(engine: "Engine", data: Data) -> None:
     """Raises ValueError if the data does not fit the engine; computes nothing (see `Engine.check`)."""
     check_sizes(engine, data)
-    _check_scores(engine, "train", data.train)
-    for name in ("valid", "test"):
-        if data._asdict()[name] is not None:
-            _check_scores(engine, name, data._asdict()[name])
+    for name, split in data._asdict().items():
+        if name == "train" or split is not None:
+            _check_scores(engine, name, split, _is_label)
+        if (ends := extremes(split)) is not None:
+            _check_scores(engine, name, ends, _is_integer)
+
+
+def check_minibatch(engine: "Engine", batch: PyTree) -> None:
+    """Raises ValueError if the loss refuses a minibatch on the host, whose integers it sees as they are."""
+    _check_scores(engine, "train", batch, _is_integer)
 
 
 def check_sizes(engine: "Engine", data: Data) -> None:
@@ -275,11 +282,11 @@ def with_batches(engine: "Engine", data: Data, batches: Batches | None, periods:
     return data._replace(train=jax.tree.map(lambda leaf: leaf[0, 0], batches.examples))
 
 
-def _check_scores(engine: "Engine", name: str, split: PyTree) -> None:
+def _check_scores(engine: "Engine", name: str, split: PyTree, is_shown: Callable[[Any], bool]) -> None:
     """Traces loss or metrics on one split: shapes [N] each, labels in range, hyperparameters read."""
     size = 1 if split is None else tree.leading(split)
     leaves, treedef = jax.tree.flatten(split)
-    shown = [_is_label(leaf) for leaf in leaves]
+    shown = [is_shown(leaf) for leaf in leaves]
     seen: set[str] = set()
 
     def trace(score: Callable[..., Any], hidden: list[Array], key: Array, hyper: Mapping[str, Array]) -> Any:
@@ -327,6 +334,10 @@ def _explain(error: Exception, what: str, name: str, split: PyTree, absent: set[
     if split is None:
         return f"{what} fails without data: {type(error).__name__}: {error}; give a training split if it needs one"
     return f"{what} fails on data.{name}: {type(error).__name__}: {error}"
+
+
+def _is_integer(leaf: Any) -> bool:
+    return isinstance(leaf, np.ndarray) and np.issubdtype(leaf.dtype, np.integer)
 
 
 def _is_label(leaf: Array | np.ndarray) -> bool:

@@ -19,6 +19,7 @@ from jaxpt.ladder import BETA, Ladder
 from jaxpt.placement import Placement, single
 from jaxpt.processes import is_first
 from jaxpt.rules import Independent
+from jaxpt.seeds import keys
 from jaxpt.state import state_axes
 from jaxpt.types import Batch, ModelState, Optimizer, Params, Problem, Schedule
 
@@ -194,11 +195,11 @@ def diffusion(
     data = Data(train, one)
     engine.check(data)
     placed = engine.placed.put(data)
-    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
-    state = common = engine.init(keys)
+    made = keys(0, seeds, None)
+    state = common = engine.init(made)
     if burn_in and not own_burn_in:
         first = make(Ladder(**{name: [values[0]]}, beta=[1.0], name=name), every=burn_in, placement=single())
-        common, _ = first.run(first.init(keys), data, periods=1)
+        common, _ = first.run(first.init(made), data, periods=1)
     # Each process has the common weights for itself and puts them, the same ones, on its devices.
     state = engine.placed.put(_same_weights(state._replace(step=common.step), common), state_axes(1))
     if burn_in and own_burn_in:

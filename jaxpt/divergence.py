@@ -16,10 +16,11 @@ class Watch:
 
     Args:
         engine: whose `diverged` says what is to happen.
+        fresh: whether the rows are a run's from its first period on.
     """
 
-    def __init__(self, engine: Engine):
-        self._engine = engine
+    def __init__(self, engine: Engine, fresh: bool = False):
+        self._engine, self._fresh = engine, fresh
         self._lost: np.ndarray | None = None
 
     def look(self, trace: Trace, otherwise: str = "") -> None:
@@ -30,11 +31,15 @@ class Watch:
             otherwise: what the error says behind its message.
 
         Raises:
-            Diverged: there are some, and the engine's policy is "stop".
+            Diverged: there are some, and the engine's policy is "stop"; or a fresh run (one of its seeds) has had no
+                finite energy yet.
         """
         lost = ~np.isfinite(trace.valid["energy"])
         if not len(lost):
             return
+        if self._fresh and lost.all((0, -1)).any():
+            raise Diverged(self._never(trace, lost))
+        from_the_start, self._fresh = self._fresh, False
         before = np.zeros_like(lost[0]) if self._lost is None else self._lost
         new = lost & ~np.concatenate([before[None], lost[:-1]])
         if self._engine.diverged == "respawn":
@@ -47,12 +52,26 @@ class Watch:
         more = [f"and {len(places) - _NAMED} more"] if len(places) > _NAMED else []
         message = "energy is not finite: " + "; ".join(said + more)
         if self._engine.diverged == "stop":
+            if from_the_start and lost.all(0).any():
+                message += "; it has never been finite, so let init draw weights where the loss is finite"
             raise Diverged(f'{message}; the run stops, since diverged="stop"{otherwise}')
         then = {
             "keep": 'it goes on, and counts nowhere; diverged="respawn" would start it again from its neighbour',
             "respawn": "it goes on with the weights of the nearest healthy replica",
         }
         warnings.warn(f"{message} ({then[self._engine.diverged]})", stacklevel=3)
+
+    def _never(self, trace: Trace, lost: np.ndarray) -> str:
+        """Returns what to say of a run without a finite energy."""
+        seeds = "" if lost.ndim == 2 else f" of seed {int(lost.all((0, -1)).argmax())}"
+        where = (
+            "never been finite" if np.isfinite(trace.loss[0]).any() else "never been finite, nor has the training loss"
+        )
+        return (
+            f"the energy of each of the {lost.shape[-1]} replicas{seeds} has {where}, by step {int(trace.step[-1])}; "
+            "such replicas do not recover. Look for numbers in the data that are not finite, a loss that is infinite "
+            "where init draws the weights, learning rates that are too high"
+        )
 
     def _words(self, trace: Trace, place: np.ndarray) -> str:
         """Returns which replica, where and when."""

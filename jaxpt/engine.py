@@ -17,6 +17,7 @@ from jaxpt.ladder import Ladder, as_arrays
 from jaxpt.period import INIT, over_seeds, per_seed, periods, scores
 from jaxpt.placement import EVERYWHERE, Placement
 from jaxpt.precision import Precision, tracing_with
+from jaxpt.ranges import check_numbers
 from jaxpt.replica_axis import Execution, ReplicaAxis, choose, convolves
 from jaxpt.replicas import init_replicas
 from jaxpt.rules import Tempering
@@ -216,6 +217,7 @@ class Engine:
 
     def evaluate(self, state: RunState, examples: PyTree) -> dict[str, Float[Array, "..."]]:
         """Returns {"energy": [M], metric: [M]}: means over all the examples, in evaluation mode."""
+        check_numbers(examples, "examples")
         return _evaluate(self, state, examples)
 
     def execution(self, data: Data | None = None) -> Execution:
@@ -239,7 +241,10 @@ class Engine:
 
 
 def _as_data(data: Data | tuple[PyTree, ...] | None) -> Data:
-    return Data(*data) if isinstance(data, tuple) else Data(data)
+    made = Data(*data) if isinstance(data, tuple) else Data(data)
+    for name, split in made._asdict().items():
+        check_numbers(split, f"data.{name}")
+    return made
 
 
 def _periods(

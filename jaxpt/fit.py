@@ -21,12 +21,13 @@ from jaxpt.engine import Engine
 from jaxpt.extras import extra
 from jaxpt.failures import Interrupted
 from jaxpt.interruption import Request, requests
-from jaxpt.job import NEVER, keys, prepare
+from jaxpt.job import NEVER, prepare
 from jaxpt.monitor import Callback, Monitor, Recorder
 from jaxpt.processes import clear_errors, is_first
 from jaxpt.progress import filled, joined
 from jaxpt.recorders import Lines, Scalars
 from jaxpt.result import Result
+from jaxpt.seeds import keys
 from jaxpt.state import Trace
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def fit(
         )
         recorders = _recorders(stack, engine, store, joined(traces) if traces else None, tensorboard)
         monitor = Monitor(steps, traces, earlier, images, bar, recorders, callbacks, patience)
-        watch = Watch(engine)
+        watch = Watch(engine, fresh=not done)
         batches, (count, _, ended, _) = job.batches, _agreed(1, False, request.name is not None, False)
         saved, trained = time.perf_counter(), 0.0
         stopped: Literal["callback", "patience"] | None = None if monitor.left != 0 else "patience"

@@ -3,19 +3,21 @@
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
 
 from jaxpt import memory, settings, tree
+from jaxpt.checks import check_minibatch
+from jaxpt.company import warn_of_company
 from jaxpt.data import Batches, Data
 from jaxpt.engine import Engine
+from jaxpt.labels import StreamLabels
 from jaxpt.progress import counted, drawn, replica_images
 from jaxpt.replica_axis import Execution
 from jaxpt.state import RunState, Trace
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 
 NEVER = np.iinfo(np.int32).max
 """A step that no run comes to."""
-_GENERATORS = ("threefry2x32", "rbg", "unsafe_rbg")
 _ROOMS = (64, 1024)  # periods that a dispatch may hold, its trace's rows; few kinds, so that runs share programs
 
 
@@ -83,11 +84,14 @@ def prepare(
         lengths = [engine.every] * (whole - done) + [rest] * (rest > 0)
         # Where nothing is left to run, the first minibatch says the shapes.
         begin = engine.every * done if lengths else 0
-        feed, train = prefetch(train, lengths or [1], engine.batch_size, begin), None
+        check = StreamLabels(partial(check_minibatch, engine))
+        feed, train = prefetch(train, lengths or [1], engine.batch_size, begin, check), None
     batches = next(feed, None)
     host = scored._replace(train=train)
     seen = host if batches is None else host._replace(train=tree.take(batches.examples, (0, 0)))
     engine.check(seen)
+    if not done:
+        _look_at_company(engine, seen, streaming)
     data = engine.placed.put(host)  # once, to every device
     execution = engine.execution(seen)
     form = engine.abstract(key)
@@ -112,20 +116,14 @@ def prepare(
     return Job(engine, short, key, data, batches, feed, room, form, row, execution, seconds)
 
 
-def keys(seed: int, seeds: Sequence[int] | None, prng: str | None) -> jax.Array:
-    """Returns the key of one seed, or those of several."""
-    if prng not in (None, *_GENERATORS):
-        raise ValueError(f"prng must be one of {', '.join(_GENERATORS)}, or None for JAX's own, but it is {prng!r}")
-    wanted = [seed] if seeds is None else list(seeds) if isinstance(seeds, Sequence | np.ndarray) else None
-    if not wanted or not all(isinstance(s, int | np.integer) for s in wanted) or len(set(wanted)) < len(wanted):
-        raise ValueError(
-            "seed must be an integer, and seeds a sequence of one or more different integers, e.g. range(5), but they "
-            f"are seed={seed!r}, seeds={seeds!r}"
-        )
-    if seeds is not None and seed != 0:
-        raise ValueError(f"give seed={seed!r} or seeds={seeds!r}, not both")
-    make = partial(jax.random.key, impl=prng)
-    return make(seed) if seeds is None else jax.vmap(make)(jnp.asarray(wanted))
+def _look_at_company(engine: Engine, data: Data, streaming: bool) -> None:
+    scored = {name: split for name, split in (("valid", data.valid), ("test", data.test)) if split is not None}
+    sizes = {name: tree.leading(split) for name, split in scored.items()}
+    if engine.probe is not None and "valid" in sizes:
+        sizes["valid"] = engine.probe
+    whole = streaming or data.train is None or engine.drop_remainder
+    short = 0 if whole else tree.leading(data.train) % engine.batch_size
+    warn_of_company(engine.problem, data, engine.evaluation_batch, sizes, short)
 
 
 def _as_loaded(form: RunState) -> RunState:

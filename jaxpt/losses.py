@@ -4,15 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
 def cross_entropy(
     logits: Float[Array, "*B K"],
     labels: Int[Array, "*B"],
     label_smoothing: Float[Array, ""] | float | None = None,
+    *,
+    ignore_label: int | None = None,
 ) -> Float[Array, "*B"]:
-    """Cross-entropy of each example.
+    """Cross-entropy of each label, of which an example may have several (a word's, a pixel's).
 
     >>> jaxpt.cross_entropy(jnp.array([[0.0, 0.0], [0.0, 100.0]]), jnp.array([0, 1])).round(3).tolist()
     [0.693..., 0.0]
@@ -21,39 +23,83 @@ def cross_entropy(
         logits: unnormalised log probabilities of K classes.
         labels: the class, 0 .. K - 1.
         label_smoothing: probability mass spread evenly over all classes, 0 to 1; may be traced.
+        ignore_label: a label that stands for none, -1 or -100 say (padding); its loss is 0. `label_mean` takes the mean
+            of an example's other labels.
 
     Raises:
         ValueError: a label is out of range. Checked wherever the labels are concrete: `Engine.check` and `fit` show
             all labels of a data set to the loss before training.
     """
-    _check_labels(logits, labels)
+    _check_labels(logits, labels, ignore_label)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))  # sums of bfloat16 would be too coarse
+    known = _known(labels, ignore_label)
     if label_smoothing is None:
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    smooth = optax.smooth_labels(targets, jnp.asarray(label_smoothing, logits.dtype))
-    return optax.softmax_cross_entropy(logits, smooth)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, known)
+    else:
+        targets = jax.nn.one_hot(known, logits.shape[-1], dtype=logits.dtype)
+        smooth = optax.smooth_labels(targets, jnp.asarray(label_smoothing, logits.dtype))
+        loss = optax.softmax_cross_entropy(logits, smooth)
+    return loss if ignore_label is None else jnp.where(labels == ignore_label, 0.0, loss)
 
 
-def errors(logits: Float[Array, "*B K"], labels: Int[Array, "*B"]) -> Bool[Array, "*B"]:
-    """Whether the most probable class of each example is the wrong one; its mean is the error rate.
+def label_mean(values: Shaped[Array, "B *T"], labels: Int[Array, "B *T"], ignore_label: int) -> Float[Array, " B"]:
+    """Returns each example's mean over the labels that count; 0 for an example that has none.
+
+    >>> labels = jnp.array([[2, 0, -1], [1, -1, -1]])
+    >>> wrong = jaxpt.errors(jnp.zeros((2, 3, 4)), labels, ignore_label=-1)
+    >>> jaxpt.label_mean(wrong, labels, ignore_label=-1).tolist()
+    [0.5, 1.0]
+
+    Every example counts alike in the loss and in the energy, however many labels it has.
+
+    Args:
+        values: a loss or an error of each label.
+        labels: the labels, T of them (or [H, W]) in each example.
+        ignore_label: the label that stands for none.
+    """
+    axes = tuple(range(1, jnp.ndim(labels)))
+    counts = labels != ignore_label
+    total = jnp.sum(jnp.where(counts, values, 0), axes, dtype=jnp.promote_types(values.dtype, jnp.float32))
+    return total / jnp.maximum(counts.sum(axes), 1)
+
+
+def errors(
+    logits: Float[Array, "*B K"], labels: Int[Array, "*B"], *, ignore_label: int | None = None
+) -> Bool[Array, "*B"]:
+    """Whether the most probable class of each label is the wrong one; its mean is the error rate.
 
     >>> jaxpt.errors(jnp.array([[2.0, 1.0], [0.0, 1.0]]), jnp.array([0, 0])).tolist()
     [False, True]
 
-    Probabilities will do as well as logits.
+    Probabilities will do as well as logits. Where a label is `ignore_label` there is no error (see `cross_entropy`).
 
     Raises:
-        ValueError: not one integer label per example.
+        ValueError: not one integer label per row of logits, or one out of range.
     """
-    _check_kinds(logits, labels)
-    return jnp.argmax(logits, -1) != labels
+    _check_labels(logits, labels, ignore_label)
+    wrong = jnp.argmax(logits, -1) != labels
+    return wrong if ignore_label is None else wrong & (labels != ignore_label)
 
 
-def negative_log_likelihood(probabilities: Float[Array, "*B K"], labels: Int[Array, "*B"]) -> Float[Array, "*B"]:
-    """Minus the logarithm of the probability of each example's class; infinite where that is zero."""
-    _check_labels(probabilities, labels)
-    return -jnp.log(jnp.take_along_axis(probabilities, labels[..., None], -1)[..., 0])
+def negative_log_likelihood(
+    probabilities: Float[Array, "*B K"], labels: Int[Array, "*B"], *, ignore_label: int | None = None
+) -> Float[Array, "*B"]:
+    """Minus the logarithm of the probability of each label's class; infinite where that is zero.
+
+    It is 0 where a label is `ignore_label` (see `cross_entropy`).
+
+    Raises:
+        ValueError: as for `errors`.
+    """
+    _check_labels(probabilities, labels, ignore_label)
+    known = _known(labels, ignore_label)
+    loss = -jnp.log(jnp.take_along_axis(probabilities, known[..., None], -1)[..., 0])
+    return loss if ignore_label is None else jnp.where(labels == ignore_label, 0.0, loss)
+
+
+def _known(labels: Array, ignore_label: int | None) -> Array:
+    """Returns labels that can be looked up: class 0 for those that do not count."""
+    return labels if ignore_label is None else jnp.where(labels == ignore_label, 0, labels)
 
 
 def _check_kinds(logits: Array, labels: Array) -> None:
@@ -73,15 +119,21 @@ def _check_kinds(logits: Array, labels: Array) -> None:
         )
 
 
-def _check_labels(logits: Array, labels: Array) -> None:
-    """Raises ValueError unless there is one integer per example, in range wherever it is known."""
+def _check_labels(logits: Array, labels: Array, ignore_label: int | None) -> None:
+    """Raises ValueError unless there is one integer per row of logits, in range wherever it is known."""
     _check_kinds(logits, labels)
+    if ignore_label is not None and not isinstance(ignore_label, int | np.integer):
+        raise ValueError(f"ignore_label must be an integer, the label that stands for none, but it is {ignore_label!r}")
     if isinstance(labels, jax.core.Tracer) or labels.size == 0:
         return
     known, classes = np.asarray(labels), logits.shape[-1]
+    known = known if ignore_label is None else known[known != ignore_label]
+    if not known.size:
+        return
     low, high = int(known.min()), int(known.max())
     if low < 0 or high >= classes:
+        hint = f". If {low} stands for no label, give ignore_label={low}" if low < 0 and ignore_label is None else ""
         raise ValueError(
             f"labels must lie in 0 .. {classes - 1} for a model with {classes} outputs, but the data has labels "
-            f"{low} .. {high}; shift them to begin at 0, or give the model as many outputs as there are classes"
+            f"{low} .. {high}; shift them to begin at 0, or give the model as many outputs as there are classes{hint}"
         )

@@ -106,6 +106,8 @@ def sampler(
         adapt_ladder: move the temperatures between the two ends during burn-in until rejections are equal.
         window: periods between one adaptation and the next.
 
+    A run of `fit` ends with `Diverged` if a replica begins where E is not finite: it would never move.
+
     Raises:
         ValueError: a step size is not positive; what `Engine`, `Ladder` and `Tempering` refuse.
     """
@@ -120,6 +122,7 @@ def sampler(
         Tempering(1.0, pairing, adapt_ladder=adapt_ladder, window=window),
         every=every,
         burn_in=burn_in,
+        diverged="stop",  # Metropolis' rule keeps finite energies finite; others began outside the support, and stay
         fixed={"step_size": float(np.asarray(step_size))} if shared else {},
     )
 

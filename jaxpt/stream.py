@@ -1,7 +1,7 @@
 """Streams: minibatches from an iterator on the host, stacked into periods and put on the device ahead of time."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,6 +11,7 @@ from jaxtyping import Bool, PyTree
 
 from jaxpt import tree
 from jaxpt.data import Batches
+from jaxpt.ranges import check_numbers
 
 
 def is_stream(train: Any) -> bool:
@@ -18,7 +19,13 @@ def is_stream(train: Any) -> bool:
     return isinstance(train, Iterable) and jax.tree_util.all_leaves([train]) and not hasattr(train, "shape")
 
 
-def prefetch(stream: Iterable[PyTree], lengths: Sequence[int], batch_size: int, start: int = 0) -> Iterator[Batches]:
+def prefetch(
+    stream: Iterable[PyTree],
+    lengths: Sequence[int],
+    batch_size: int,
+    start: int = 0,
+    check: Callable[[PyTree, str], None] | None = None,
+) -> Iterator[Batches]:
     """Yields the minibatches of one period after the other, on the device; a thread prepares the next one meanwhile.
 
     The thread begins with a period as soon as the one before is handed out, so reading, stacking and copying overlap
@@ -32,6 +39,7 @@ def prefetch(stream: Iterable[PyTree], lengths: Sequence[int], batch_size: int, 
         lengths: steps in each period.
         batch_size: B.
         start: steps done already, whose minibatches are passed over.
+        check: called with each minibatch and a name for it; raises ValueError if it is unfit.
 
     Yields:
         `Batches` of one period, leaves [1, T, B, ...].
@@ -40,7 +48,7 @@ def prefetch(stream: Iterable[PyTree], lengths: Sequence[int], batch_size: int, 
         ValueError: the stream ends early; arrays that differ in length, or in structure, shape or type from those of
             the first minibatch; an empty or too large minibatch. All say at which step; the first step is 0.
     """
-    ready = _periods(iter(stream), lengths, batch_size, start)
+    ready = _periods(iter(stream), lengths, batch_size, start, check)
     with ThreadPoolExecutor(1, "jaxpt-stream") as pool:
         ahead = pool.submit(next, ready)
         for left in reversed(range(len(lengths))):
@@ -50,7 +58,13 @@ def prefetch(stream: Iterable[PyTree], lengths: Sequence[int], batch_size: int, 
             yield batches
 
 
-def _periods(stream: Iterator[PyTree], lengths: Sequence[int], batch_size: int, start: int) -> Iterator[Batches]:
+def _periods(
+    stream: Iterator[PyTree],
+    lengths: Sequence[int],
+    batch_size: int,
+    start: int,
+    check: Callable[[PyTree, str], None] | None,
+) -> Iterator[Batches]:
     """Yields what `prefetch` does, when asked."""
     steps = start + sum(lengths)
     for step in range(start):
@@ -61,7 +75,11 @@ def _periods(stream: Iterator[PyTree], lengths: Sequence[int], batch_size: int, 
         for step in itertools.islice(counter, length):
             batch = jax.tree.map(np.asarray, _next(stream, step, steps))
             first = _like(batch) if first is None else first
-            taken.append(_filled(batch, batch_size, step, first))
+            what = f"the stream's minibatch of step {step}"
+            check_numbers(batch, what)
+            taken.append(_filled(batch, batch_size, what, first))
+            if check is not None:
+                check(batch, what)
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves)[None], *taken)
         yield Batches(*jax.device_put(stacked))
 
@@ -80,10 +98,9 @@ def _next(stream: Iterator[PyTree], step: int, steps: int) -> PyTree:
 
 
 def _filled(
-    batch: PyTree, batch_size: int, step: int, first: tuple[Any, list[str]]
+    batch: PyTree, batch_size: int, what: str, first: tuple[Any, list[str]]
 ) -> tuple[PyTree, Bool[np.ndarray, " B"]]:
     """Returns one minibatch of full size, and which of its examples count."""
-    what = f"the stream's minibatch of step {step}"
     size = tree.leading(batch, what)
     if not 1 <= size <= batch_size:
         raise ValueError(

@@ -11,7 +11,7 @@ import jaxpt
 
 ROOT = Path(jaxpt.__file__).parent
 FLOORS = [
-    ["types", "tree", "arguments", "files", "extras"],
+    ["types", "tree", "arguments", "files", "extras", "seeds", "ranges", "labels"],
     ["ladder", "metropolis", "pairing", "noise", "losses", "data", "stream"],
     [
         "convolution.geometry",
@@ -30,7 +30,7 @@ FLOORS = [
     ["nn", "linen"],
     [*(f"rules.{name}" for name in ("independent", "population", "replay", "tuning", "tempering")), "rules"],
     ["scores", "from_nnx", "from_linen", "problems", "replicas"],
-    ["processes", "placement", "state", "precision", "replica_axis"],
+    ["company", "processes", "placement", "state", "precision", "replica_axis"],
     ["period", "checks", "engine"],
     [*(f"diagnostics.{name}" for name in ("counts", "exchanges", "barrier", "index", "report")), "diagnostics"],
     [

@@ -80,8 +80,8 @@ def diagnosis(trace: Trace, ladder: str | None = None) -> Diagnosis:
     energies = _over_seeds(energy_by_rung(trace, name))
     suggested = max(2, round(2 * total) + 1)
     verdicts = (
-        *_on_pairs(accepted, _error(made), stretches),
-        *_on_travel(trips, expected, len(energies), count),
+        *_on_pairs(accepted, _error(made), stretches, _was_respaced(trace, name)),
+        *_on_travel(trips, expected, len(energies), count, deo=isinstance(pairing, str)),
         *_on_size(accepted, suggested),
         *_on_energies(made, name, energies),
     )
@@ -129,7 +129,7 @@ def _error(made: Trace) -> float:
     return float(spread / np.sqrt(max(1.0, where.sum() / where.shape[-1])))
 
 
-def _on_pairs(accepted: np.ndarray, error: float, stretches: list[np.ndarray]) -> list[str]:
+def _on_pairs(accepted: np.ndarray, error: float, stretches: list[np.ndarray], respaced: bool) -> list[str]:
     """What is wrong with single pairs, or with all of them."""
     found = []
     if np.nanmin(accepted) > 0.9:
@@ -142,10 +142,13 @@ def _on_pairs(accepted: np.ndarray, error: float, stretches: list[np.ndarray]) -
                 f"rungs {k} and {k + 1} exchanged {100 * share:.1f} % of the time: add a rung between, or lower C"
             ]
     if np.nanstd(accepted) > max(0.15, 2 * error) and len(accepted) > 1:
-        found.append(
-            f"acceptance is uneven, {np.nanmin(accepted):.0%} to {np.nanmax(accepted):.0%}: space the rungs anew "
-            "(adapt_ladder=True, or beta = diagnostics.barrier(trace).rungs(M))"
+        remedy = (
+            "the ladder was adapted, but on other energies: lengthen the burn-in, or set beta = "
+            "diagnostics.barrier(trace).rungs(M)"
+            if respaced
+            else "space the rungs anew (adapt_ladder=True, or beta = diagnostics.barrier(trace).rungs(M))"
         )
+        found.append(f"acceptance is uneven, {np.nanmin(accepted):.0%} to {np.nanmax(accepted):.0%}: {remedy}")
     means = [float(np.nanmean(part)) for part in stretches if np.isfinite(part).any()]
     if len(means) > 1 and abs(means[-1] - means[0]) > 0.2:
         found.append(
@@ -154,13 +157,14 @@ def _on_pairs(accepted: np.ndarray, error: float, stretches: list[np.ndarray]) -
     return found
 
 
-def _on_travel(trips: float, expected: float, rungs: int, count: int) -> list[str]:
+def _on_travel(trips: float, expected: float, rungs: int, count: int, deo: bool) -> list[str]:
     """What is wrong with the replicas' travels."""
     if expected < rungs:
         lasts = f"about {rungs * count / expected:.0f}" if expected > 0 else "for ever, not so many"
+        pairing = "" if deo else "use pairing='deo', "
         return [
             f"a round trip takes {lasts} exchanges, and there were {count}, so the ladder sorts rather than mixes: "
-            "exchange more often (smaller every), use pairing='deo', or take fewer rungs"
+            f"exchange more often (smaller every), {pairing}or take fewer rungs"
         ]
     # A replica's first trip begins and its last one ends somewhere within the stretch, which costs it about one.
     if expected > 3 * rungs and trips < (expected - rungs) / 3:
@@ -185,7 +189,9 @@ def _on_energies(made: Trace, name: str, energies: np.ndarray) -> list[str]:
     """What is wrong with the energies."""
     found = []
     broken = ~np.isfinite(made.valid["energy"])
-    if broken.any():
+    if broken.all():
+        found.append("no energy is finite: look at the data, and at the loss where init draws the weights")
+    elif broken.any():
         found.append(f"{broken.mean():.1%} of all energies are not finite: lower the hottest rung's value")
     elif len(made.step) > 3 and energies[0] - energies[-1] > 2 * _energy_error(made, name):
         found.append(
@@ -217,6 +223,15 @@ def _over_seeds(values: np.ndarray) -> np.ndarray:
     flat = np.asarray(values, np.float64).reshape(-1, np.shape(values)[-1])
     known = np.isfinite(flat)
     return np.where(known.any(0), np.sum(flat, 0, where=known) / np.maximum(known.sum(0), 1), np.nan)
+
+
+def _was_respaced(trace: Trace, name: str) -> bool:
+    """Whether the ladder's inverse temperatures moved in the course of the run, as `adapt_ladder` moves them."""
+    if trace.info.beta is None:
+        return False
+    turns = np.asarray(trace.info.ladder).reshape(len(trace.step), -1)[:, 0] == list(trace.rung).index(name)
+    beta = np.asarray(trace.info.beta)[turns]
+    return bool((beta != beta[-1:]).any())
 
 
 def _alternates(attempted: np.ndarray) -> bool:
