@@ -17,7 +17,8 @@ from jaxpt.data import Batches, Data
 from jaxpt.labels import extremes
 from jaxpt.ladder import Ladder, check_values, require_beta
 from jaxpt.placement import Placement, automatic, check_fits
-from jaxpt.replicas import Reads, has_state, in_force, init_replica, reads
+from jaxpt.reads import Reads, has_state, reads
+from jaxpt.replicas import in_force, init_replica
 from jaxpt.rules import Tempering
 from jaxpt.state import RunState
 from jaxpt.types import Problem, Rule

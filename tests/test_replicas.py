@@ -5,7 +5,8 @@ import optax
 import pytest
 
 import jaxpt
-from jaxpt.replicas import has_state, mean_scores, reads, rescale_momentum
+from jaxpt.reads import has_state, reads
+from jaxpt.replicas import mean_scores, rescale_momentum
 
 
 @pytest.mark.parametrize(("chunk", "size"), [(1, 1), (3, 3), (7, 5), (9, 5), (10, 10), (100, 10)])
