@@ -87,7 +87,7 @@ def _check_spacing(start: float, stop: float, num_rungs: int) -> None:
         raise ValueError(f"num_rungs must be an integer of at least 1, but it is {num_rungs!r}")
 
 
-@tree.register(data=("values", "beta"), meta=("name", "source", "missing"))
+@tree.register(data=("values", "beta"), meta=("name", "source", "unnamed"))
 @dataclasses.dataclass(frozen=True, init=False, eq=False)
 class Ladder:
     """One value of each named hyperparameter per rung, with the rung's inverse temperature.
@@ -122,9 +122,9 @@ class Ladder:
     beta: Float[Array, " M"]
     name: str
     source: str | None
-    """The hyperparameter whose name gives beta; None if beta was given."""
-    missing: str | None
-    """Why there are no inverse temperatures (`beta` then only numbers the rungs); None if there are."""
+    """The hyperparameter whose name gives beta; None if beta was given, or if no name gives it."""
+    unnamed: bool
+    """Whether no beta was given and the names give none. Static, so it depends on names and never on values."""
 
     def __init__(
         self,
@@ -146,32 +146,49 @@ class Ladder:
             raise ValueError(f"name must be a string, the ladder's key in the trace, but it is {name!r}")
         for key, array in arrays.items():
             check_values(key, array)
-        missing = None
+        first = next(iter(arrays))
+        source = first if beta is None and len(arrays) == 1 and first in BETA else None
         try:
             inverse, source = _inverse_temperature(beta, arrays)
-        except ValueError as error:
+        except ValueError:
             if beta is not None:
                 raise
-            rungs = next(iter(arrays.values())).size
-            inverse, source, missing = np.arange(rungs, 0, -1).astype(np.float32), None, str(error)
+            inverse = np.arange(arrays[first].size, 0, -1).astype(np.float32)
         order = slice(None, None, -1) if len(inverse) > 1 and inverse[0] < inverse[-1] else slice(None)
         set_field = partial(object.__setattr__, self)
         set_field("values", {key: array[order] for key, array in arrays.items()})
         set_field("beta", inverse[order])
         set_field("name", name if name is not None else "+".join(arrays))
         set_field("source", source)
-        set_field("missing", missing)
+        set_field("unnamed", beta is None and source is None)
 
     @property
     def num_rungs(self) -> int:
         """M, the number of rungs."""
         return self.beta.shape[-1]
 
+    @property
+    def missing(self) -> str | None:
+        """Why there are no inverse temperatures (`beta` then only numbers the rungs); None if there are.
+
+        Found from the values each time, which must be known numbers.
+        """
+        if self.source is None and not self.unnamed:
+            return None
+        # [S, M] in the state of a run of several seeds.
+        rows = {name: np.asarray(value).reshape(-1, self.num_rungs) for name, value in self.values.items()}
+        for row in range(len(next(iter(rows.values())))):
+            try:
+                _inverse_temperature(self.source, {name: values[row] for name, values in rows.items()})
+            except ValueError as error:
+                return str(error)
+        return None
+
 
 def require_beta(ladder: Ladder) -> None:
     """Raises ValueError, which says what to give, if nothing gives the ladder inverse temperatures."""
-    if ladder.missing is not None:
-        raise ValueError(ladder.missing)
+    if (why := ladder.missing) is not None:
+        raise ValueError(why)
 
 
 def as_arrays(ladder: Ladder) -> Ladder:
