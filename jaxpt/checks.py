@@ -16,6 +16,7 @@ from jaxpt.arguments import check_takes
 from jaxpt.data import Batches, Data
 from jaxpt.labels import extremes
 from jaxpt.ladder import Ladder, check_values, require_beta
+from jaxpt.pairing import check_pairing
 from jaxpt.placement import Placement, automatic, check_fits
 from jaxpt.reads import Reads, has_state, reads
 from jaxpt.replicas import in_force, init_replica
@@ -55,6 +56,8 @@ def check_engine(engine: "Engine") -> None:
             f"C must be one number, or one for each ladder ({', '.join(sorted(engine.ladders))}), but there are "
             f"{counts[0]}"
         )
+    if callable(pairing := getattr(engine.rule, "pairing", None)):
+        check_pairing(pairing, engine.num_replicas)
     turns = engine.burn_in // (engine.every * len(engine.ladders))
     if isinstance(engine.rule, Tempering) and engine.rule.adapt_ladder and turns < engine.rule.window:
         raise ValueError(

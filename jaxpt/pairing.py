@@ -4,10 +4,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key
+import numpy as np
+from jaxtyping import Array, Bool, Int, Key, PyTree
 
 Pairing = Callable[[Key[Array, ""], Int[Array, ""], int], Bool[Array, " P"]]
-"""(key, turn of this ladder, M) -> which of the M - 1 adjacent pairs are offered a swap; no two may share a rung."""
+"""(key, turn of this ladder, M) -> which of the M - 1 adjacent pairs are offered a swap.
+
+No two offered pairs may share a rung. It is traced: branches on the key or the turn need `jnp.where`."""
+_TRIED = 512
+"""Exchanges for which `check_pairing` looks at a pairing."""
 
 
 def random_adjacent(key: Key[Array, ""], turn: Int[Array, ""], num_rungs: int) -> Bool[Array, " P"]:
@@ -48,6 +53,63 @@ def named(pairing: Pairing | str) -> Pairing:
     if pairing not in PAIRINGS:
         raise ValueError(f"pairing must be one of {', '.join(PAIRINGS)}, or a function, but it is {pairing!r}")
     return PAIRINGS[pairing]
+
+
+def offered(pairing: Pairing, key: Key[Array, ""], turn: Int[Array, ""], num_rungs: int) -> Bool[Array, " P"]:
+    """Returns the pairs that a pairing offers, without those that share a rung with one already taken.
+
+    Pairs are taken in rising order, so of adjacent pairs in a row the first is kept, the second left out, and so on.
+    The choice does not look at energies, so each exchange leaves the joint law of the rungs as it is.
+
+    Raises:
+        ValueError: the pairing does not return num_rungs - 1 booleans.
+    """
+    pairs = pairing(key, turn, num_rungs)
+    if any(pairing is known for known in PAIRINGS.values()):
+        return pairs
+    _check_pairs(pairs, num_rungs)
+    place = jnp.arange(num_rungs - 1)
+    # The last place at or before each pair where none is offered: the distance to it counts along a row of pairs.
+    closed = jax.lax.cummax(jnp.where(pairs, -1, place))
+    return pairs & ((place - closed) % 2 == 1)
+
+
+def check_pairing(pairing: Pairing, num_rungs: int) -> None:
+    """Raises ValueError if a pairing returns no booleans [M - 1], or overlapping pairs; tries several hundred turns."""
+    if any(pairing is known for known in PAIRINGS.values()):
+        return
+    turns = jnp.arange(_TRIED)
+    keys = jax.random.split(jax.random.key(0), _TRIED)
+    try:
+        pairs = jax.jit(jax.vmap(lambda key, turn: _check_pairs(pairing(key, turn, num_rungs), num_rungs)))(keys, turns)
+    except (TypeError, jax.errors.ConcretizationTypeError) as error:
+        raise ValueError(
+            f"pairing is called as pairing(key, turn, num_rungs) with a traced key and turn, and num_rungs={num_rungs},"
+            f" but it fails with {type(error).__name__}: {error}"
+        ) from error
+    overlap = np.asarray(pairs[:, :-1] & pairs[:, 1:])
+    if overlap.any():
+        turn, pair = np.argwhere(overlap)[0].tolist()
+        raise ValueError(
+            f"pairing must offer pairs that do not share a rung, but for turn={turn} and num_rungs={num_rungs} it "
+            f"offers rungs ({pair}, {pair + 1}) and ({pair + 1}, {pair + 2}) together: "
+            f"{np.asarray(pairs[turn]).tolist()}; offer every other pair, as jaxpt.deo does"
+        )
+
+
+def _check_pairs(pairs: PyTree, num_rungs: int) -> Bool[Array, " P"]:
+    """Returns what a pairing gave.
+
+    Raises:
+        ValueError: it is not one boolean per adjacent pair.
+    """
+    if getattr(pairs, "shape", None) != (num_rungs - 1,) or pairs.dtype != jnp.bool_:
+        given = f"{pairs.dtype}{list(pairs.shape)}" if hasattr(pairs, "dtype") else repr(pairs)
+        raise ValueError(
+            f"pairing must return an array with one boolean per adjacent pair, bool[{num_rungs - 1}] for {num_rungs} "
+            f"rungs, but it returns {given}"
+        )
+    return jnp.asarray(pairs)
 
 
 def _parity(parity: Int[Array, ""], num_rungs: int) -> Bool[Array, " P"]:

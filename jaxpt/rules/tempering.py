@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxpt import tree
 from jaxpt.ladder import Ladder
 from jaxpt.metropolis import log_acceptance, noise_correction
-from jaxpt.pairing import Pairing, named, random_adjacent
+from jaxpt.pairing import Pairing, named, offered, random_adjacent
 from jaxpt.rules.tuning import Tuning, begin, observe, settle_C, tune_C, tune_ladder
 from jaxpt.types import AnyArray, Info, Move
 
@@ -49,7 +49,8 @@ def exchange(
         energy: energy of each REPLICA.
         rung: the rung of each replica, a permutation of 0 .. M-1.
         C: the factor between energies and inverse temperatures.
-        pairing: which pairs are offered a swap, by name or as a function (static).
+        pairing: which pairs are offered a swap, by name or as a function (static); of two offered pairs that share a
+            rung only the lower is used.
         turn: the how many-th exchange of this ladder, for pairings that alternate.
         allowed: false during burn-in: no pair is offered a swap.
         variance: of the noise in each difference of two replicas' energies; if given, the acceptance allows for it
@@ -67,8 +68,7 @@ def exchange(
     log_alpha = log_acceptance(
         beta[:-1], beta[1:], on_rung[:-1], on_rung[1:], C, 0.0 if correction is None else correction
     )
-    offer = named(pairing)
-    attempted = offer(key_pair, jnp.asarray(turn), beta.shape[0]) & allowed
+    attempted = offered(named(pairing), key_pair, jnp.asarray(turn), beta.shape[0]) & allowed
     uniform = jax.random.uniform(key_swap, log_alpha.shape, log_alpha.dtype)
     accepted = attempted & (jnp.log(uniform) < log_alpha)
     closed = jnp.zeros(1, bool)
@@ -102,7 +102,8 @@ class Tempering:
             so that the mean acceptance is `target`: from the differences of energies in the last `window` periods of
             burn-in, as `jaxpt.rules.tuning.balanced_acceptance` says, and then from the first exchanges.
         pairing: which adjacent pairs are offered a swap: `random_adjacent`, `seo`, `deo`, by name or as a function
-            (static).
+            (key, turn, num_rungs) -> bool[num_rungs - 1] of pairs that do not share a rung (static; the engine tries
+            it for 512 turns).
         target: mean acceptance probability for C="auto". One half is best under DEO (arXiv 1905.02939).
         adapt_ladder: move the rungs during burn-in until all pairs reject equally often, the ends staying where they
             are: once in `window` periods of each ladder (algorithm 4 of arXiv 1905.02939). Other hyperparameters of the
