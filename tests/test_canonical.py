@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -163,3 +165,23 @@ def test_small_integers_stay_what_they_are():
 
 def test_a_program_without_convolutions_is_known_as_such():
     assert not canonical.has_convolutions(jax.make_jaxpr(jax.jit(lambda x: x @ x))(np.ones((2, 2))).jaxpr)
+
+
+def test_a_checkpointed_body_keeps_the_constants_that_it_closes_over():
+    """On jax 0.12 such a body is of the same class as any other program; before, of a class without constants."""
+    rng = np.random.default_rng(0)
+    kernel, a, x = (rng.normal(size=s).astype(np.float32) for s in ((4, 3, 3, 3), (6, 6), (1, 3, 6, 6)))
+    b, numbers = jnp.asarray(a + 1), ("NCHW", "OIHW", "NCHW")
+
+    def body(x):
+        y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers) * a + b
+        y = y * jax.random.bernoulli(jax.random.key(3), 0.5, y.shape)
+        return jnp.sum(lax.reduce_window(y, -np.inf, lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID") * b[:3, :3])
+
+    for f, plain in ((jax.checkpoint(body), body), (jax.grad(jax.checkpoint(body)), jax.grad(body))):
+        closed = jax.make_jaxpr(f)(x)
+        again = partial(canonical.evaluate, closed)
+        kinds = [eqn.primitive.name for eqn in programs(jax.make_jaxpr(again)(x).jaxpr)]
+        assert any(eqn.primitive.name.startswith(("remat", "checkpoint")) for eqn in closed.jaxpr.eqns)
+        assert any(kind.startswith(("remat", "checkpoint")) for kind in kinds), "still recomputed"
+        np.testing.assert_allclose(again(x)[0], plain(x), rtol=1e-4, atol=1e-4)
