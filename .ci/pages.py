@@ -31,6 +31,7 @@ TEMPLATE = """
     {% if doc.name == "__init__" %}
         {% if doc.kind == "function" and doc.signature_without_self.parameters %}true{% endif %}
     {% elif doc.kind == "module" and doc.fullname not in all_modules %}
+    {% elif doc.docstring.startswith("Alias for field number") %}
     {% elif not doc.name.startswith("_") and (doc.docstring or doc.kind != "variable") %}true{% endif %}
 {% endmacro %}
 {% macro annotation(var) %}

@@ -13,23 +13,29 @@ _FEISTEL_ROUNDS = 8
 
 
 class Data(NamedTuple):
-    """Splits of a data set: pytrees of arrays whose first axis counts examples; None where there are none."""
+    """Splits of a data set: pytrees of arrays whose first axis counts examples; None where there are none.
+
+    Attributes:
+        train: what minibatches are drawn from.
+        valid: what energies, and so exchanges and the choice of a replica, are computed on.
+        test: recorded if given; nothing ever depends on it.
+    """
 
     train: PyTree = None
-    """What minibatches are drawn from."""
     valid: PyTree = None
-    """What energies, and so exchanges and the choice of a replica, are computed on."""
     test: PyTree = None
-    """Recorded if given; nothing ever depends on it."""
 
 
 class Batches(NamedTuple):
-    """Minibatches of whole periods that are given instead of drawn; all replicas, and all seeds, share them."""
+    """Minibatches of whole periods that are given instead of drawn; all replicas, and all seeds, share them.
+
+    Attributes:
+        examples: leaves [P, T, B, ...]: P periods of T = `every` steps.
+        counts: which examples count in the loss; the others only fill up a short minibatch.
+    """
 
     examples: PyTree
-    """Leaves [P, T, B, ...]: P periods of T = `every` steps."""
     counts: Bool[Array, "P T B"]
-    """Which examples count in the loss; the others only fill up a short minibatch."""
 
 
 def steps_per_epoch(num_examples: int, batch_size: int, drop_remainder: bool = False) -> int:

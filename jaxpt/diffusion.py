@@ -28,18 +28,23 @@ Answer = Literal["temperature-like", "not temperature-like", "undecided"]
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Whether hotter values diffuse faster, early and late, and the numbers that say so; see `Diffusion.verdict`."""
+    """Whether hotter values diffuse faster, early and late, and the numbers that say so; see `Diffusion.verdict`.
+
+    Attributes:
+        answer: what the intervals say.
+        steps: the early and the late time, in steps since t0.
+        difference: early and late: mean over seeds of |W(t) - W(t0)| at rung i + 1 less that at rung i, the next colder
+            one.
+        low: lower end of its Student t interval at the level asked for; all above zero: temperature-like.
+        high: upper end of its interval, widened for the number of pairs and times; any below zero: not
+            temperature-like.
+    """
 
     answer: Answer
-    """What the intervals say."""
     steps: tuple[int, int]
-    """The early and the late time, in steps since t0."""
     difference: Float[np.ndarray, "2 pairs"]
-    """Early and late: mean over seeds of |W(t) - W(t0)| at rung i + 1 less that at rung i, the next colder one."""
     low: Float[np.ndarray, "2 pairs"]
-    """Lower end of its Student t interval at the level asked for; all above zero: temperature-like."""
     high: Float[np.ndarray, "2 pairs"]
-    """Upper end of its interval, widened for the number of pairs and times; any below zero: not temperature-like."""
 
     def __str__(self) -> str:
         lines = [str(self.answer)]
@@ -52,16 +57,19 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Diffusion:
-    """Distances from the weights W(t0), for every value and seed."""
+    """Distances from the weights W(t0), for every value and seed.
+
+    Attributes:
+        name: the hyperparameter.
+        values: its values, coldest first.
+        steps: steps since t0 at each record.
+        displacement: |W(t) - W(t0)|, Euclidean over all trained weights.
+    """
 
     name: str
-    """The hyperparameter."""
     values: Float[np.ndarray, " M"]
-    """Its values, coldest first."""
     steps: Int[np.ndarray, " P"]
-    """Steps since t0 at each record."""
     displacement: Float[np.ndarray, "P S M"]
-    """|W(t) - W(t0)|, Euclidean over all trained weights."""
 
     @property
     def mean_square(self) -> Float[np.ndarray, "P M"]:

@@ -116,15 +116,18 @@ class Ladder:
     Raises:
         ValueError: no values; lengths differ; a value is not finite, or outside its domain; a beta that is given, or
             that a name is given for, is unknown, not finite, or not monotone along the rungs.
+
+    Attributes:
+        values: {hyperparameter: its value on each rung [M]}, the coldest first.
+        source: the hyperparameter whose name gives beta; None if beta was given, or if no name gives it.
+        unnamed: whether no beta was given and the names give none. Static, so it depends on names and never on values.
     """
 
     values: dict[str, Float[Array, " M"]]
     beta: Float[Array, " M"]
     name: str
     source: str | None
-    """The hyperparameter whose name gives beta; None if beta was given, or if no name gives it."""
     unnamed: bool
-    """Whether no beta was given and the names give none. Static, so it depends on names and never on values."""
 
     def __init__(
         self,

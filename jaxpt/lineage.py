@@ -23,14 +23,17 @@ class Lineage:
     """The hyperparameters, period by period, under which a replica's weights came to be.
 
     They are the rungs' values; what an `Engine.schedule` makes of them is not in the path: `replay` applies it anew.
+
+    Attributes:
+        step: steps done at each period's end.
+        hyper: {name: value during each period}.
+        replica: the slot in which the weights were trained during each period; it changes only where a rule copies
+            weights.
     """
 
     step: Int[np.ndarray, " P"]
-    """Steps done at each period's end."""
     hyper: dict[str, Float[np.ndarray, " P"]]
-    """{name: value during each period}."""
     replica: Int[np.ndarray, " P"]
-    """The slot in which the weights were trained during each period; it changes only where a rule copies weights."""
 
     def to_json(self) -> str:
         """Returns the path as a JSON object {"step": [P], "replica": [P], "hyper": {name: [P]}}, exact to the bit."""

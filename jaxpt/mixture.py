@@ -88,16 +88,18 @@ class Mixture:
     """Several replicas that predict together: calling it gives the mean of their predicted probabilities.
 
     A replica is left out wherever its probabilities are not finite. Compiled once for each shape of batch.
+
+    Attributes:
+        replicas: their slots, coldest first if they were chosen so.
+        seed: which seed's ladder they belong to; None for a run with one seed.
+        params: their weights stacked, leaves [K, ...].
+        model_state: what else their models carry (batch statistics), stacked likewise.
     """
 
     replicas: tuple[int, ...]
-    """Their slots, coldest first if they were chosen so."""
     seed: int | None
-    """Which seed's ladder they belong to; None for a run with one seed."""
     params: PyTree = dataclasses.field(repr=False)
-    """Their weights stacked, leaves [K, ...]."""
     model_state: PyTree = dataclasses.field(repr=False)
-    """What else their models carry (batch statistics), stacked likewise."""
     _how: "_How" = dataclasses.field(repr=False)
 
     def __call__(self, batch: Batch) -> Float[Array, "B K"]:

@@ -16,22 +16,26 @@ from jaxpt.state import RunState, Trace
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """Where a run stands between two dispatches; what callbacks of `fit` get."""
+    """Where a run stands between two dispatches; what callbacks of `fit` get.
+
+    Attributes:
+        step: optimiser steps done.
+        steps: steps asked for.
+        trace: the rows of the periods since the last call, as NumPy arrays; one at least.
+        lowest: the lowest energy of any replica so far, on the validation split (or probe batches); with seeds one
+            each.
+        seconds: wall time of the training so far.
+        images: training examples so far, all replicas together.
+        state: the state itself, on its devices: the next dispatch writes over it, so it cannot be used after the call.
+    """
 
     step: int
-    """Optimiser steps done."""
     steps: int
-    """Steps asked for."""
     trace: Trace = dataclasses.field(repr=False)
-    """The rows of the periods since the last call, as NumPy arrays; one at least."""
     lowest: Float[np.ndarray, "*S"]
-    """The lowest energy of any replica so far, on the validation split (or probe batches); with seeds one each."""
     seconds: float
-    """Wall time of the training so far."""
     images: int
-    """Training examples so far, all replicas together."""
     state: RunState = dataclasses.field(repr=False)
-    """The state itself, on its devices: the next dispatch writes over it, so it cannot be used after the call."""
 
     def copied_state(self) -> RunState:
         """Returns a copy of the state that lasts; it takes as much device memory again."""

@@ -38,12 +38,14 @@ class Placement:
 
     Where an array is cut is said by a `PartitionSpec` of the names `SEED` and `AXIS`, one for each of its axes; names
     that the devices have no axis for are passed over.
+
+    Attributes:
+        mesh: the devices along the axis `AXIS`, or along `SEED` and `AXIS`; None: one device, whichever JAX takes.
+        by: which of JAX's transformations cuts a run into shards.
     """
 
     mesh: Mesh | None = None
-    """The devices along the axis `AXIS`, or along `SEED` and `AXIS`; None: one device, whichever JAX takes."""
     by: Literal["shard_map", "pmap"] = "shard_map"
-    """Which of JAX's transformations cuts a run into shards."""
 
     @property
     def num_shards(self) -> int:

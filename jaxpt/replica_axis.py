@@ -19,16 +19,19 @@ _UNROLL_AT_MOST = 8  # replicas; a program grows with each, so more are looped o
 
 
 class Execution(NamedTuple):
-    """What a run does with its replicas."""
+    """What a run does with its replicas.
+
+    Attributes:
+        replica_axis: "vmap", "unroll" or "map".
+        platform: "cpu", "gpu" or "tpu".
+        replicas: replicas on each device.
+        devices: devices that the replicas are spread over.
+    """
 
     replica_axis: str
-    """"vmap", "unroll" or "map"."""
     platform: str
-    """"cpu", "gpu" or "tpu"."""
     replicas: int
-    """Replicas on each device."""
     devices: int
-    """Devices that the replicas are spread over."""
 
     def __str__(self) -> str:
         replicas = f"{self.replicas} replica{'s' * (self.replicas > 1)}"

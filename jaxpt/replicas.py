@@ -14,20 +14,23 @@ from jaxpt.types import Hyper, ModelState, Optimizer, Params, Problem, Schedule
 
 
 class Replicas(NamedTuple):
-    """The replicas of a run; every leaf leads with M (or [S, M] for S seeds)."""
+    """The replicas of a run; every leaf leads with M (or [S, M] for S seeds).
+
+    Attributes:
+        params: [M, ...] trained weights.
+        model_state: [M, ...] what a model carries besides: batch statistics.
+        opt_state: [M, ...] the optimiser's state. Like params and model_state it stays with the replica in a swap.
+        key: [M] source of each replica's dropout and noise; steps fold their number in.
+        hyper: {name: [M]} the only source of truth for hyperparameters, those of the ladders and fixed ones.
+        rung: {ladder: [M]} where each replica stands.
+    """
 
     params: Params
-    """[M, ...] trained weights."""
     model_state: ModelState
-    """[M, ...] what a model carries besides: batch statistics."""
     opt_state: PyTree
-    """[M, ...] the optimiser's state. Like params and model_state it stays with the replica in a swap."""
     key: Key[Array, " M"]
-    """[M] source of each replica's dropout and noise; steps fold their number in."""
     hyper: Hyper
-    """{name: [M]} the only source of truth for hyperparameters, those of the ladders and fixed ones."""
     rung: dict[str, Int[Array, " M"]]
-    """{ladder: [M]} where each replica stands."""
 
 
 def init_replica(

@@ -27,22 +27,25 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """One replica at the end of a run: the one that did best on validation, say, or one of the coldest."""
+    """One replica at the end of a run: the one that did best on validation, say, or one of the coldest.
+
+    Attributes:
+        replica: its slot, 0 .. M - 1.
+        seed: which seed's ladder it belongs to (an index into `seeds`); None for a run with one seed.
+        valid: its energy and metrics on the whole validation split, at the end.
+        test: the same on the test split; empty without one.
+        model: the user's model with its weights, in evaluation mode.
+        rung: {ladder: where it stands after the last exchange}.
+        hyper: {name: its hyperparameter there}.
+    """
 
     replica: int
-    """Its slot, 0 .. M - 1."""
     seed: int | None
-    """Which seed's ladder it belongs to (an index into `seeds`); None for a run with one seed."""
     valid: dict[str, float]
-    """Its energy and metrics on the whole validation split, at the end."""
     test: dict[str, float]
-    """The same on the test split; empty without one."""
     model: Any = dataclasses.field(repr=False)
-    """The user's model with its weights, in evaluation mode."""
     rung: dict[str, int] = dataclasses.field(default_factory=dict)
-    """{ladder: where it stands after the last exchange}."""
     hyper: dict[str, float] = dataclasses.field(default_factory=dict)
-    """{name: its hyperparameter there}."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,28 +66,31 @@ class Result:
         >>> result.save_model("best")  # jaxpt.load_model("best") gets it back
 
     In several processes whatever looks into the state (all of these but the trace) is called by all or by none.
+
+    Attributes:
+        engine: the engine that ran.
+        state: the state after the last step.
+        trace: one row per period, as NumPy arrays.
+        valid: {"energy": [M], metric: [M]} on the whole validation split, at the end; [S, M] with seeds.
+        test: the same on the test split; empty without one.
+        seconds: wall time of the training, compilation left out.
+        compile_seconds: wall time of the compilation.
+        replica_images: training examples that all replicas were trained on, repeats counted; batch sizes as in
+            `trace.hyper`.
+        execution: how the replica axis was executed and on how many devices; `str` says it in words.
+        stopped: what ended the run before its last step, if anything did.
     """
 
     engine: Engine = dataclasses.field(repr=False)
-    """The engine that ran."""
     state: RunState = dataclasses.field(repr=False)
-    """The state after the last step."""
     trace: Trace = dataclasses.field(repr=False)
-    """One row per period, as NumPy arrays."""
     valid: dict[str, np.ndarray]
-    """{"energy": [M], metric: [M]} on the whole validation split, at the end; [S, M] with seeds."""
     test: dict[str, np.ndarray]
-    """The same on the test split; empty without one."""
     seconds: float
-    """Wall time of the training, compilation left out."""
     compile_seconds: float
-    """Wall time of the compilation."""
     replica_images: int
-    """Training examples that all replicas were trained on, repeats counted; batch sizes as in `trace.hyper`."""
     execution: Execution
-    """How the replica axis was executed and on how many devices; `str` says it in words."""
     stopped: Literal["callback", "patience"] | None = None
-    """What ended the run before its last step, if anything did."""
 
     @property
     def num_seeds(self) -> int | None:

@@ -26,10 +26,13 @@ from jaxpt.types import Params
 
 
 class MalaState(NamedTuple):
-    """The state of `mala`."""
+    """The state of `mala`.
+
+    Attributes:
+        accepted: proposals accepted so far; 57 % of all is best for many dimensions (Roberts and Rosenthal 1998).
+    """
 
     accepted: Int[Array, ""]
-    """Proposals accepted so far; 57 % of all is best for many dimensions (Roberts and Rosenthal 1998)."""
 
 
 def mala(

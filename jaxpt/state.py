@@ -15,39 +15,44 @@ class RunState(NamedTuple):
     """All there is to a run: what follows is a pure function of it.
 
     With S seeds every leaf but `step` and `period` has a further leading axis of length S.
+
+    Attributes:
+        replicas: leaves [M, ...].
+        step: optimiser steps done.
+        period: periods done.
+        key: the seed. Data order, exchanges and probes fold their counters into it; it never changes.
+        ladders: {name: ladder} the ladders in force.
+        rule: the rule; its leaves are its state.
     """
 
     replicas: Replicas
-    """Leaves [M, ...]."""
     step: Int[Array, ""]
-    """Optimiser steps done."""
     period: Int[Array, ""]
-    """Periods done."""
     key: Key[Array, ""]
-    """The seed. Data order, exchanges and probes fold their counters into it; it never changes."""
     ladders: dict[str, Ladder]
-    """{name: ladder} the ladders in force."""
     rule: Any
-    """The rule; its leaves are its state."""
 
 
 class Trace(NamedTuple):
-    """What a run records: one row per period, P of them; with S seeds [P, S, M] instead of [P, M]."""
+    """What a run records: one row per period, P of them; with S seeds [P, S, M] instead of [P, M].
+
+    Attributes:
+        step: optimiser steps done at the period's end.
+        loss: mean training loss over the period's steps.
+        valid: {"energy": ..., metric: ...} on the validation split (or probe batch) at the period's end.
+        test: the same on the test split; empty without one.
+        rung: {ladder: rung} during the period, before its exchange.
+        hyper: {name: value} during the period, before its exchange; what a schedule makes of it is not recorded.
+        info: what the period's exchange did; leaves [P, M-1], `ladder` [P] (with seeds [P, S, M-1] and [P, S]).
+    """
 
     step: Int[Array, " P"]
-    """Optimiser steps done at the period's end."""
     loss: Float[Array, "P M"]
-    """Mean training loss over the period's steps."""
     valid: dict[str, Float[Array, "P M"]]
-    """{"energy": ..., metric: ...} on the validation split (or probe batch) at the period's end."""
     test: dict[str, Float[Array, "P M"]]
-    """The same on the test split; empty without one."""
     rung: dict[str, Int[Array, "P M"]]
-    """{ladder: rung} during the period, before its exchange."""
     hyper: dict[str, Float[Array, "P M"]]
-    """{name: value} during the period, before its exchange; what a schedule makes of it is not recorded."""
     info: Info
-    """What the period's exchange did; leaves [P, M-1], `ladder` [P] (with seeds [P, S, M-1] and [P, S])."""
 
 
 def state_axes(seeds: int) -> Any:

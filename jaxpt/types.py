@@ -21,59 +21,68 @@ class Problem(NamedTuple):
     """What one replica trains on: pure functions over ONE replica; the engine adds the replica axis.
 
     Make one with `nnx_problem`, `linen_problem` or `energy_problem`.
+
+    Attributes:
+        init: key -> (params, model_state).
+        loss: (params, model_state, batch, hyper, key) -> (training loss of each example [B], new model_state).
+        evaluate: (params, model_state, batch) -> {"energy": [B], metric: [B], ...} in evaluation mode.
+        hyperparameters: names that the model itself reads (the rate of a `Dropout`, say).
+        reads_hyper: whether the loss takes the hyperparameters too, so that any name may be read there.
+        model: (params, model_state) -> the user's model with these weights, in evaluation mode.
+        predict: (params, model_state, batch) -> probabilities of K classes [B, K] in evaluation mode.
     """
 
     init: Callable[[Key[Array, ""]], tuple[Params, ModelState]]
-    """key -> (params, model_state)."""
     loss: Callable[
         [Params, ModelState, Batch, Mapping[str, Array], Key[Array, ""]],
         tuple[Float[Array, " B"], ModelState],
     ]
-    """(params, model_state, batch, hyper, key) -> (training loss of each example [B], new model_state)."""
     evaluate: Callable[[Params, ModelState, Batch], dict[str, Array]]
-    """(params, model_state, batch) -> {"energy": [B], metric: [B], ...} in evaluation mode."""
     hyperparameters: frozenset[str] = frozenset()
-    """Names that the model itself reads (the rate of a `Dropout`, say)."""
     reads_hyper: bool = False
-    """Whether the loss takes the hyperparameters too, so that any name may be read there."""
     model: Callable[[Params, ModelState], Any] | None = None
-    """(params, model_state) -> the user's model with these weights, in evaluation mode."""
     predict: Callable[[Params, ModelState, Batch], Float[Array, "B K"]] | None = None
-    """(params, model_state, batch) -> probabilities of K classes [B, K] in evaluation mode."""
 
 
 class Info(NamedTuple):
-    """What one exchange did, for the trace. P = M - 1 adjacent pairs; pair i is rungs i and i + 1."""
+    """What one exchange did, for the trace. P = M - 1 adjacent pairs; pair i is rungs i and i + 1.
+
+    Attributes:
+        ladder: which ladder had its turn: its place among the sorted names.
+        attempted: pairs that were offered a swap.
+        accepted: pairs that swapped.
+        probability: acceptance probability of every pair, attempted or not.
+        beta: inverse temperatures of that ladder's rungs, by which the exchange went.
+        C: the factor between energies and inverse temperatures, likewise.
+        correction: what the noise of the energies took off each pair's log acceptance ratio; None without such a
+            correction.
+        parents: whose weights each replica goes on with; None for rules that never copy any.
+    """
 
     ladder: Int[Array, ""]
-    """Which ladder had its turn: its place among the sorted names."""
     attempted: Bool[Array, " P"]
-    """Pairs that were offered a swap."""
     accepted: Bool[Array, " P"]
-    """Pairs that swapped."""
     probability: Float[Array, " P"]
-    """Acceptance probability of every pair, attempted or not."""
     beta: Float[Array, " M"] | None = None
-    """Inverse temperatures of that ladder's rungs, by which the exchange went."""
     C: Float[Array, ""] | None = None
-    """The factor between energies and inverse temperatures, likewise."""
     correction: Float[Array, " P"] | None = None
-    """What the noise of the energies took off each pair's log acceptance ratio; None without such a correction."""
     parents: Int[Array, " M"] | None = None
-    """Whose weights each replica goes on with; None for rules that never copy any."""
 
 
 class Move(NamedTuple):
-    """Where each replica goes on from; leaves of rung, hyper and parents [M]."""
+    """Where each replica goes on from; leaves of rung, hyper and parents [M].
+
+    Attributes:
+        rung: {ladder: rung of each replica}.
+        hyper: {name: value for each replica}.
+        parents: whose weights each replica goes on with; None (static) when weights stay where they are.
+        ladders: {name: Ladder} in force from now on; None (static) when a rule never changes them. `hyper` must agree.
+    """
 
     rung: dict[str, Int[Array, " M"]]
-    """{ladder: rung of each replica}."""
     hyper: dict[str, Float[Array, " M"]]
-    """{name: value for each replica}."""
     parents: Int[Array, " M"] | None = None
-    """Whose weights each replica goes on with; None (static) when weights stay where they are."""
     ladders: dict[str, Any] | None = None
-    """{name: Ladder} in force from now on; None (static) when a rule never changes them. `hyper` must agree."""
 
 
 @runtime_checkable
@@ -88,10 +97,13 @@ class Rule(Protocol):
     - `needs_beta: bool`: false if `propose` makes no use of inverse temperatures, so that ladders may do without.
     - `noise_corrected: bool`: if true, `propose` gets a further argument `variance` [M, M], the variance of each
       difference of two replicas' energies due to the probe batch (the engine then needs `probe`).
+
+    Attributes:
+        exchanges: whether replicas get anything from each other: the rule then needs two at least, and a validation
+            energy.
     """
 
     exchanges: ClassVar[bool]
-    """Whether replicas get anything from each other: the rule then needs two at least, and a validation energy."""
 
     def propose(
         self,

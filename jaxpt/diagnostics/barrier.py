@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Barrier:
-    """Lambda, and how it adds up along the ladder."""
+    """Lambda, and how it adds up along the ladder.
+
+    Attributes:
+        beta: inverse temperatures of the rungs, falling.
+        cumulative: the barrier between the coldest rung and each: sums of rejection probabilities.
+    """
 
     beta: Float[np.ndarray, " M"]
-    """Inverse temperatures of the rungs, falling."""
     cumulative: Float[np.ndarray, " M"]
-    """The barrier between the coldest rung and each: sums of rejection probabilities."""
 
     @property
     def total(self) -> float:

@@ -13,26 +13,29 @@ from jaxpt.engine import Trace
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` prints; means over the seeds, if there are several. `str()` is the page."""
+    """What `diagnose` prints; means over the seeds, if there are several. `str()` is the page.
+
+    Attributes:
+        ladder: its name.
+        exchanges: how many it had.
+        acceptance: mean acceptance probability of each pair.
+        barrier: Lambda.
+        suggested: replicas that the barrier calls for.
+        trips: round trips of all replicas of one seed.
+        expected_trips: how many there would be, if energies mixed between exchanges.
+        verdicts: what is wrong and what to do, in words; empty if nothing is.
+        page: all of it, to be printed.
+    """
 
     ladder: str
-    """Its name."""
     exchanges: int
-    """How many it had."""
     acceptance: Float[np.ndarray, " pairs"]
-    """Mean acceptance probability of each pair."""
     barrier: float
-    """Lambda."""
     suggested: int
-    """Replicas that the barrier calls for."""
     trips: float
-    """Round trips of all replicas of one seed."""
     expected_trips: float
-    """How many there would be, if energies mixed between exchanges."""
     verdicts: tuple[str, ...]
-    """What is wrong and what to do, in words; empty if nothing is."""
     page: str = dataclasses.field(repr=False)
-    """All of it, to be printed."""
 
     def __str__(self) -> str:
         return self.page

@@ -124,6 +124,10 @@ class Tempering:
     Raises:
         ValueError: C is neither "auto" nor positive and finite; no such pairing; target is not between 0 and 1;
             window or settle is out of range; swap_while_tuning where nothing is tuned.
+
+    Attributes:
+        auto: whether C is found.
+        tuning: what the run has shown so far; None if nothing is tuned.
     """
 
     C: Float[AnyArray, " *L"] | Sequence[float] | float | str = 1.0
@@ -135,9 +139,7 @@ class Tempering:
     settle: Int[Array, ""] | int = dataclasses.field(default=64, kw_only=True)
     swap_while_tuning: bool = dataclasses.field(default=False, kw_only=True)
     auto: bool = dataclasses.field(init=False)
-    """Whether C is found."""
     tuning: Tuning | None = dataclasses.field(init=False, repr=False)
-    """What the run has shown so far; None if nothing is tuned."""
     exchanges: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
