@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, PyTree
 
 from jaxpt import precision, replica_axis, tree
@@ -16,19 +15,17 @@ from jaxpt.arguments import check_takes
 from jaxpt.data import Batches, Data
 from jaxpt.labels import extremes
 from jaxpt.ladder import Ladder, check_values, require_beta
+from jaxpt.names import abstract_hyper, check_all_read, check_names
 from jaxpt.pairing import check_pairing
 from jaxpt.placement import Placement, automatic, check_fits
-from jaxpt.reads import Reads, has_state, reads
-from jaxpt.replicas import in_force, init_replica
+from jaxpt.reads import Reads, reads
+from jaxpt.replicas import in_force
 from jaxpt.rules import Tempering
 from jaxpt.state import RunState
 from jaxpt.types import Problem, Rule
 
 if TYPE_CHECKING:
     from jaxpt.engine import Engine
-
-
-_INJECTED = (optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState)
 
 
 def check_engine(engine: "Engine") -> None:
@@ -83,7 +80,7 @@ def check_engine(engine: "Engine") -> None:
             f"the hyperparameter batch_size reaches {largest:g}, but minibatches of batch_size={engine.batch_size} "
             f"are drawn; set the engine's batch_size to {math.ceil(largest)}"
         )
-    _check_names(engine)
+    check_names(engine)
 
 
 def _check_types(engine: "Engine") -> None:
@@ -147,66 +144,6 @@ def _check_execution(engine: "Engine") -> None:
             'placement must be "auto" or come from jaxpt.placement, e.g. jaxpt.placement.shard_map(jax.devices()), '
             f"but it is {engine.placement!r}"
         )
-
-
-def _check_names(engine: "Engine") -> None:
-    """Every hyperparameter that is given must be read by somebody, and every one that is read be given."""
-    hyper = abstract_hyper(engine)
-    given = ", ".join(hyper) or "none"
-    if missing := sorted(engine.problem.hyperparameters - set(hyper)):
-        raise ValueError(
-            f"the model reads the hyperparameter(s) {', '.join(missing)}, but the engine is given {given}; put them on "
-            "a ladder or into fixed={...}"
-        )
-    try:
-        known = reads(engine.problem, engine.optimizer, engine.schedule, hyper)
-    except KeyError as error:
-        if error.args and error.args[0] in hyper:
-            raise
-        raise ValueError(
-            f"the optimizer or schedule reads the hyperparameter {error}, but the engine is given {given}; put it on "
-            "a ladder or into fixed={...}"
-        ) from error
-    known |= engine.problem.hyperparameters | {"batch_size"}
-    after = jax.eval_shape(lambda h: dict(in_force(engine.schedule, h, jnp.zeros((), jnp.int32))), hyper)
-    if lost := sorted(set(hyper) & engine.problem.hyperparameters - set(after)):
-        raise ValueError(f"the schedule drops {', '.join(lost)}, which the model reads; return {{**h, ...}}")
-    if not engine.problem.reads_hyper:
-        check_all_read(engine, known)
-    start = jax.eval_shape(
-        lambda key, hyper: init_replica(engine.problem, engine.optimizer, engine.schedule, key, hyper, {}),
-        jax.random.key(0),
-        hyper,
-    )
-    if has_state(start.opt_state, _INJECTED):
-        raise ValueError(
-            "optax.inject_hyperparams keeps its first values in the optimizer's state, so swaps would not reach it; "
-            "leave it out: the optimizer is built anew from the hyperparameters in every step"
-        )
-    if engine.rescale_momentum is None:
-        return
-    if engine.rescale_momentum not in hyper:
-        raise ValueError(f"rescale_momentum={engine.rescale_momentum!r} is no hyperparameter; there are {given}")
-    if not has_state(start.opt_state, (optax.TraceState,)):
-        raise ValueError(
-            f"rescale_momentum={engine.rescale_momentum!r} finds no momentum (optax.trace) in the optimizer's state; "
-            "leave it out, or use optax.sgd(..., momentum=...)"
-        )
-
-
-def check_all_read(engine: "Engine", known: set[str]) -> None:
-    """Raises ValueError if a hyperparameter is given that is not among the known names."""
-    if unknown := sorted(set(abstract_hyper(engine)) - known):
-        raise ValueError(
-            f"nothing reads the hyperparameter(s) {', '.join(unknown)}: the model, the optimizer, the schedule and the "
-            f"loss read {', '.join(sorted(known - {'batch_size'})) or 'none'}; mind the spelling, or leave them out"
-        )
-
-
-def abstract_hyper(engine: "Engine") -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of one replica's hyperparameters, {name: f32[]}."""
-    names = [*engine.fixed, *(name for ladder in engine.ladders.values() for name in ladder.values)]
-    return {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}
 
 
 def check_state(engine: "Engine", state: Any) -> None:

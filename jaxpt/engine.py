@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from jaxpt import checks, placement, tree
 from jaxpt.data import Batches, Data
 from jaxpt.ladder import Ladder, as_arrays
+from jaxpt.names import abstract_hyper
 from jaxpt.period import INIT, over_seeds, per_seed, periods, scores
 from jaxpt.placement import EVERYWHERE, Placement
 from jaxpt.precision import Precision, tracing_with
@@ -225,7 +226,7 @@ class Engine:
         placed, how = self.placed, str(self.replica_axis)
         where = placed.platform, self.num_replicas // placed.num_shards, placed.num_devices
         if how == "auto":
-            hyper, train = checks.abstract_hyper(self), _as_data(data).train
+            hyper, train = abstract_hyper(self), _as_data(data).train
             how = choose(*where, convolves(self.problem, self.schedule, hyper, train, self.batch_size))
         return Execution(how, *where)
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
@@ -16,29 +17,37 @@ from jaxpt.ladder import Ladder
 from jaxpt.placement import single
 from jaxpt.result import Result
 from jaxpt.rules import Replay
+from jaxpt.types import Schedule
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lineage:
     """The hyperparameters, period by period, under which a replica's weights came to be.
 
-    They are the rungs' values; what an `Engine.schedule` makes of them is not in the path: `replay` applies it anew.
+    `hyper` has the rungs' values. Where the engine has a schedule, `in_force` has what it made of them, step by step.
+    A schedule inside the optimizer's function, `lambda h: optax.sgd(lambda step: h["learning_rate"] * ...)`, cannot be
+    seen and is in neither: apply it again where you train with this path.
 
     Attributes:
         step: steps done at each period's end.
         hyper: {name: value during each period}.
         replica: the slot in which the weights were trained during each period; it changes only where a rule copies
             weights.
+        in_force: {name: value at each of T steps} by the engine's schedule; None without one. `replay` applies it anew.
     """
 
     step: Int[np.ndarray, " P"]
     hyper: dict[str, Float[np.ndarray, " P"]]
     replica: Int[np.ndarray, " P"]
+    in_force: dict[str, Float[np.ndarray, " T"]] | None = None
 
     def to_json(self) -> str:
-        """Returns the path as a JSON object {"step": [P], "replica": [P], "hyper": {name: [P]}}, exact to the bit."""
-        hyper = {name: values.astype(float).tolist() for name, values in self.hyper.items()}
-        return json.dumps({"step": self.step.tolist(), "replica": self.replica.tolist(), "hyper": hyper})
+        """Returns the path as a JSON object, exact to the bit.
+
+        It is {"step": [P], "replica": [P], "hyper": {name: [P]}}, and "in_force": {name: [T]} if there was a schedule.
+        """
+        content = {"step": self.step.tolist(), "replica": self.replica.tolist(), "hyper": _plain(self.hyper)}
+        return json.dumps(content if self.in_force is None else {**content, "in_force": _plain(self.in_force)})
 
     @classmethod
     def from_json(cls, text: str) -> "Lineage":
@@ -51,29 +60,45 @@ class Lineage:
             given = json.loads(text)
             hyper = {name: np.asarray(values, np.float32) for name, values in given["hyper"].items()}
             step, replica = np.asarray(given["step"], np.int32), np.asarray(given["replica"], np.int32)
+            forced = given.get("in_force")
+            if forced is not None:
+                forced = {name: np.asarray(values, np.float32) for name, values in forced.items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"no lineage as `to_json` writes it: {type(error).__name__}: {error}") from error
         lengths = {"step": step.shape, "replica": replica.shape, **{name: v.shape for name, v in hyper.items()}}
         if len(set(lengths.values())) != 1 or step.ndim != 1 or not len(step):
             raise ValueError(f"a lineage has one number per period in each list, but their shapes are {lengths}")
-        return cls(step, hyper, replica)
+        if forced is not None and any(values.shape != (step[-1],) for values in forced.values()):
+            raise ValueError(
+                f"a lineage of {step[-1]} steps has as many values in force, but it has other numbers of them"
+            )
+        return cls(step, hyper, replica, forced)
 
     def schedule(self, name: str) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
         """Returns one hyperparameter's path as an optax schedule: steps done -> value; the last value goes on for ever.
 
-        `optax.sgd(lineage.schedule("learning_rate"))` trains with the recorded learning rates, anywhere (unless the
-        engine had a `schedule`, which then has to be applied to them).
+        `optax.sgd(lineage.schedule("learning_rate"))` trains with the learning rates that were in force, anywhere:
+        those of the rungs, or what the engine's schedule made of them. A schedule inside the optimizer's function comes
+        on top.
 
         Raises:
             ValueError: no such hyperparameter.
         """
-        if name not in self.hyper:
-            raise ValueError(f"the path has no hyperparameter {name!r}; it has {', '.join(self.hyper)}")
-        ends, values = jnp.asarray(self.step), jnp.asarray(self.hyper[name])
+        known = self.hyper if self.in_force is None else self.in_force
+        if name not in known:
+            raise ValueError(f"the path has no hyperparameter {name!r}; it has {', '.join(known)}")
+        values = jnp.asarray(known[name])
+        if self.in_force is not None:
+            return lambda count: values[jnp.minimum(count, len(values) - 1)]
+        ends = jnp.asarray(self.step)
         return lambda count: values[jnp.minimum(jnp.searchsorted(ends, count, side="right"), len(ends) - 1)]
 
 
-def lineage(trace: Trace, replica: int, seed: int | None = None) -> Lineage:
+def _plain(values: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    return {name: array.astype(float).tolist() for name, array in values.items()}
+
+
+def lineage(trace: Trace, replica: int, seed: int | None = None, *, schedule: Schedule | None = None) -> Lineage:
     """Returns the path of hyperparameters behind a replica's weights at the end of a trace.
 
     Where a rule copies weights (PBT), it is the path of the replica's ancestors: at each copy it goes over to the one
@@ -90,6 +115,8 @@ def lineage(trace: Trace, replica: int, seed: int | None = None) -> Lineage:
         trace: of the whole run, `result.trace`.
         replica: which one, `result.best().replica` say.
         seed: an index into the run's seeds; needed if there are several.
+        schedule: the engine's, if it has one: the path then has the values in force at each step. `Result.lineage`
+            gives it.
 
     Raises:
         ValueError: no such replica, no such seed, or none given.
@@ -112,7 +139,16 @@ def lineage(trace: Trace, replica: int, seed: int | None = None) -> Lineage:
         for period in reversed(range(shape[0])):
             slot[period] = now = parents[period, now]
     rows = np.arange(shape[0])
-    return Lineage(np.asarray(trace.step), {name: own(v)[rows, slot] for name, v in trace.hyper.items()}, slot)
+    step, hyper = np.asarray(trace.step), {name: own(v)[rows, slot] for name, v in trace.hyper.items()}
+    return Lineage(step, hyper, slot, None if schedule is None else _in_force(schedule, step, hyper))
+
+
+def _in_force(schedule: Schedule, step: np.ndarray, hyper: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns what a schedule makes of each step's values, {name: [T]}."""
+    at = jnp.repeat(jnp.arange(len(step)), np.diff(step, prepend=0), total_repeat_length=int(step[-1]))
+    values = {name: jnp.asarray(v)[at] for name, v in hyper.items()}
+    made = jax.vmap(lambda h, count: dict(schedule(h, count)))(values, jnp.arange(len(at)))
+    return {name: np.asarray(jnp.broadcast_to(v, at.shape), np.float32) for name, v in made.items()}
 
 
 def replay(

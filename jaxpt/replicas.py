@@ -1,5 +1,6 @@
 """One replica: its state, its initialisation, its train step and its evaluation. The engine stacks M of them."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -95,7 +96,7 @@ def train_step(
 
     Args:
         problem: what is trained.
-        optimizer: hyperparameters -> optax transformation; it gets this step's key as `update(..., key=key)`.
+        optimizer: hyperparameters -> optax transformation; see `update` for what its update is offered.
         schedule: (hyperparameters, step) -> the ones in force at this step, or None.
         replica: one replica.
         batch: leaves [B, ...], or None for a problem without data.
@@ -115,10 +116,35 @@ def train_step(
     (loss, model_state), grads = jax.value_and_grad(objective, has_aux=True)(replica.params)
     # JAX returns the derivative by a complex number as the conjugate of the direction of steepest ascent.
     grads = jax.tree.map(lambda g: jnp.conj(g) if jnp.iscomplexobj(g) else g, grads)
-    transform = optax.with_extra_args_support(optimizer(hyper))
-    updates, opt_state = transform.update(grads, replica.opt_state, replica.params, key=key_update)
+
+    def value(params: Params, key: Any = None) -> Array:  # line searches hand on what they are given, the key too
+        del key
+        return objective(params)[0]
+
+    offered = {"key": key_update, "value": loss, "grad": grads, "value_fn": value}
+    updates, opt_state = update(optimizer(hyper), grads, replica.opt_state, replica.params, offered)
     params = optax.apply_updates(replica.params, updates)
     return replica._replace(params=params, model_state=model_state, opt_state=opt_state), loss
+
+
+def update(
+    transform: Any, grads: PyTree, state: PyTree, params: Params, offered: Mapping[str, Any]
+) -> tuple[PyTree, PyTree]:
+    """Returns a transformation's updates and its next state, given those extra arguments that it takes.
+
+    Args:
+        transform: an `optax.GradientTransformation`, with or without extra arguments.
+        grads: the gradient.
+        state: the transformation's state.
+        params: the weights.
+        offered: {"key": of this step, "value": loss of the minibatch, "grad": its gradient, "value_fn": weights -> loss
+            of the same minibatch with the same noise}; what is not asked for costs nothing.
+    """
+    extended = optax.with_extra_args_support(transform)
+    parameters = inspect.signature(extended.update).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        offered = {name: value for name, value in offered.items() if name in parameters}
+    return extended.update(grads, state, params, **offered)
 
 
 def _check_per_example(what: str, score: Array, count: int) -> None:

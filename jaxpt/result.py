@@ -156,7 +156,8 @@ class Result:
         """
         from jaxpt.lineage import lineage  # which stands on `fit`, and so on this module
 
-        return lineage(self.trace, self._pick("energy", seed) if replica is None else replica, seed)
+        chosen = self._pick("energy", seed) if replica is None else replica
+        return lineage(self.trace, chosen, seed, schedule=self.engine.schedule)
 
     def summary(self) -> "Summary":
         """Returns the run in a few numbers: a dict ready for JSON, whose `str` is a short text."""

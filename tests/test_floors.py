@@ -29,9 +29,9 @@ FLOORS = [
     ],
     ["nn", "linen"],
     [*(f"rules.{name}" for name in ("independent", "population", "replay", "tuning", "tempering")), "rules"],
-    ["scores", "from_nnx", "from_linen", "problems", "reads", "replicas"],
+    ["scores", "from_nnx", "from_linen", "problems", "replicas", "reads"],
     ["company", "processes", "placement", "state", "precision", "replica_axis"],
-    ["period", "checks", "engine"],
+    ["period", "names", "checks", "engine"],
     [*(f"diagnostics.{name}" for name in ("counts", "exchanges", "barrier", "index", "report")), "diagnostics"],
     [
         *("failures", "settings", "lock", "allocator", "checkpoint", "memory", "interruption", "divergence"),

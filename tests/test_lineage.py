@@ -115,3 +115,20 @@ def test_mistakes_are_said():
     }.items():
         with pytest.raises(ValueError, match=said):
             call()
+
+
+def test_the_path_as_a_schedule_has_the_rates_in_force():
+    """One network trained elsewhere with that schedule, in a plain loop, comes to the replica's weights."""
+    halved = lambda h, step: {**h, "learning_rate": h["learning_rate"] * 0.5 ** (step / 4)}
+    wells = jaxpt.energy_problem(lambda w: (w - 1) ** 2, lambda key: jnp.full((), 3.0))
+    ladder, rule = jaxpt.Ladder(learning_rate=[0.02, 0.1, 0.3]), jaxpt.Tempering(1e-6, "deo")
+    engine = jaxpt.Engine(wells, lambda h: optax.sgd(h["learning_rate"]), ladder, rule, every=3, schedule=halved)
+    found = jaxpt.fit(engine, steps=12, progress=False)
+    path = jaxpt.Lineage.from_json(found.lineage(1).to_json())
+    assert len(set(path.hyper["learning_rate"].tolist())) > 1
+    w, schedule = 3.0, path.schedule("learning_rate")
+    for step in range(12):
+        rate = found.trace.hyper["learning_rate"][step // 3, 1] * 0.5 ** (step / 4)
+        np.testing.assert_allclose(schedule(step), rate, rtol=1e-6)
+        w -= float(schedule(step)) * 2 * (w - 1)
+    np.testing.assert_allclose(found.state.replicas.params[1], w, rtol=1e-5)
