@@ -1,7 +1,5 @@
 """Which hyperparameters reach an update, which arguments an update is given, and pairings and ladders of one's own."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,6 @@ import optax.contrib
 import pytest
 
 import jaxpt
-from jaxpt.pairing import PAIRINGS, disjoint
 from jaxpt.reads import never_updated, reads
 from jaxpt.replicas import train_step
 
@@ -152,62 +149,3 @@ def test_an_update_that_lacks_an_argument_is_refused():
                 optax.sgd(h["learning_rate"]), optax.GradientTransformationExtraArgs(lambda p: (), update)
             )
         )
-
-
-def overlapping(key, turn, rungs):
-    return jnp.ones(rungs - 1, bool)
-
-
-@pytest.mark.parametrize(
-    ("pairing", "said"),
-    [
-        (overlapping, r"overlapping offers pairs that share a rung, \[0, 1\] in turn 0"),
-        (lambda key, turn, rungs: jnp.arange(rungs - 1) + turn >= 3, "in turn 3"),
-        (lambda key, turn, rungs: jnp.ones(rungs, bool), r"must return 2 booleans, .* but returns \(3,\)"),
-        (lambda key, turn, rungs: jnp.ones(rungs - 1), "but returns .* of type float32"),
-    ],
-)
-def test_a_pairing_whose_pairs_share_a_rung_is_refused(pairing, said):
-    with pytest.raises(ValueError, match=said):
-        make(lambda h: optax.sgd(h["learning_rate"]), jaxpt.Tempering(1.0, pairing))
-
-
-def test_an_exchange_is_a_permutation_whatever_is_offered():
-    """All 2^6 offers of a ladder of seven rungs, all swaps accepted."""
-    for offer in range(64):
-        pairs = jnp.array([bool(offer >> i & 1) for i in range(6)])
-        kept = np.asarray(disjoint(pairs))
-        assert not (kept & ~np.asarray(pairs)).any()
-        assert not (kept[1:] & kept[:-1]).any()
-        assert kept.any() == bool(offer)
-    energy = -jnp.arange(7.0)
-    rung, info = jaxpt.exchange(
-        jax.random.key(0), jnp.arange(7.0, 0, -1), energy, jnp.arange(7), C=100.0, pairing=overlapping
-    )
-    assert sorted(rung.tolist()) == list(range(7))
-    assert info.attempted.tolist() == [True, False] * 3
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        (jaxpt.Ladder(dropout_rate=[0.0, 0.1]), jaxpt.Ladder(dropout_rate=[0.0, 0.2])),
-        (jaxpt.Ladder(weight_decay=[1.0, 0.0, 2.0]), jaxpt.Ladder(weight_decay=[3.0, 0.0, 2.0])),
-        (jaxpt.Ladder(learning_rate=[0.1, 0.3]), jaxpt.Ladder(learning_rate=[0.1, 0.2])),
-        (jaxpt.Tempering(1.0, target=0.3), jaxpt.Tempering(2.0, target=0.4, settle=3)),
-        (jaxpt.PBT(quantile=0.3), jaxpt.PBT(quantile=0.4, low=0.7)),
-        (make(lambda h: optax.sgd(0.1 + 0 * h["learning_rate"]), fixed={}), None),
-    ],
-)
-def test_other_numbers_are_no_other_structure(one, other):
-    if other is None:
-        other = dataclasses.replace(one, ladder=jaxpt.Ladder(learning_rate=[0.2, 0.4, 0.5]), burn_in=7)
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-
-
-def test_the_known_pairings_are_compiled_as_they_are():
-    for pairing in PAIRINGS.values():
-        program = jax.make_jaxpr(
-            lambda key, p=pairing: jaxpt.exchange(key, jnp.ones(4), jnp.ones(4), jnp.arange(4), pairing=p)
-        )
-        assert "scan" not in str(program(jax.random.key(0)))
