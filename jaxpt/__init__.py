@@ -32,6 +32,7 @@ from jaxpt.problems import energy_problem
 from jaxpt.result import Best, Result
 from jaxpt.rules import PBT, CopyBest, Independent, Tempering, exchange
 from jaxpt.sampling import mala, sampler
+from jaxpt.scores import Metric
 from jaxpt.stream import prefetch
 from jaxpt.summary import Summary
 from jaxpt.types import Info, Move, Problem, Rule
@@ -54,6 +55,7 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "errors",
     "negative_log_likelihood",
     "label_mean",
+    "Metric",
     # On which hyperparameters.
     "Ladder",
     "geometric",

@@ -21,6 +21,7 @@ from jaxpt.placement import Placement, automatic, check_fits
 from jaxpt.reads import Reads, reads
 from jaxpt.replicas import in_force
 from jaxpt.rules import Tempering
+from jaxpt.scores import require_kind
 from jaxpt.state import RunState
 from jaxpt.types import Problem, Rule
 
@@ -170,11 +171,23 @@ def _same_structure(a: PyTree, b: PyTree) -> bool:
 def check_data(engine: "Engine", data: Data) -> None:
     """Raises ValueError if the data does not fit the engine; computes nothing (see `Engine.check`)."""
     check_sizes(engine, data)
+    if data.valid is not None and engine.problem.predict is not None:
+        require_kind(engine.problem, data.valid)
+        _check_predictions(engine.problem, data.valid)
     for name, split in data._asdict().items():
         if name == "train" or split is not None:
             _check_scores(engine, name, split, _is_label)
         if (ends := extremes(split)) is not None:
             _check_scores(engine, name, ends, _is_integer)
+
+
+def _check_predictions(problem: Problem, valid: PyTree) -> None:
+    """Raises ValueError if `predict` does not return what the problem says."""
+    few = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape[1:]), jnp.result_type(leaf)), valid)
+    predict: Any = problem.predict
+    found = jax.eval_shape(lambda key, batch: predict(*problem.init(key), batch), jax.random.key(0), few)
+    if found.shape[:1] != (2,):
+        raise ValueError(f"predict must return a row for each example, but for two of them it returns {found.shape}")
 
 
 def check_minibatch(engine: "Engine", batch: PyTree) -> None:
@@ -253,8 +266,15 @@ def _check_scores(engine: "Engine", name: str, split: PyTree, is_shown: Callable
             shapes |= jax.eval_shape(partial(trace, score), hidden, jax.random.key(0), abstract_hyper(engine))
         except Exception as error:
             raise ValueError(_explain(error, what, name, split, seen - set(abstract_hyper(engine)))) from error
+    combined = {name for name, metric in problem.metrics if metric.finish or metric.whole}
     for score_name, shape in shapes.items():
-        if getattr(shape, "shape", None) != (size,):
+        if score_name in combined:
+            if any(leaf.shape[:1] != (size,) for leaf in jax.tree.leaves(shape)):
+                raise ValueError(
+                    f"the function of the metric {score_name!r} must return arrays with a row for each of the {size} "
+                    f"examples, but their shapes are {[leaf.shape for leaf in jax.tree.leaves(shape)]}"
+                )
+        elif getattr(shape, "shape", None) != (size,):
             raise ValueError(
                 f"{score_name} must give one number per example, shape ({size},), on the {size} example(s) of "
                 f"data.{name}, but it gives {getattr(shape, 'shape', shape)}; leave out the mean or sum, or reduce all "

@@ -118,8 +118,9 @@ def depend_on_company(problem: Problem, examples: PyTree) -> list[str]:
     lowered = jax.jit(scores).lower(jax.random.key(0), few)
     options: Any = _QUICK if jax.default_backend() == "cpu" else None
     together, *alone = jax.tree.map(np.asarray, lowered.compile(compiler_options=options)(jax.random.key(0), few))
-    apart = {name: np.concatenate([half[name] for half in alone]) for name in together}
-    return [name for name in together if _differ(together[name], apart[name])]
+    plain = [name for name in together if isinstance(together[name], np.ndarray)]
+    apart = {name: np.concatenate([half[name] for half in alone]) for name in plain}
+    return [name for name in plain if _differ(together[name], apart[name])]
 
 
 def _shaken(params: Params, key: Key[Array, ""]) -> Params:

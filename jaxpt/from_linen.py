@@ -13,7 +13,7 @@ from flax.errors import InvalidRngError
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxpt.linen import COLLECTION
-from jaxpt.scores import Metric, probabilities, scores, takes_hyper, unknown
+from jaxpt.scores import Prediction, Score, declared_metrics, predictions, scores, takes_hyper, unknown
 from jaxpt.types import Batch, ModelState, Params, Problem
 
 
@@ -23,10 +23,11 @@ def linen_problem(
     *,
     example: Any,
     sown: Sequence[str] = (),
-    energy: Metric | None = None,
-    metrics: Mapping[str, Metric] | None = None,
+    energy: Score | None = None,
+    metrics: Mapping[str, Score] | None = None,
     train: str | None = None,
-    predict: Callable[[Any, Batch], Float[Array, "B K"]] | None = None,
+    predict: Callable[[Any, Batch], Float[Array, "B *K"]] | None = None,
+    prediction: Prediction | None = None,
 ) -> Problem:
     """A Flax Linen model with a loss.
 
@@ -59,7 +60,8 @@ def linen_problem(
         metrics: further functions to record in evaluation mode.
         train: name of the module's boolean argument that is true in training; by default whichever it has of train,
             training, is_training, or deterministic (which is false in training).
-        predict: `predict(model, batch)` -> logits [B, K], as in `nnx_problem`.
+        predict: `predict(model, batch)` -> logits, as in `nnx_problem`.
+        prediction: as in `nnx_problem`.
 
     Raises:
         ValueError: the loss reads `hyper` and no energy is given, a metric is called "energy", the module has no
@@ -143,7 +145,17 @@ def linen_problem(
         model = rebuild(params, rest)
         return {name: score(model, batch) for name, score in scored.items()}
 
-    return Problem(init, training_loss, evaluate, names, reads_hyper, rebuild, probabilities(rebuild, predict))
+    return Problem(
+        init,
+        training_loss,
+        evaluate,
+        names,
+        reads_hyper,
+        rebuild,
+        predictions(rebuild, predict, prediction),
+        prediction,
+        declared_metrics(metrics),
+    )
 
 
 def _inputs(example: Any, arguments: Sequence[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:

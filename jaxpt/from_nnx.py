@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxpt.arguments import check_takes
 from jaxpt.nn import Hyperparameter
-from jaxpt.scores import Metric, probabilities, scores, takes_hyper, unknown
+from jaxpt.scores import Prediction, Score, declared_metrics, predictions, scores, takes_hyper, unknown
 from jaxpt.types import Batch, ModelState, Params, Problem
 
 
@@ -18,9 +18,10 @@ def nnx_problem(
     make: Callable[..., nnx.Module],
     loss: Callable[..., Float[Array, " B"]],
     *,
-    energy: Metric | None = None,
-    metrics: Mapping[str, Metric] | None = None,
-    predict: Callable[[Any, Batch], Float[Array, "B K"]] | None = None,
+    energy: Score | None = None,
+    metrics: Mapping[str, Score] | None = None,
+    predict: Callable[[Any, Batch], Float[Array, "B *K"]] | None = None,
+    prediction: Prediction | None = None,
 ) -> Problem:
     """A Flax NNX model with a loss.
 
@@ -44,9 +45,13 @@ def nnx_problem(
         loss: `loss(model, batch)` or `loss(model, batch, hyper)` -> [B], one number per example.
         energy: what exchanges look at, `energy(model, batch)` -> [B] in evaluation mode; the loss by default.
             Needed when the loss reads `hyper`: all rungs must be scored by the same function.
-        metrics: further functions to record in evaluation mode, {name: function(model, batch) -> [B]}.
-        predict: `predict(model, batch)` -> logits [B, K], for `mixture`; their softmax is what the model says. A model
-            that gives probabilities returns their logarithm.
+        metrics: further functions to record in evaluation mode, {name: function(model, batch) -> [B]}; or
+            `jaxpt.Metric`, for one with a direction or of a whole split.
+        predict: `predict(model, batch)` -> logits [B, K], for `mixture`; their softmax is the prediction. A model that
+            gives probabilities returns their logarithm.
+        prediction: what `predict` returns: "classes", logits [B, ..., K] (of each word or pixel, say); "binary", a
+            logit [B, ...] for each yes or no, whose sigmoid is the prediction; "values" [B, ...] of a regression. By
+            default classes [B, K].
 
     Raises:
         ValueError: the loss reads `hyper` and no energy is given, a metric is called "energy", or an argument is of the
@@ -101,7 +106,17 @@ def nnx_problem(
         return {name: score(model, batch) for name, score in scored.items()}
 
     names = frozenset(variable.tag for _, variable in nnx.to_flat_state(hypers))
-    return Problem(init, training_loss, evaluate, names, reads_hyper, rebuild, probabilities(rebuild, predict))
+    return Problem(
+        init,
+        training_loss,
+        evaluate,
+        names,
+        reads_hyper,
+        rebuild,
+        predictions(rebuild, predict, prediction),
+        prediction,
+        declared_metrics(metrics),
+    )
 
 
 def _with_arrays_as_data(model: Any) -> Any:

@@ -18,10 +18,11 @@ from jaxpt.placement import AXIS, EVERYWHERE, SEED, Placement, single
 from jaxpt.precision import tracing_with
 from jaxpt.replica_axis import over_replicas
 from jaxpt.replicas import Replicas, mean_in_chunks
+from jaxpt.scores import require_kind
 from jaxpt.types import Batch, Problem
 
-MixtureMetric = Callable[[Float[Array, "B K"], Batch], Array]
-"""(probabilities of the mixture, batch) -> [B], one number per example."""
+MixtureMetric = Callable[[Float[Array, "B *K"], Batch], Array]
+"""(mean prediction, batch) -> [B], one number per example."""
 
 
 def mixture(
@@ -50,7 +51,8 @@ def mixture(
         engine: its problem needs `predict`.
         state: whose replicas; with S seeds there is one mixture per seed, and metrics are [S] (or [K, S]).
         examples: leaves [N, ...].
-        metrics: {name: function(probabilities [B, K], batch) -> [B]}.
+        metrics: {name: function(predictions [B, ...], batch) -> [B]}: probabilities of classes, or values, as the
+            problem's `prediction` says.
         coldest: only the replicas on this many coldest rungs, where they stand now; by default all. A sequence of K
             such numbers gives K mixtures, metrics [K], for the price of one.
         ladder: which ladder's rungs; needed with `coldest` if there are several ladders.
@@ -65,6 +67,7 @@ def mixture(
     if not metrics:
         raise ValueError('metrics is empty; give one at least, e.g. {"error": lambda p, batch: errors(p, batch["y"])}')
     tree.leading(examples, "examples")
+    require_kind(engine.problem, examples)
     counts = np.asarray(engine.num_replicas if coldest is None else coldest)
     name = ladder_of(engine, ladder, coldest)
     # Not the engine: whatever its rule, the program is the same.
@@ -102,8 +105,8 @@ class Mixture:
     model_state: PyTree = dataclasses.field(repr=False)
     _how: "_How" = dataclasses.field(repr=False)
 
-    def __call__(self, batch: Batch) -> Float[Array, "B K"]:
-        """Returns probabilities of K classes for each example of a batch, as the problem's `predict` takes it."""
+    def __call__(self, batch: Batch) -> Float[Array, "B *K"]:
+        """Returns the mean prediction for each example of a batch, as the problem's `predict` takes it."""
         return _together(self._how, self.params, self.model_state, batch)
 
 
@@ -140,8 +143,8 @@ def ladder_of(engine: Engine, ladder: str | None, coldest: int | Sequence[int] |
 def _require_predict(engine: Engine) -> None:
     if engine.problem.predict is None:
         raise ValueError(
-            "the problem says no probabilities; give nnx_problem or linen_problem predict=..., a function "
-            "(model, batch) -> logits [B, K]"
+            "the problem has no predictions; give nnx_problem or linen_problem predict=..., a function "
+            "(model, batch) -> logits [B, K], or other numbers and prediction=..."
         )
 
 
@@ -163,17 +166,26 @@ class _How(NamedTuple):
         return over_replicas(axis, placed.platform, placed.num_devices, function, (0, 0), at_once=self.at_once)
 
 
-def _mean(each: Float[Array, "M B K"], chosen: Bool[Array, " M"]) -> Float[Array, "B K"]:
+def _mean(each: Float[Array, "M B *K"], chosen: Bool[Array, " M"]) -> Float[Array, "B *K"]:
     """Returns the mean over the chosen replicas, without those that are not finite."""
     # `where`, not a weight: a number that is not finite must not come through as 0 times itself.
-    return jnp.mean(each, 0, where=(chosen[:, None] & jnp.isfinite(each).all(-1))[..., None])
+    known = chosen[:, None] & jnp.isfinite(each).all(tuple(range(2, each.ndim)))
+    return jnp.mean(each, 0, where=known.reshape(known.shape + (1,) * (each.ndim - 2)))
+
+
+def _check_count(each: Array, count: int) -> None:
+    if each.ndim < 2 or each.shape[1] != count:
+        raise ValueError(
+            f"predict must return a row for each example, shape ({count}, ...), but it returns {each.shape[1:]}"
+        )
 
 
 @partial(jax.jit, static_argnums=0)
-def _together(how: _How, params: PyTree, model_state: PyTree, batch: Batch) -> Float[Array, "B K"]:
+def _together(how: _How, params: PyTree, model_state: PyTree, batch: Batch) -> Float[Array, "B *K"]:
     predict: Any = how.problem.predict
     with tracing_with(how.precision):
         each = how.over(lambda params, rest: predict(params, rest, batch))(params, model_state)
+        _check_count(each, tree.leading(batch, "batch"))
         return _mean(each, jnp.ones(len(each), bool))
 
 
@@ -205,10 +217,7 @@ def _of_one_seed(
         count = tree.leading(batch, "examples")
         each = how.over(lambda params, rest: predict(params, rest, batch))(replicas.params, replicas.model_state)
         each = how.placed.whole(each)
-        if each.ndim != 3 or each.shape[1] != count:
-            raise ValueError(
-                f"predict must give logits of shape ({count}, K) for {count} examples, but it gives {each.shape[1:]}"
-            )
+        _check_count(each, count)
 
         def mixed(coldest: Int[Array, ""]) -> dict[str, Array]:
             mean = _mean(each, rung < coldest)
@@ -223,4 +232,4 @@ def _of_one_seed(
                 )
         return found
 
-    return mean_in_chunks(score, examples, how.chunk)
+    return mean_in_chunks(score, examples, how.chunk)[0]

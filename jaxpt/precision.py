@@ -65,7 +65,7 @@ def with_compute_dtype(
 
     def evaluate(params: Params, rest: ModelState, batch: Batch) -> dict[str, Array]:
         scores = problem.evaluate(cast(params), rest, cast_batch(batch))
-        return {name: _at_least_float32(score) for name, score in scores.items()}
+        return jax.tree.map(_at_least_float32, scores)
 
     predict = problem.predict
     if predict is not None:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from jaxpt.arguments import check_takes
-from jaxpt.scores import required, scores
+from jaxpt.scores import declared_metrics, required, scores
 from jaxpt.types import Batch, ModelState, Params, Problem
 
 
@@ -51,4 +51,10 @@ def energy_problem(
     def evaluate(params: Params, rest: ModelState, batch: Batch) -> dict[str, Array]:
         return {name: score(function, params, batch) for name, function in scored.items()}
 
-    return Problem(lambda key: (init(key), ()), training_loss, evaluate, model=lambda params, rest: params)
+    return Problem(
+        lambda key: (init(key), ()),
+        training_loss,
+        evaluate,
+        model=lambda params, rest: params,
+        metrics=declared_metrics(metrics),
+    )

@@ -1,7 +1,7 @@
 """One replica: its state, its initialisation, its train step and its evaluation. The engine stacks M of them."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -168,7 +168,9 @@ def mean_scores(
     examples: PyTree,
     chunk: int,
 ) -> dict[str, Float[Array, "..."]]:
-    """Returns {"energy": [M], metric: [M], ...}, means over all examples in evaluation mode.
+    """Returns the scores in evaluation mode, {"energy": [M], metric: [M], ...}.
+
+    They are means over all examples, or what a `jaxpt.Metric` makes of them.
 
     Examples are taken at most `chunk` at a time, in slices of one size where they lie, so memory is bounded and nothing
     is copied or padded: the last slice overlaps the one before, and what it repeats does not count.
@@ -183,6 +185,7 @@ def mean_scores(
     if examples is None:
         scores = over_replicas(lambda params, state: problem.evaluate(params, state, None), (0, 0))
         return jax.tree.map(lambda s: s.mean(-1), scores(replicas.params, replicas.model_state))
+    combined = {name: metric for name, metric in problem.metrics if metric.finish or metric.whole}
 
     def score(batch: PyTree) -> Any:
         count = jax.tree.leaves(batch)[0].shape[0]
@@ -190,12 +193,25 @@ def mean_scores(
         def one(params: Params, state: ModelState) -> dict[str, Array]:
             scores = problem.evaluate(params, state, batch)
             for name, score in scores.items():
-                _check_per_example(name, score, count)
+                if name not in combined:
+                    _check_per_example(name, score, count)
             return scores
 
-        return over_replicas(one, (0, 0))(replicas.params, replicas.model_state)
+        # Examples last, as `mean_in_chunks` wants them.
+        each = over_replicas(one, (0, 0))(replicas.params, replicas.model_state)
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, -1), each) if combined else each
 
-    return mean_in_chunks(score, examples, chunk)
+    whole = {name for name in combined if combined[name].whole}
+    means, outputs = mean_in_chunks(score, examples, chunk, whole)
+    for name, metric in combined.items():
+        if name in whole:
+            rows = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 1), outputs[name])
+            means[name] = jax.vmap(metric.whole)(rows)
+        elif name in means:
+            means[name] = jax.vmap(metric.finish)(means[name])
+        if name in means and means[name].ndim != 1:
+            raise ValueError(f"the metric {name!r} must come to one number, but it has shape {means[name].shape[1:]}")
+    return means
 
 
 def paired_variance(
@@ -230,26 +246,46 @@ def paired_variance(
         return {"difference": difference, "square": difference**2}
 
     count = jax.tree.leaves(examples)[0].shape[0]
-    mean = mean_in_chunks(pairs, examples, chunk)
+    mean, _ = mean_in_chunks(pairs, examples, chunk)
     spread = jnp.maximum(mean["square"] - mean["difference"] ** 2, 0.0)
     return spread / (count - 1) * (1 - count / population)
 
 
 def mean_in_chunks(
-    score: Callable[[PyTree], dict[str, Array]], examples: PyTree, chunk: int
-) -> dict[str, Float[Array, "..."]]:
-    """Returns {name: [...]}, means over all examples of `score(batch)` -> {name: [..., B]}; chunks: `mean_scores`."""
+    score: Callable[[PyTree], dict[str, Any]], examples: PyTree, chunk: int, kept: Collection[str] = ()
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns means over all examples of `score(batch)` -> {name: [..., B]}, and what is kept whole, {name: [..., N]}.
+
+    Args:
+        score: of at most `chunk` examples.
+        examples: leaves [N, ...].
+        chunk: see `mean_scores`.
+        kept: names whose outputs are not averaged but put together, pytrees of [..., N].
+    """
     count = jax.tree.leaves(examples)[0].shape[0]
     chunk = -(-count // -(-count // chunk))  # as few slices, as even as can be
 
-    def add(start: Int[Array, ""]) -> dict[str, Array]:
+    def add(start: Int[Array, ""]) -> tuple[dict[str, Any], dict[str, Any]]:
         begin = jnp.minimum(start, count - chunk)
         batch = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, begin, chunk), examples)
         fresh = begin + jnp.arange(chunk) >= start
-        return jax.tree.map(lambda s: jnp.sum(s, -1, where=fresh, dtype=jnp.result_type(s, jnp.float32)), score(batch))
+        found = score(batch)
+        own = {name: found.pop(name) for name in list(found) if name in kept}
+        return (
+            jax.tree.map(lambda s: jnp.sum(s, -1, where=fresh, dtype=jnp.result_type(s, jnp.float32)), found),
+            own,
+        )
 
-    parts = jax.lax.map(add, jnp.arange(0, count, chunk))
-    return jax.tree.map(lambda part: part.sum(0) / count, parts)
+    starts = jnp.arange(0, count, chunk)
+    parts, slices = jax.lax.map(add, starts)
+    place = jnp.minimum(starts, count - chunk)[:, None] + jnp.arange(chunk)
+
+    def joined(leaf: Array) -> Array:
+        rows = jnp.moveaxis(leaf, 0, -2)  # [..., slices, chunk]
+        whole = jnp.zeros((*rows.shape[:-2], count), rows.dtype)
+        return whole.at[..., place.ravel()].set(rows.reshape(*rows.shape[:-2], -1))
+
+    return jax.tree.map(lambda part: part.sum(0) / count, parts), jax.tree.map(joined, slices)
 
 
 def rescale_momentum(opt_state: PyTree, factor: Float[Array, "..."]) -> PyTree:

@@ -16,6 +16,7 @@ from jaxpt.mixture import Mixture, ladder_of, together
 from jaxpt.model_files import save_model
 from jaxpt.processes import is_first
 from jaxpt.replica_axis import Execution
+from jaxpt.scores import is_higher_better
 from jaxpt.state import RunState, Trace
 
 if TYPE_CHECKING:
@@ -98,14 +99,16 @@ class Result:
         return self.state.key.shape[0] if self.state.key.ndim else None
 
     def best(self, on: str = "energy", seed: int | None = None) -> Best:
-        """Returns the replica with the lowest score on the validation split (ties: the lower energy).
+        """Returns the replica with the best score on the validation split (ties: the lower energy).
+
+        The best energy is the lowest. Of a metric it is the highest or the lowest, as `jaxpt.Metric` or its name tells.
 
         Args:
             on: "energy", which may be called "validation" too, or one of the problem's metrics.
             seed: which seed's ladder to look at (an index into `seeds`); needed if the run has several.
 
         Raises:
-            ValueError: no such score, or no such seed.
+            ValueError: no such score, or no such seed; nothing tells whether more or less of the score is better.
         """
         return self._replicas([self._pick(on, seed)], seed)[0]
 
@@ -272,7 +275,8 @@ class Result:
         lead = self._lead(seed)
         # A diverged replica comes last, whatever its other scores say.
         healthy = np.isfinite(self.valid["energy"])
-        ranked = [np.where(healthy, self.valid[name], np.inf)[lead] for name in ("energy", on)]
+        sign = -1 if is_higher_better(self.engine.problem, on) else 1
+        ranked = [np.where(healthy, scores, np.inf)[lead] for scores in (self.valid["energy"], sign * self.valid[on])]
         if not np.isfinite(ranked[0]).any():
             warnings.warn(f"all {len(ranked[0])} replicas have diverged; none is the best", stacklevel=3)
         return int(np.lexsort(ranked)[0])

@@ -25,11 +25,14 @@ class Problem(NamedTuple):
     Attributes:
         init: key -> (params, model_state).
         loss: (params, model_state, batch, hyper, key) -> (training loss of each example [B], new model_state).
-        evaluate: (params, model_state, batch) -> {"energy": [B], metric: [B], ...} in evaluation mode.
+        evaluate: (params, model_state, batch) -> {"energy": [B], metric: [B], ...} in evaluation mode; a pytree of
+            [B, ...] for a metric that combines them (`jaxpt.Metric`).
         hyperparameters: names that the model itself reads (the rate of a `Dropout`, say).
         reads_hyper: whether the loss takes the hyperparameters too, so that any name may be read there.
         model: (params, model_state) -> the user's model with these weights, in evaluation mode.
-        predict: (params, model_state, batch) -> probabilities of K classes [B, K] in evaluation mode.
+        predict: (params, model_state, batch) -> probabilities, or values of a regression, [B, ...] in evaluation mode.
+        prediction: what `predict` returns, "classes", "binary" or "values"; None: not said, so classes [B, K].
+        metrics: (name, `jaxpt.Metric`) of the metrics that have more to them than a mean over examples.
     """
 
     init: Callable[[Key[Array, ""]], tuple[Params, ModelState]]
@@ -41,7 +44,9 @@ class Problem(NamedTuple):
     hyperparameters: frozenset[str] = frozenset()
     reads_hyper: bool = False
     model: Callable[[Params, ModelState], Any] | None = None
-    predict: Callable[[Params, ModelState, Batch], Float[Array, "B K"]] | None = None
+    predict: Callable[[Params, ModelState, Batch], Float[Array, "B *K"]] | None = None
+    prediction: str | None = None
+    metrics: tuple[tuple[str, Any], ...] = ()
 
 
 class Info(NamedTuple):
