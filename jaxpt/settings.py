@@ -72,9 +72,19 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], where: str = ""
         a, b, place = then.get(name), now.get(name), f"{where}{name}"
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += differences(a, b, f"{place} / ")
+        elif a != b and name == "keys":
+            several = isinstance(b, list) and np.ndim(b) > 1
+            found.append(f"{'seeds' if several else 'seed'}: {_seeds(a)} -> {_seeds(b)}")
         elif a != b:
             found.append(f"{place}: {_brief(a)} -> {_brief(b)}")
     return found
+
+
+def _seeds(keys: Any) -> str:
+    """Returns the seed, or the seeds, that keys were made of: the second number of each, if the first one is 0."""
+    rows = np.atleast_2d(np.asarray([] if keys is None else keys, np.int64))
+    found = [int(row[1]) if row[0] == 0 else row.tolist() for row in rows if row.size]
+    return _brief(found[0] if np.ndim(keys) == 1 and found else found)
 
 
 def _brief(value: Any) -> str:

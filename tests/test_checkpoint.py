@@ -144,11 +144,11 @@ def test_settings_that_change_the_mathematics_are_refused_with_what_differs(save
         "engine / every: 2 -> 3",
         "ladders / temperature / temperature: [1.0, 2.0, 4.0] -> [1.0, 2.0, 5.0]",
         "rule / C: 1.0 -> 2.0",
-        "seeds / keys: [0, 0] -> [0, 1]",
+        "seed: 0 -> 1",
     ):
         assert what in str(refused.value)
     with pytest.raises(ValueError, match="the rule's exchange: "):
-        go_on(saved, engine=bowl(rule=jaxpt.Tempering(1.0, lambda key, turn, rungs: jnp.ones(rungs - 1, bool))))
+        go_on(saved, engine=bowl(rule=jaxpt.Tempering(1.0, lambda key, turn, rungs: jnp.arange(rungs - 1) == 0)))
     with pytest.raises(ValueError, match="a training step of problem, optimizer and schedule: "):
         go_on(saved, engine=bowl(optimizer=lambda h: jaxpt.langevin(0.02, h["temperature"])))
     with pytest.raises(ValueError, match="holds a run of 12 steps already"):
