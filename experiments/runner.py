@@ -103,9 +103,13 @@ def arms_rules(options: BaseOptions) -> dict[str, jaxpt.Rule]:
 def make_directory(directory: Path) -> Path:
     """Makes a directory, if need be, and makes sure that it can be written; of several processes only the first does.
 
+    Returns:
+        The directory, `~` expanded.
+
     Raises:
-        ValueError: it cannot.
+        ValueError: it cannot be written, or is a URL.
     """
+    directory = files.local_path("--directory", directory)
     if not jaxpt.placement.is_first():
         return directory
     try:

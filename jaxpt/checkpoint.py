@@ -21,7 +21,7 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxpt import allocator, settings, tree
 from jaxpt.failures import CheckpointError
-from jaxpt.files import digest, write
+from jaxpt.files import digest, is_stray, local_path, write
 from jaxpt.lock import lock
 from jaxpt.processes import refuse_together
 from jaxpt.state import RunState, Trace
@@ -55,7 +55,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
-        self.directory = Path(directory).absolute()
+        self.directory = local_path("directory", directory).absolute()
         self._steps, self._sums = self.directory / "checkpoints", self.directory / "checksums"
         self._leads = jax.process_index() == 0
         self._saving: Future[None] | None = None
@@ -193,7 +193,8 @@ class Checkpoints:
         with self._failing_at(step):
             response.result()
             if self._leads:
-                sums = {str(path.relative_to(self._steps)): digest(path) for path in self._files(step)}
+                files = {str(path.relative_to(self._steps)): path for path in self._files(step)}
+                sums = {name: digest(path) for name, path in files.items() if not is_stray(name)}
                 write(self._sums / f"{step}.json", json.dumps(sums, indent=1))
                 for old in set(self.steps) - {step}:
                     if not (self._steps / str(old)).exists():
@@ -248,9 +249,8 @@ class Checkpoints:
     def _check_files(self, step: int) -> None:
         written = self._written(step)
         found = {str(path.relative_to(self._steps)): path for path in self._files(step)}
-        wrong = [
-            name for name in sorted(written | found) if name not in found or written.get(name) != digest(found[name])
-        ]
+        ours = [name for name in sorted(written | found) if not is_stray(name)]
+        wrong = [name for name in ours if name not in found or written.get(name) != digest(found[name])]
         if wrong:
             earlier = [other for other in self.steps if other < step]
             advice = (

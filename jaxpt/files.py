@@ -1,7 +1,54 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and where users want them."""
 
 import hashlib
+import os
+import re
 from pathlib import Path
+from typing import Any
+
+# pathlib makes "gs:/bucket" of "gs://bucket", so one slash is enough. A single letter is a drive of Windows.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+# Behind a folder, as `Path.absolute` leaves them, only the usual schemes count.
+_URL_WITHIN = re.compile(r"[/\\](gs|gcs|s3a?|file|https?|ftp|hdfs|dbfs|az|abfss?|wasbs?|hf):/", re.IGNORECASE)
+# Left by macOS, Windows, NFS and FUSE, ext4, file servers and editors.
+_STRAY = re.compile(
+    r"\.DS_Store|\._.*|\.Spotlight-V100|\.Trashes|\.fseventsd|\.AppleDouble|\.localized|Icon\r"
+    r"|Thumbs\.db|ehthumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information"
+    r"|\.nfs.+|\.fuse_hidden.+|lost\+found|\.Trash-\d+|\.directory|@eaDir|\.snapshot"
+    r"|.*~|\..*\.sw[a-p]|\.#.*|#.*#",
+    re.IGNORECASE,
+)
+
+
+def local_path(name: str, path: Any) -> Path:
+    """Returns a path of this machine's file system, with `~` and `~user` expanded.
+
+    Args:
+        name: what the user calls the argument.
+        path: a string or `os.PathLike`.
+
+    Raises:
+        ValueError: it is something else, a URL (gs://, s3://, file://), or in the home of an unknown user.
+    """
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise ValueError(f"{name} must be a path, a string or pathlib.Path, but it is {path!r}")
+    if _URL.match(text) or _URL_WITHIN.search(text):
+        raise ValueError(
+            f"{name}={text!r} looks like a URL, but only paths of the local file system can be used; give a local "
+            "path, of a mounted bucket for example, or copy the files afterwards"
+        )
+    if text.startswith("~") and (text := os.path.expanduser(text)).startswith("~"):
+        raise ValueError(
+            f"{name}={text!r} begins with ~, but there is no such home folder; give the absolute path of a folder "
+            "whose name begins with ~"
+        )
+    return Path(text)
+
+
+def is_stray(name: str) -> bool:
+    """Returns whether a relative path's name, or that of a folder in it, is one that file systems or editors use."""
+    return any(_STRAY.fullmatch(part) for part in Path(name).parts)
 
 
 def write(path: Path, text: str) -> None:

@@ -20,6 +20,7 @@ from jaxpt.divergence import Watch
 from jaxpt.engine import Engine
 from jaxpt.extras import extra
 from jaxpt.failures import Interrupted
+from jaxpt.files import local_path
 from jaxpt.interruption import Request, requests
 from jaxpt.job import NEVER, prepare
 from jaxpt.monitor import Callback, Monitor, Recorder
@@ -121,8 +122,8 @@ def fit(
     Raises:
         ValueError: steps is not a positive integer, seeds are not distinct integers, prng is unknown, or the data does
             not fit the engine, see `Engine.check`; a stream ends early or changes its shapes, see
-            `jaxpt.stream.prefetch`; the directory holds a longer run, or one with other settings; an option is out of
-            range.
+            `jaxpt.stream.prefetch`; the directory holds a longer run, or one with other settings; it is a URL; an
+            option is out of range.
         ModuleNotFoundError: tensorboardX is asked for and not installed.
         MemoryError: the run does not fit on its devices; the message says how many replicas do.
         CheckpointError: a checkpoint cannot be written or read, or another run is using the directory.
@@ -138,8 +139,7 @@ def fit(
         raise ValueError(f"save_every must be a number of periods, at least 1, but it is {save_every!r}")
     if not isinstance(save_minutes, int | float | np.number) or not save_minutes > 0:
         raise ValueError(f"save_minutes must be positive, but it is {save_minutes!r}")
-    if not isinstance(directory, str | os.PathLike | None):
-        raise ValueError(f"directory must be a path, but it is {directory!r}")
+    directory = None if directory is None else local_path("directory", directory)
     callbacks = _checked_callbacks(callbacks)
     if patience is not None and (not isinstance(patience, int | np.integer) or patience < 1):
         raise ValueError(f"patience must be a number of periods, at least 1, but it is {patience!r}")

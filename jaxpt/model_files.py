@@ -32,7 +32,7 @@ def save_model(path: str | os.PathLike[str], params: Params, model_state: ModelS
         model_state: what else its model carries.
         about: what is written beside them, ready for JSON.
     """
-    file = Path(path).absolute()
+    file = files.local_path("path", path).absolute()
     leaves = jax.tree.leaves_with_path(_weights(params, model_state))
     places = [[_key(part) for part in place] for place, _ in leaves]
     names = list(map(_flat_name, places))
@@ -63,10 +63,10 @@ def load_model(path: str | os.PathLike[str]) -> PyTree:
         path: of the folder, or of the file NAME.safetensors.
 
     Raises:
-        ValueError: there is no such model, it is not whole, or it is in the form of another release.
+        ValueError: path is a URL; there is no such model, it is not whole, or it is in the form of another release.
         ModuleNotFoundError: the file is of safetensors, and that is not installed.
     """
-    file = Path(path).absolute()
+    file = files.local_path("path", path).absolute()
     if not file.exists():
         raise ValueError(f"{file} does not exist; give the path that was given to save_model")
     if file.suffix == ".safetensors":
@@ -133,7 +133,10 @@ def _save_nested(file: Path, arrays: PyTree, content: str) -> None:
 
 
 def _make_room(file: Path) -> None:
-    if file.exists() and not (file / "model.json").exists() and (not file.is_dir() or any(file.iterdir())):
+    def taken() -> bool:
+        return not file.is_dir() or not all(files.is_stray(found.name) for found in file.iterdir())
+
+    if file.exists() and not (file / "model.json").exists() and taken():
         raise ValueError(f"{file} exists and is no model that save_model wrote, so it stays; give another path")
     file.mkdir(parents=True, exist_ok=True)
     files.write(file / "model.json", json.dumps({"format": FORMAT}))  # ours, but not whole yet

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 from jaxpt import tree
 from jaxpt.engine import Engine
 from jaxpt.extras import extra, versions
+from jaxpt.files import local_path
 from jaxpt.mixture import Mixture, ladder_of, together
 from jaxpt.model_files import save_model
 from jaxpt.processes import is_first
@@ -205,14 +205,14 @@ class Result:
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
-            ValueError: no such seed.
+            ValueError: no such seed; directory is a URL.
         """
         extra("matplotlib", "plots", "result.plot()")
         from jaxpt.pictures import pictures
 
+        folder = None if directory is None else local_path("directory", directory)
         figures = pictures(self, seed)
-        if directory is not None and is_first():
-            folder = Path(directory)
+        if folder is not None and is_first():
             folder.mkdir(parents=True, exist_ok=True)
             for name, figure in figures.items():
                 figure.savefig(folder / f"{name.replace('/', '_')}.png")
@@ -227,11 +227,12 @@ class Result:
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
+            ValueError: path is a URL.
         """
         extra("matplotlib", "plots", "result.report()")
         from jaxpt.report import write
 
-        write(self, Path(path), title)
+        write(self, local_path("path", path), title)
 
     def save_model(
         self,
@@ -253,7 +254,7 @@ class Result:
             seed: as in `best`.
 
         Raises:
-            ValueError: no such replica, score or seed; the folder holds something else.
+            ValueError: no such replica, score or seed; path is a URL; the folder holds something else.
             ModuleNotFoundError: the path ends in .safetensors, and that is not installed.
         """
         from jaxpt.summary import about_replica

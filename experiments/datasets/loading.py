@@ -8,6 +8,7 @@ from experiments.datasets import prepared, preparing, sources
 from experiments.datasets.errors import DataError
 from experiments.datasets.official import SETS
 from jaxpt.data import Data
+from jaxpt.files import local_path
 
 
 def load(name: str, *, data_dir: Path | None = None, seed: int = 0, valid: int | None = None) -> tuple[Data, str]:
@@ -30,7 +31,7 @@ def load(name: str, *, data_dir: Path | None = None, seed: int = 0, valid: int |
     Raises:
         DataError: files missing, unreachable or damaged; or `valid` leaves no training split.
     """
-    path = _prepared(name, Path(data_dir) if data_dir is not None else None)
+    path = _prepared(name, local_path("data_dir", data_dir) if data_dir is not None else None)
     arrays = prepared.arrays(path)
     count = len(arrays["train_label"])
     valid = count // 10 if valid is None else valid
