@@ -5,7 +5,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -29,7 +30,9 @@ from jaxpt.progress import filled, joined
 from jaxpt.recorders import Lines, Scalars
 from jaxpt.result import Result
 from jaxpt.seeds import keys
-from jaxpt.state import Trace
+from jaxpt.state import RunState, Trace
+from jaxpt.stream import Prefetch
+from jaxpt.waiting import Wait
 
 if TYPE_CHECKING:
     from jaxpt.checkpoint import Checkpoints
@@ -81,7 +84,9 @@ def fit(
     devices always to the same bits); with more `steps` it trains on. SIGTERM and SIGINT then end
     the run after the period at work: it saves itself and raises `Interrupted`, which ends the process with code 75; a
     second signal ends it at once. A stream begins anew in a resumed run, and what was used of it is passed over; its
-    examples, unlike those of arrays, are not compared with those of before. DIRECTORY/periods.jsonl has a line for
+    examples, unlike those of arrays, are not compared with those of before. Callbacks, patience and checkpoints do not
+    wait for a stream's next minibatches, and a signal ends that wait. If a stream raises, the steps done are saved
+    first. DIRECTORY/periods.jsonl has a line for
     each period of the trace (`jaxpt.recorders.Lines`), also while the run goes on.
 
     A run can end before its last step: when a callback asks for it, or when the energies do not get better any more
@@ -91,7 +96,8 @@ def fit(
     Args:
         engine: what to run.
         train: training split, leaves [N, ...]; or a stream of minibatches, leaves [batch_size, ...], of which exactly
-            `steps` are taken; None for a problem without data.
+            `steps` are taken, or up to `every` more than were used if the run ends early; None for a problem without
+            data.
         valid: validation split.
         steps: optimiser steps of each replica.
         seed: the seed of a run with one ladder.
@@ -161,7 +167,18 @@ def fit(
         request = stack.enter_context(requests(directory is not None))
         store = None if directory is None else _opened(stack, directory)
         done = _periods_done(store, engine, whole)
-        job = prepare(engine, train, Data(None, valid, test), whole, rest, done, key, store)
+        saver = Saver(store, save_minutes, done)
+        wait = Wait(lambda: request.name is not None, saver.due)
+
+        def first(feed: Iterator[Any]) -> Any:
+            batches, gone = wait.next(feed, lambda: None)
+            if gone:
+                raise _interrupted(request, description, engine.every * done, steps, directory)
+            return batches
+
+        job = prepare(engine, train, Data(None, valid, test), whole, rest, done, key, store, first)
+        if isinstance(job.feed, Prefetch):
+            stack.callback(job.feed.close, 1.0)
         state, traces, earlier, images = job.begin(store)
         # None: tqdm shows the bar on a terminal only.
         hidden = not is_first() or (None if progress is None else not progress)
@@ -173,7 +190,7 @@ def fit(
         monitor = Monitor(steps, traces, earlier, images, bar, recorders, callbacks, patience)
         watch = Watch(engine, fresh=not done)
         batches, (count, _, ended, _) = job.batches, _agreed(1, False, request.name is not None, False)
-        saved, trained = time.perf_counter(), 0.0
+        trained = 0.0
         stopped: Literal["callback", "patience"] | None = None if monitor.left != 0 else "patience"
         while done < whole and not ended and not stopped:
             before = time.perf_counter()
@@ -184,8 +201,7 @@ def fit(
             trained += now - before
             monitor.add(state, rows, job.images(engine, rows, batches))
             watch.look(rows, _kept(store))
-            batches = next(job.feed, None)
-            due = done == whole or now - saved > 60 * save_minutes or (save_every and done % save_every == 0)
+            due = done == whole or saver.due() or (save_every and done % save_every == 0)
             count, due, ended, asked = _agreed(
                 _seconds(trained) * count / (now - before), bool(due), request.name is not None, monitor.asked
             )
@@ -194,9 +210,11 @@ def fit(
             # No dispatch goes past the end of patience: where a run ends does not depend on how it is cut.
             patient = monitor.left or whole
             count = min(max(1, count), job.room, until, patient, max(1, whole - done))
-            if store is not None and (due or ended or stopped):
-                store.save(state, monitor.join(), monitor.seconds, monitor.images)
-                saved = now
+            save = partial(saver.save, state, monitor, done)
+            if due or ended or stopped:
+                save()
+            if not ended and not stopped:  # decided before the wait for a stream, which may be long
+                batches, ended = wait.next(job.feed, save)
         if ended and store is not None:
             store.wait()
             raise _interrupted(request, description, engine.every * done, steps, directory)
@@ -231,6 +249,25 @@ def fit(
         execution=job.execution,
         stopped=stopped if int(whole_trace.step[-1]) < steps else None,
     )
+
+
+class Saver:
+    """Writes a run's checkpoints, one for each step at most; does nothing without a store."""
+
+    def __init__(self, store: "Checkpoints | None", minutes: float, done: int):
+        self._store, self._seconds = store, 60 * minutes
+        self._done, self._saved = done, time.perf_counter()
+
+    def due(self) -> bool:
+        """Returns whether the last checkpoint is longer ago than it may be."""
+        return self._store is not None and time.perf_counter() - self._saved > self._seconds
+
+    def save(self, state: RunState, monitor: Monitor, done: int) -> None:
+        """Saves the state after `done` whole periods, unless it is saved already."""
+        if self._store is None or done == self._done:
+            return
+        self._store.save(state, monitor.join(), monitor.seconds, monitor.images)
+        self._done, self._saved = done, time.perf_counter()
 
 
 def _seconds(trained: float) -> float:

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -77,8 +77,12 @@ def prepare(
     done: int,
     key: jax.Array,
     store: "Checkpoints | None",
+    first: Callable[[Iterator[Batches | None]], Batches | None],
 ) -> Job:
-    """Checks the data and brings it to the devices, compiles what is left to run, and sees that it fits."""
+    """Checks the data and brings it to the devices, compiles what is left to run, and sees that it fits.
+
+    `first` takes the first minibatches from their feed.
+    """
     feed: Iterator[Batches | None] = itertools.repeat(None)
     if streaming := is_stream(train):
         lengths = [engine.every] * (whole - done) + [rest] * (rest > 0)
@@ -86,7 +90,7 @@ def prepare(
         begin = engine.every * done if lengths else 0
         check = StreamLabels(partial(check_minibatch, engine))
         feed, train = prefetch(train, lengths or [1], engine.batch_size, begin, check), None
-    batches = next(feed, None)
+    batches = first(feed)
     host = scored._replace(train=train)
     seen = host if batches is None else host._replace(train=tree.take(batches.examples, (0, 0)))
     engine.check(seen)

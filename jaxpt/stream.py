@@ -1,9 +1,11 @@
 """Streams: minibatches from an iterator on the host, stacked into periods and put on the device ahead of time."""
 
 import itertools
+import queue
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import Future, wait
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -25,11 +27,13 @@ def prefetch(
     batch_size: int,
     start: int = 0,
     check: Callable[[PyTree, str], None] | None = None,
-) -> Iterator[Batches]:
-    """Yields the minibatches of one period after the other, on the device; a thread prepares the next one meanwhile.
+) -> "Prefetch":
+    """Returns an iterator over the minibatches of each period, on the device; a thread prepares the next period's.
 
     The thread begins with a period as soon as the one before is handed out, so reading, stacking and copying overlap
-    with training; two periods' minibatches are in memory at a time. Exactly sum(lengths) are taken from the stream.
+    with training; two periods' minibatches are in memory at a time. Exactly sum(lengths) are taken from the stream; a
+    caller that stops early has taken up to one period's more than it used. The thread is a daemon, so a stream that
+    never returns does not keep the process from ending.
 
     A minibatch may be short, as an epoch's last one is: it is filled up by examples of its own that do not count in
     the loss (as in `jaxpt.data.minibatches`; only a layer that looks at the whole minibatch, BatchNorm, sees them).
@@ -41,21 +45,90 @@ def prefetch(
         start: steps done already, whose minibatches are passed over.
         check: called with each minibatch and a name for it; raises ValueError if it is unfit.
 
-    Yields:
-        `Batches` of one period, leaves [1, T, B, ...].
+    Returns:
+        An iterator over `Batches` of one period each, leaves [1, T, B, ...].
 
     Raises:
         ValueError: the stream ends early; arrays that differ in length, or in structure, shape or type from those of
             the first minibatch; an empty or too large minibatch. All say at which step; the first step is 0.
     """
-    ready = _periods(iter(stream), lengths, batch_size, start, check)
-    with ThreadPoolExecutor(1, "jaxpt-stream") as pool:
-        ahead = pool.submit(next, ready)
-        for left in reversed(range(len(lengths))):
+    stopped = threading.Event()
+    return Prefetch(_periods(iter(stream), lengths, batch_size, start, check, stopped), len(lengths), stopped)
+
+
+_Orders: TypeAlias = "queue.SimpleQueue[Future[Batches] | None]"
+
+
+class Prefetch(Iterator[Batches]):
+    """What `prefetch` returns: an iterator that can be asked whether its next item is there.
+
+    Args:
+        periods: makes the items; only a thread of this object calls it.
+        count: how many there are.
+        stopped: ends `periods` before its next minibatch.
+    """
+
+    def __init__(self, periods: Iterator[Batches], count: int, stopped: threading.Event):
+        self._periods, self._left, self._stopped = periods, count, stopped
+        self._orders: _Orders = queue.SimpleQueue()
+        self._ahead: Future[Batches] | None = None
+        self._thread: threading.Thread | None = None
+
+    def ready(self, seconds: float) -> bool:
+        """Returns whether `next` would return (or raise) at once, after waiting for that at most so many seconds."""
+        ahead = self._next()
+        return ahead is None or bool(wait([ahead], seconds).done)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the item that is ready is an error, which `next` will raise."""
+        return self._ahead is not None and self._ahead.done() and self._ahead.exception() is not None
+
+    def __next__(self) -> Batches:
+        ahead = self._next()
+        if ahead is None:
+            raise StopIteration
+        try:
             batches = ahead.result()
-            if left:
-                ahead = pool.submit(next, ready)
-            yield batches
+        except Exception:
+            self.close()
+            raise
+        self._left -= 1
+        self._ahead = None
+        if self._next() is None:
+            self.close()
+        return batches
+
+    def close(self, seconds: float = 0.0) -> None:
+        """Ends the thread after the minibatch that it is reading, and waits for that at most so many seconds."""
+        self._left, self._ahead = 0, None
+        self._stopped.set()
+        self._orders.put(None)
+        if self._thread is not None and seconds:
+            self._thread.join(seconds)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _next(self) -> "Future[Batches] | None":
+        """Returns the next item's future, None after the last; the thread begins with it if it has not yet."""
+        if self._ahead is None and self._left:
+            if self._thread is None:
+                work = (self._periods, self._orders)
+                self._thread = threading.Thread(target=_work, args=work, daemon=True, name="jaxpt-stream")
+                self._thread.start()
+            self._ahead = Future()
+            self._orders.put(self._ahead)
+        return self._ahead
+
+
+def _work(periods: Iterator[Batches], orders: _Orders) -> None:
+    """Fills in one ordered future after the other; it holds no reference to the iterator that orders them."""
+    while (order := orders.get()) is not None:
+        try:
+            order.set_result(next(periods))
+        except BaseException as error:
+            order.set_exception(error)
 
 
 def _periods(
@@ -64,15 +137,20 @@ def _periods(
     batch_size: int,
     start: int,
     check: Callable[[PyTree, str], None] | None,
+    stopped: threading.Event,
 ) -> Iterator[Batches]:
-    """Yields what `prefetch` does, when asked."""
+    """Yields what `prefetch` does, when asked, until it is stopped."""
     steps = start + sum(lengths)
     for step in range(start):
+        if stopped.is_set():
+            return
         _next(stream, step, steps)
     first, counter = None, itertools.count(start)
     for length in lengths:
         taken = []
         for step in itertools.islice(counter, length):
+            if stopped.is_set():
+                return
             batch = jax.tree.map(np.asarray, _next(stream, step, steps))
             first = _like(batch) if first is None else first
             what = f"the stream's minibatch of step {step}"
@@ -80,6 +158,8 @@ def _periods(
             taken.append(_filled(batch, batch_size, what, first))
             if check is not None:
                 check(batch, what)
+        if stopped.is_set():  # the process may be ending
+            return
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves)[None], *taken)
         yield Batches(*jax.device_put(stacked))
 
