@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 import jaxpt
 from benchmarks import record
 from jaxpt import tree
-from jaxpt.replicas import update
+from jaxpt.updates import updated as update
 
 RATES = (0.003, 0.3)
 STEPS, EVERY, SEEDS = 200, 10, (0, 1, 2)

@@ -18,11 +18,12 @@ from jaxpt.ladder import Ladder, check_values, require_beta
 from jaxpt.names import abstract_hyper, check_all_read, check_names
 from jaxpt.pairing import check_pairing
 from jaxpt.placement import Placement, automatic, check_fits
-from jaxpt.reads import Reads, reads
+from jaxpt.reads import reads
 from jaxpt.replicas import in_force
 from jaxpt.rules import Tempering
 from jaxpt.scores import require_kind
 from jaxpt.state import RunState
+from jaxpt.tracked import Reads
 from jaxpt.types import Problem, Rule
 
 if TYPE_CHECKING:

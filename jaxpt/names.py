@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxpt.reads import has_state, never_updated, reads
-from jaxpt.replicas import in_force, init_replica
+from jaxpt.reads import check_kept, has_state, reading
+from jaxpt.replicas import in_force
 
 if TYPE_CHECKING:
     from jaxpt.engine import Engine
@@ -25,7 +25,7 @@ def check_names(engine: "Engine") -> None:
             "a ladder or into fixed={...}"
         )
     try:
-        known = reads(engine.problem, engine.optimizer, engine.schedule, hyper)
+        found = reading(engine.problem, engine.optimizer, engine.schedule, hyper)
     except KeyError as error:
         if error.args and error.args[0] in hyper:
             raise
@@ -33,36 +33,24 @@ def check_names(engine: "Engine") -> None:
             f"the optimizer or schedule reads the hyperparameter {error}, but the engine is given {given}; put it on "
             "a ladder or into fixed={...}"
         ) from error
-    known |= engine.problem.hyperparameters | {"batch_size"}
+    known = found.names | engine.problem.hyperparameters | {"batch_size"}
     after = jax.eval_shape(lambda h: dict(in_force(engine.schedule, h, jnp.zeros((), jnp.int32))), hyper)
     if lost := sorted(set(hyper) & engine.problem.hyperparameters - set(after)):
         raise ValueError(f"the schedule drops {', '.join(lost)}, which the model reads; return {{**h, ...}}")
     if not engine.problem.reads_hyper:
         check_all_read(engine, known)
-    start = jax.eval_shape(
-        lambda key, hyper: init_replica(engine.problem, engine.optimizer, engine.schedule, key, hyper, {}),
-        jax.random.key(0),
-        hyper,
-    )
-    if has_state(start.opt_state, _INJECTED):
+    if has_state(found.opt_state, _INJECTED):
         raise ValueError(
             "optax.inject_hyperparams keeps its first values in the optimizer's state, so swaps would not reach it; "
             "leave it out: the optimizer is built anew from the hyperparameters in every step"
         )
-    if engine.rule.exchanges or engine.schedule is not None:
-        on_ladders = {name for ladder in engine.ladders.values() for name in ladder.values}
-        kept = never_updated(engine.problem, engine.optimizer, engine.schedule, hyper) & on_ladders
-        if stuck := sorted(kept - engine.problem.hyperparameters):
-            raise ValueError(
-                f"the optimizer reads {', '.join(stuck)} when it begins and never again (it keeps the first value in "
-                "its state, as optax.rprop does), so no exchange, copy or schedule would reach it; take another "
-                "optimizer, or rule=Independent() without a schedule"
-            )
+    on_ladders = {name for ladder in engine.ladders.values() for name in ladder.values}
+    check_kept(found, on_ladders if engine.rule.exchanges or engine.diverged == "respawn" else set())
     if engine.rescale_momentum is None:
         return
     if engine.rescale_momentum not in hyper:
         raise ValueError(f"rescale_momentum={engine.rescale_momentum!r} is no hyperparameter; there are {given}")
-    if not has_state(start.opt_state, (optax.TraceState,)):
+    if not has_state(found.opt_state, (optax.TraceState,)):
         raise ValueError(
             f"rescale_momentum={engine.rescale_momentum!r} finds no momentum (optax.trace) in the optimizer's state; "
             "leave it out, or use optax.sgd(..., momentum=...)"

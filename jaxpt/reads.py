@@ -1,69 +1,38 @@
-"""Which hyperparameters an optimiser and a schedule read, and whether a swapped value reaches the update."""
+"""Which hyperparameters an optimiser and a schedule read, and when, found by tracing them; computes nothing."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr, Literal
-from jaxtyping import Array, Key, PyTree
+import optax
+from jax.extend.core import Literal
+from jaxtyping import Array, Int, PyTree
 
-from jaxpt.replicas import update
-from jaxpt.types import Hyper, Optimizer, Params, Problem, Schedule
-
-
-class PassedOn(dict[str, Array]):
-    """Hyperparameters that add to `seen` which names are read by themselves; `{**h}` and `h | {...}` read none."""
-
-    def __init__(self, hyper: Mapping[str, Array], seen: set[str]):
-        super().__init__(hyper)
-        self.seen = seen
-
-    def __getitem__(self, name: str) -> Array:
-        self.seen.add(name)
-        return super().__getitem__(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """As for any dict; counts as read."""
-        self.seen |= {name} & set(self)
-        return super().get(name, default)
-
-    def values(self) -> Any:
-        """As for any dict; all count as read."""
-        self.seen |= set(self)
-        return super().values()
-
-    def items(self) -> Any:
-        """As for any dict; all count as read."""
-        self.seen |= set(self)
-        return super().items()
+from jaxpt.tracked import PassedOn, Reads, plain
+from jaxpt.types import Hyper, Optimizer, Problem, Schedule
+from jaxpt.updates import extra_arguments, updated
 
 
-class Reads(PassedOn):
-    """The same, with `**h` counted as reading everything; copies go on counting."""
+class Reading(NamedTuple):
+    """What tracing an optimiser and a schedule shows."""
 
-    def __iter__(self) -> Iterator[str]:  # with an iterator of its own, `**h` asks for each item
-        return super().__iter__()
-
-    def copy(self) -> "Reads":
-        """As for any dict."""
-        return Reads(dict(dict.items(self)), self.seen)
-
-    def __or__(self, other: Any) -> "Reads":  # type: ignore[override]
-        return Reads({**dict(dict.items(self)), **other}, self.seen)
-
-    def __ror__(self, other: Any) -> "Reads":  # type: ignore[override]
-        return Reads({**other, **dict(dict.items(self))}, self.seen)
-
-
-def has_state(opt_state: PyTree, kinds: tuple[type, ...]) -> bool:
-    """Whether an optimiser's state holds a state of one of these kinds, `optax.TraceState` (momentum) say."""
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))
-    return any(isinstance(node, kinds) for node in nodes)
+    names: set[str]
+    """Hyperparameters that they read, or that the update depends on."""
+    opt_state: PyTree
+    """The optimiser's state, as shapes."""
+    kept: dict[str, set[str]]
+    """{name of a value in force that the optimiser keeps from its init on: what that value depends on}: names of
+    hyperparameters, and "" for the step."""
 
 
 def reads(problem: Problem, optimizer: Optimizer, schedule: Schedule | None, hyper: Mapping[str, Any]) -> set[str]:
-    """Returns the names that the optimiser and the schedule read, found by tracing one update; computes nothing.
+    """Returns the names that the optimiser and the schedule read (see `reading`)."""
+    return reading(problem, optimizer, schedule, hyper).names
+
+
+def reading(problem: Problem, optimizer: Optimizer, schedule: Schedule | None, hyper: Mapping[str, Any]) -> Reading:
+    """Returns what the optimiser and the schedule read, found by tracing init and one update; computes nothing.
 
     Args:
         problem: its weights' shapes are what the update is traced on.
@@ -73,77 +42,157 @@ def reads(problem: Problem, optimizer: Optimizer, schedule: Schedule | None, hyp
 
     Raises:
         KeyError: a name is not in `hyper`.
-        ValueError: what they return is no transformation, or no hyperparameters; they look at a value, which is traced;
-            the update lacks an argument.
+        ValueError: what they return is no transformation, or no hyperparameters; they cannot be traced.
     """
     seen: set[str] = set()
-    _trace(problem, optimizer, schedule, hyper, seen)
-    return seen
+    key = jax.random.key(0)
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    params = jax.eval_shape(lambda key: problem.init(key)[0], key)
 
-
-def never_updated(
-    problem: Problem, optimizer: Optimizer, schedule: Schedule | None, hyper: Mapping[str, Any]
-) -> set[str]:
-    """Returns the names on which an optimiser's state depends when it begins, but no update does.
-
-    A swap, a copy or a schedule would change such a hyperparameter without any effect. Arguments as in `reads`.
-    """
-    begin, step = _trace(problem, optimizer, schedule, hyper, set())
-    names = sorted(hyper)
-    at_start, later = (dict(zip(names, _used(program)[: len(names)], strict=True)) for program in (begin, step))
-    return {name for name in names if at_start[name] and not later[name]}
-
-
-def _trace(
-    problem: Problem, optimizer: Optimizer, schedule: Schedule | None, hyper: Mapping[str, Any], seen: set[str]
-) -> tuple[Jaxpr, Jaxpr]:
-    """Returns an optimiser's init and its update as programs of (hyperparameters, ...)."""
+    def scheduled(hyper: Hyper, step: Int[Array, ""]) -> Hyper:
+        given = hyper if schedule is None else schedule(PassedOn(hyper, seen), step)
+        if not hasattr(given, "keys"):
+            raise ValueError(f"schedule must return all hyperparameters, {{**h, ...}}, but it returns {given!r}")
+        return {name: jnp.asarray(value) for name, value in plain(given).items()}
 
     def made(hyper: Hyper) -> Any:
-        scheduled = hyper if schedule is None else schedule(PassedOn(hyper, seen), jnp.zeros((), jnp.int32))
-        if not hasattr(scheduled, "keys"):
-            raise ValueError(f"schedule must return all hyperparameters, {{**h, ...}}, but it returns {scheduled!r}")
-        found = optimizer(Reads(dict(scheduled), seen))
-        if not (hasattr(found, "init") and hasattr(found, "update")):
+        transform = optimizer(Reads(hyper, seen))
+        if not (hasattr(transform, "init") and hasattr(transform, "update")):
             raise ValueError(
                 'optimizer must return an optax transformation, e.g. optax.sgd(h["learning_rate"]), but it returns '
-                f"{found!r}"
+                f"{transform!r}"
             )
-        return found
+        return transform
 
-    def begin(hyper: Hyper, params: Params) -> PyTree:
-        return made(hyper).init(params)
+    def update(hyper: Hyper, state: PyTree, params: PyTree, value: Array, key: Array) -> tuple[PyTree, PyTree]:
+        def value_fn(params: PyTree) -> Array:  # any function of the weights will do
+            return value + sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(params))
 
-    def step(hyper: Hyper, params: Params, state: PyTree, key: Key[Array, ""]) -> PyTree:
-        loss = jnp.zeros(()) + sum(jnp.sum(jnp.real(leaf)) for leaf in jax.tree.leaves(params))
-        offered = {"key": key, "value": loss, "grad": params, "value_fn": lambda params, key=None: loss}
-        return update(made(hyper), params, state, params, offered)
+        return updated(made(hyper), params, state, params, extra_arguments(key, value, params, value_fn))
 
-    params = jax.eval_shape(lambda key: problem.init(key)[0], jax.random.key(0))
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    try:
-        first, state = jax.make_jaxpr(begin, return_shape=True)(dict(hyper), params)
-        return first.jaxpr, jax.make_jaxpr(step)(dict(hyper), params, state, key).jaxpr
-    except jax.errors.ConcretizationTypeError as error:
+    program, force = _traced("schedule", scheduled, dict(hyper), step)
+    origins = _sources(program, [1 << place for place in range(len(hyper) + 1)])
+    starting, opt_state = _traced("optimizer", lambda hyper, params: made(hyper).init(params), force, params)
+    if has_state(opt_state, (optax.LookaheadState,)):
         raise ValueError(
-            "the optimizer or schedule looks at the value of a hyperparameter in Python, but in the compiled step each "
-            "replica has another. Schedules of optax look at their peak, so make one with peak 1 outside and "
-            "multiply: unit = optax.warmup_cosine_decay_schedule(0.0, 1.0, 100, 1000); optimizer=lambda h: "
-            'optax.adam(lambda step: h["learning_rate"] * unit(step)). JAX says: ' + str(error).splitlines()[0]
+            "optax.lookahead trains pairs of weights (optax.LookaheadParams), but a problem has one set of weights; "
+            "take its inner optimizer alone"
+        )
+    loss = jax.ShapeDtypeStruct((), jnp.float32)
+    training, _ = _traced("optimizer", update, force, opt_state, params, loss, key)
+    kept, used = _kept(starting, training, len(force), len(jax.tree.leaves(opt_state)))
+    names = [*sorted(hyper), ""]
+    depends = {
+        name: {names[place] for place in range(len(names)) if origin >> place & 1}
+        for name, origin in zip(sorted(force), origins, strict=True)
+    }
+    for place, name in enumerate(sorted(force)):
+        seen |= depends[name] - {""} if used >> place & 1 else depends[name] - {"", name}
+    return Reading(
+        seen, opt_state, {name: depends[name] for place, name in enumerate(sorted(force)) if kept >> place & 1}
+    )
+
+
+def check_kept(found: Reading, moving: set[str]) -> None:
+    """Raises ValueError if the optimiser goes on with the first value of something that changes in a run.
+
+    Args:
+        found: what the engine's optimiser and schedule read.
+        moving: hyperparameters that change, or whose replica gets another's optimiser state.
+    """
+    for name, sources in found.kept.items():
+        if stuck := sorted({name} if "" in sources else sources & moving):
+            raise ValueError(
+                f"the optimizer reads {', '.join(stuck)} when it begins and never again (it keeps the first value in "
+                "its state, as optax.rprop does), so no exchange, copy or schedule would reach it; take another "
+                "optimizer, or rule=Independent() without a schedule of it"
+            )
+
+
+def _kept(starting: Any, training: Any, count: int, leaves: int) -> tuple[int, int]:
+    """Returns two sets of an optimiser's `count` inputs, as bits: those kept from init, and those with any effect.
+
+    An input is kept if a leaf of the initial state depends on it, an update does not renew the leaf from it, and
+    updates depend on the leaf: rprop's step sizes, the numbers of `inject_hyperparams`.
+    """
+    bits = [1 << place for place in range(count)]
+    begun = _sources(starting, bits)
+    after = _sources(training, bits)
+    stale = [first & ~renewed for first, renewed in zip(begun, after[-leaves:] if leaves else [], strict=True)]
+    reached = 0
+    while True:  # from a leaf to the updates, possibly through other leaves
+        outputs = _sources(training, [0] * count + stale)
+        reached = _union(outputs[: len(outputs) - leaves])
+        more = [old | new for old, new in zip(stale, outputs[-leaves:] if leaves else [], strict=True)]
+        if more == stale:
+            return reached, _union(begun) | _union(after)
+        stale = more
+
+
+def _sources(program: Any, given: Sequence[int]) -> list[int]:
+    """Returns for each output of a jaxpr which inputs it may depend on, as the union of their bits.
+
+    Looks into nested jits; any other nested program's outputs count as depending on all its inputs.
+    """
+    jaxpr = getattr(program, "jaxpr", program)
+    found: dict[Any, int] = dict(zip(jaxpr.invars, given, strict=False))
+
+    def of(var: Any) -> int:
+        return 0 if isinstance(var, Literal) else found.get(var, 0)
+
+    for equation in jaxpr.eqns:
+        inputs = [of(var) for var in equation.invars]
+        if equation.primitive.name in ("jit", "pjit"):
+            outputs = _sources(equation.params["jaxpr"], inputs)
+        else:
+            outputs = [_union(inputs)] * len(equation.outvars)
+        found |= zip(equation.outvars, outputs, strict=True)
+    return [of(var) for var in jaxpr.outvars]
+
+
+def _union(bits: Sequence[int]) -> int:
+    union = 0
+    for each in bits:
+        union |= each
+    return union
+
+
+def _traced(what: str, function: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
+    """Returns a function's jaxpr and the shapes of what it returns.
+
+    Raises:
+        KeyError: a hyperparameter is not given.
+        ValueError: the function needs known numbers where they are traced, or fails otherwise.
+    """
+    try:
+        return jax.make_jaxpr(function, return_shape=True)(*args)
+    except (KeyError, ValueError):
+        raise
+    except (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.TracerIntegerConversionError,
+    ) as error:
+        raise ValueError(
+            f"the {what} looks at the value of a hyperparameter while it is traced ({type(error).__name__}), as "
+            "optax.warmup_cosine_decay_schedule does with its peak. Give optax's schedule a peak of 1 and multiply: "
+            "unit = optax.warmup_cosine_decay_schedule(0.0, 1.0, 100, 1000) and lambda h: optax.sgd(lambda step: "
+            'h["learning_rate"] * unit(step)); in code of your own use jnp.where for `if`'
         ) from error
     except TypeError as error:
         if "argument" not in str(error):
             raise
         raise ValueError(
-            f"the optimizer fails: {error}; its update is given gradient, state and weights, and key, value, grad and "
-            "value_fn if it takes them"
+            f"the {what} fails: {error}; its update is given gradient, state and weights, and key, value, grad, "
+            "value_fn, obj_fn and grad_fn as far as it takes them"
+        ) from error
+    except Exception as error:
+        raise ValueError(
+            f"the {what} cannot be traced on this problem's weights: {type(error).__name__}: {error}"
         ) from error
 
 
-def _used(program: Jaxpr) -> list[bool]:
-    """Returns which arguments of a program its outputs depend on, equation by equation."""
-    wanted = {v for v in program.outvars if not isinstance(v, Literal)}
-    for eqn in reversed(program.eqns):
-        if wanted & set(eqn.outvars):
-            wanted |= {v for v in eqn.invars if not isinstance(v, Literal)}
-    return [v in wanted for v in program.invars]
+def has_state(opt_state: PyTree, kinds: tuple[type, ...]) -> bool:
+    """Whether an optimiser's state holds a state of one of these kinds, `optax.TraceState` (momentum) say."""
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))
+    return any(isinstance(node, kinds) for node in nodes)

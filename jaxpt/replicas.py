@@ -1,6 +1,5 @@
 """One replica: its state, its initialisation, its train step and its evaluation. The engine stacks M of them."""
 
-import inspect
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxpt.ladder import Ladder
 from jaxpt.types import Hyper, ModelState, Optimizer, Params, Problem, Schedule
+from jaxpt.updates import extra_arguments, updated
 
 
 class Replicas(NamedTuple):
@@ -96,7 +96,7 @@ def train_step(
 
     Args:
         problem: what is trained.
-        optimizer: hyperparameters -> optax transformation; see `update` for what its update is offered.
+        optimizer: hyperparameters -> optax transformation; see `extra_arguments` for what its update is offered.
         schedule: (hyperparameters, step) -> the ones in force at this step, or None.
         replica: one replica.
         batch: leaves [B, ...], or None for a problem without data.
@@ -121,30 +121,10 @@ def train_step(
         del key
         return objective(params)[0]
 
-    offered = {"key": key_update, "value": loss, "grad": grads, "value_fn": value}
-    updates, opt_state = update(optimizer(hyper), grads, replica.opt_state, replica.params, offered)
+    offered = extra_arguments(key_update, loss, grads, value)
+    updates, opt_state = updated(optimizer(dict(hyper)), grads, replica.opt_state, replica.params, offered)
     params = optax.apply_updates(replica.params, updates)
     return replica._replace(params=params, model_state=model_state, opt_state=opt_state), loss
-
-
-def update(
-    transform: Any, grads: PyTree, state: PyTree, params: Params, offered: Mapping[str, Any]
-) -> tuple[PyTree, PyTree]:
-    """Returns a transformation's updates and its next state, given those extra arguments that it takes.
-
-    Args:
-        transform: an `optax.GradientTransformation`, with or without extra arguments.
-        grads: the gradient.
-        state: the transformation's state.
-        params: the weights.
-        offered: {"key": of this step, "value": loss of the minibatch, "grad": its gradient, "value_fn": weights -> loss
-            of the same minibatch with the same noise}; what is not asked for costs nothing.
-    """
-    extended = optax.with_extra_args_support(transform)
-    parameters = inspect.signature(extended.update).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        offered = {name: value for name, value in offered.items() if name in parameters}
-    return extended.update(grads, state, params, **offered)
 
 
 def _check_per_example(what: str, score: Array, count: int) -> None:
@@ -158,7 +138,8 @@ def _check_per_example(what: str, score: Array, count: int) -> None:
 
 def in_force(schedule: Schedule | None, hyper: Hyper, step: Int[Array, ""]) -> Hyper:
     """Returns the hyperparameters that a step uses: the rung's, or what the schedule makes of them."""
-    return hyper if schedule is None else dict(schedule(hyper, step))
+    # A copy: a function that changes the dict which it is given must not change the replica's own values.
+    return dict(hyper) if schedule is None else dict(schedule(dict(hyper), step))
 
 
 def mean_scores(

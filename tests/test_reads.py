@@ -8,7 +8,7 @@ import optax.contrib
 import pytest
 
 import jaxpt
-from jaxpt.reads import never_updated, reads
+from jaxpt.reads import reading, reads
 from jaxpt.replicas import train_step
 
 LADDER = jaxpt.Ladder(learning_rate=[0.01, 0.1, 0.3])
@@ -60,7 +60,7 @@ def test_a_schedule_that_passes_on_reads_nothing(pass_on):
 
 def test_an_optimizer_that_reads_its_rate_only_at_the_start_is_refused_where_the_rate_changes():
     rprop = lambda h: optax.rprop(h["learning_rate"])
-    assert never_updated(problem(), rprop, None, HYPER) == {"learning_rate"}
+    assert reading(problem(), rprop, None, HYPER).kept == {"learning_rate": {"learning_rate"}}
     for rule in (jaxpt.Tempering(1.0), jaxpt.PBT(), jaxpt.CopyBest()):
         with pytest.raises(ValueError, match="reads learning_rate when it begins and never again"):
             make(rprop, rule)
@@ -73,7 +73,7 @@ def test_an_optimizer_that_reads_its_rate_only_at_the_start_is_refused_where_the
 
 @pytest.mark.parametrize("make_one", [optax.sgd, optax.adam, optax.rmsprop, optax.contrib.muon])
 def test_other_optimizers_are_updated(make_one):
-    assert not never_updated(problem(), lambda h: make_one(h["learning_rate"]), None, HYPER)
+    assert not reading(problem(), lambda h: make_one(h["learning_rate"]), None, HYPER).kept
 
 
 ASKING = {
