@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from jaxpt import tree
 from jaxpt.data import Data
+from jaxpt.decimals import shortest
 from jaxpt.diagnostics import interval
 from jaxpt.engine import Engine, RunState
 from jaxpt.ladder import BETA, Ladder
@@ -234,7 +235,7 @@ def _ladder(name: str, values: Sequence[float] | np.ndarray, beta: Callable[[np.
         inverse = np.asarray((beta or BETA.get(name, np.negative))(values))
     ranks = np.argsort(np.argsort(inverse)) if len(np.unique(inverse)) == values.size else np.empty(0)
     if values.ndim != 1 or not ranks.size:
-        raise ValueError(f"values must be different numbers with different beta, but {name} has {values.tolist()}")
+        raise ValueError(f"values must be different numbers with different beta, but {name} has {shortest(values)}")
     return Ladder(**{name: values}, beta=ranks, name=name)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxpt import tree
+from jaxpt.decimals import shortest
 
 BETA: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "learning_rate": lambda v: 1 / v,
@@ -95,8 +96,8 @@ class Ladder:
     Rung 0 is the coldest (largest beta). Values given hot end first are turned round.
 
         >>> ladder = jaxpt.Ladder(learning_rate=jaxpt.geometric(0.01, 0.04, 3))
-        >>> ladder.values["learning_rate"].tolist(), ladder.beta.tolist()
-        ([0.009999999776482582, 0.019999999552965164, 0.03999999910593033], [100.0, 50.0, 25.0])
+        >>> ladder.values["learning_rate"], ladder.beta
+        (array([0.01, 0.02, 0.04], dtype=float32), array([100.,  50.,  25.], dtype=float32))
         >>> rates, dropout = jaxpt.linear(0.01, 0.1, 4), jaxpt.linear(0.1, 0.4, 4)
         >>> jaxpt.Ladder(learning_rate=rates, dropout_rate=dropout, beta="learning_rate").name
         'learning_rate+dropout_rate'
@@ -247,12 +248,12 @@ def _row(name: str, values: Any) -> np.ndarray:
 def check_values(name: str, values: np.ndarray) -> None:
     """Raises ValueError unless the values are finite and lie where a hyperparameter of that name can lie."""
     if not np.all(np.isfinite(values)):
-        raise ValueError(f"the values of {name} must be finite, but they are {values.tolist()}")
+        raise ValueError(f"the values of {name} must be finite, but they are {shortest(values)}")
     low, high = _DOMAIN.get(name, (-np.inf, np.inf))
     if np.any(values < low) or np.any(values > high):
-        raise ValueError(f"{name} must lie between {low:g} and {high:g}, but it is {values.tolist()}")
+        raise ValueError(f"{name} must lie between {low:g} and {high:g}, but it is {shortest(values)}")
     if name == "batch_size" and np.any(values != np.round(values)):
-        raise ValueError(f"batch_size must be a whole number of examples, but it is {values.tolist()}")
+        raise ValueError(f"batch_size must be a whole number of examples, but it is {shortest(values)}")
 
 
 def _inverse_temperature(
@@ -282,20 +283,20 @@ def _inverse_temperature(
         named = None if callable(beta) else source
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             inverse = np.asarray(function(values[source]), np.float32)
-        origin = f"beta from {source} = {values[source].tolist()}"
+        origin = f"beta from {source} = {shortest(values[source])}"
     else:
         inverse, origin = _row("beta", beta), "the given beta"
     if inverse.shape != (rungs,):
         raise ValueError(f"beta needs one number per rung, shape ({rungs},), but {origin} has shape {inverse.shape}")
     if not np.all(np.isfinite(inverse)):
         raise ValueError(
-            f"beta must be finite, but {origin} is {inverse.tolist()}; move the value away from its limit "
+            f"beta must be finite, but {origin} is {shortest(inverse)}; move the value away from its limit "
             "(a dropout rate above 0, say) or give beta yourself"
         )
     difference = np.diff(inverse)
     if not (np.all(difference <= 0) or np.all(difference >= 0)):
         raise ValueError(
             f"the ladder over {', '.join(values)} is not monotone: beta must fall from rung to rung, but it is "
-            f"{inverse.tolist()}; sort the values"
+            f"{shortest(inverse)}; sort the values"
         )
     return inverse, named

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from jaxpt.decimals import shortest
 from jaxpt.diagnostics.exchanges import check_trace
 from jaxpt.engine import Engine, Trace
 from jaxpt.fit import fit
@@ -95,7 +96,7 @@ class Lineage:
 
 
 def _plain(values: dict[str, np.ndarray]) -> dict[str, list[float]]:
-    return {name: array.astype(float).tolist() for name, array in values.items()}
+    return {name: shortest(array) for name, array in values.items()}
 
 
 def lineage(trace: Trace, replica: int, seed: int | None = None, *, schedule: Schedule | None = None) -> Lineage:

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxpt import files
+from jaxpt.decimals import shortened
 from jaxpt.diagnostics import diagnosis, exchanges
 from jaxpt.lineage import Lineage
 from jaxpt.pictures import pictures
@@ -22,6 +23,7 @@ from jaxpt.settings import rule_in_words
 from jaxpt.summary import Summary
 
 _ROWS = 60  # of a lineage's table
+_COLUMNS = 8  # of the best replica's table; with more it is laid on its side
 _WIDE, _HALF = 10.6, 5.4  # inches: a hundred pixels each on the page, so that all letters have the same size there
 _CAPTIONS = {
     "paths": "Paths of the replicas over the ladder",
@@ -47,8 +49,13 @@ pre { background: #f6f7f8; padding: 14px 16px; margin: 8px 0; font: 13px/1.45 ui
 figure { margin: 14px 0; break-inside: avoid; }
 figcaption { color: #333; font-weight: 600; margin-bottom: 4px; }
 img { width: 100%; height: auto; display: block; }
-.pairs { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 4px 28px; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 4px 28px; }
 summary { cursor: pointer; margin: 8px 0; }
+.scroll { overflow-x: auto; }
+.columns table { max-width: 100%; }
+h1, p, figcaption, .columns td, .named td:first-child { overflow-wrap: anywhere; }
+.named td:first-child { min-width: 9em; }
+@media (max-width: 600px) { body { padding: 20px 16px 40px; } th, td { padding-right: 12px; } }
 .columns { display: flex; flex-wrap: wrap; gap: 0 64px; align-items: flex-start; }
 """
 
@@ -134,7 +141,8 @@ def _best(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         for row in rows
     ]
-    return _table([title.replace("_", " ") for title in titles], cells)
+    titles = [title.replace("_", " ") for title in titles]
+    return _table(titles, cells) if len(titles) <= _COLUMNS else _on_its_side(titles, cells)
 
 
 def _path(lineage: Lineage) -> str:
@@ -184,7 +192,21 @@ def _pairs(heading: str, values: Mapping[str, Any]) -> str:
 def _table(titles: Sequence[str], cells: Sequence[Sequence[Any]]) -> str:
     head = "".join(f'<th class="number">{_text(title)}</th>' for title in titles)
     rows = ("".join(f'<td class="number">{_text(_number(cell))}</td>' for cell in row) for row in cells)
-    return f"<table>\n<tr>{head}</tr>\n" + "\n".join(f"<tr>{row}</tr>" for row in rows) + "\n</table>"
+    return _scrolling(f"<table>\n<tr>{head}</tr>\n" + "\n".join(f"<tr>{row}</tr>" for row in rows) + "\n</table>")
+
+
+def _on_its_side(titles: Sequence[str], cells: Sequence[Sequence[Any]]) -> str:
+    """A table with a row for each title: names are long, and a page is narrow but has no end."""
+    rows = (
+        f"<tr><td>{_text(title)}</td>" + "".join(f'<td class="number">{_text(_number(row[k]))}</td>' for row in cells)
+        for k, title in enumerate(titles)
+    )
+    return _scrolling('<table class="named">\n' + "\n".join(f"{row}</tr>" for row in rows) + "\n</table>")
+
+
+def _scrolling(table: str) -> str:
+    """Within a box of the page's width, in which a wider table scrolls."""
+    return f'<div class="scroll">\n{table}\n</div>'
 
 
 def _number(value: Any) -> str:
@@ -192,7 +214,7 @@ def _number(value: Any) -> str:
         return ", ".join(map(_number, value))
     if isinstance(value, float | np.floating):
         return f"{value:.4g}"
-    return "none" if value is None else str(value)
+    return "none" if value is None else shortened(str(value))
 
 
 def _text(value: Any) -> str:

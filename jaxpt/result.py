@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxpt import tree
+from jaxpt.decimals import shortest
 from jaxpt.engine import Engine
 from jaxpt.extras import extra, versions
 from jaxpt.files import local_path
@@ -313,11 +314,11 @@ class Result:
                 Best(
                     replica,
                     seed,
-                    {name: float(v[index]) for name, v in self.valid.items()},
-                    {name: float(v[index]) for name, v in self.test.items()},
+                    {name: shortest(v[index]) for name, v in self.valid.items()},
+                    {name: shortest(v[index]) for name, v in self.test.items()},
                     build(*weights) if build and weights else weights,
                     {name: int(v[index]) for name, v in rung.items()},
-                    {name: float(v[index]) for name, v in hyper.items()},
+                    {name: shortest(v[index]) for name, v in hyper.items()},
                 )
             )
         return found

@@ -15,6 +15,7 @@ from jaxtyping import Array, PyTree
 
 from jaxpt import tree
 from jaxpt.data import Data
+from jaxpt.decimals import shortened
 from jaxpt.engine import Engine
 from jaxpt.extras import versions
 from jaxpt.replicas import Replicas, train_step
@@ -90,7 +91,7 @@ def _seeds(keys: Any) -> str:
 def _brief(value: Any) -> str:
     if value is None:
         return "none"
-    text = str(value)
+    text = shortened(str(value))
     return text if len(text) <= 200 else text[:200] + "..."
 
 

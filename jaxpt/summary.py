@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxpt.decimals import shortest
 from jaxpt.diagnostics import acceptance, acceptance_rate, exchanges, round_trips
 from jaxpt.extras import versions
 from jaxpt.result import Best, Result
@@ -99,7 +100,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(name): plain(one) for name, one in value.items()}
     if isinstance(value, np.ndarray | jax.Array | np.generic):
-        return plain(np.asarray(value).tolist())
+        return plain(shortest(value))
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,7 +11,7 @@ import jaxpt
 
 ROOT = Path(jaxpt.__file__).parent
 FLOORS = [
-    ["types", "tree", "arguments", "files", "extras", "seeds", "ranges", "labels"],
+    ["types", "tree", "arguments", "files", "decimals", "extras", "seeds", "ranges", "labels"],
     ["ladder", "metropolis", "pairing", "noise", "losses", "data", "stream"],
     [
         "convolution.geometry",

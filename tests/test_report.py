@@ -1,5 +1,6 @@
 """The page on a run, and the pictures on it, in a real browser where there is one."""
 
+import dataclasses
 import html.parser
 import re
 import shutil
@@ -89,6 +90,54 @@ def test_the_page_needs_nothing_but_itself(written):
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)", text)
     assert not re.search(r"url\(|@import|https?:", text)
     assert [path.name for path in written.parent.iterdir()] == ["page.html"]
+
+
+METRICS = [
+    *(f"metric_number_{k}" for k in range(9)),
+    "expected_calibration_error_of_fifteen_bins_of_equal_width",
+    "AreaUnderTheReceiverOperatingCharacteristicCurveOfTheFirstClass",
+    "a.dotted.name_" + "x" * 60,
+]
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory):
+    """A page with eight replicas of three seeds, twelve metrics on two splits, and long names."""
+    problem = bowl().problem
+
+    def score(params, state, batch):
+        found = problem.evaluate(params, state, batch)
+        return found | dict.fromkeys(METRICS, found["energy"])
+
+    ladder = jaxpt.Ladder(temperature=jaxpt.geometric(0.01, 0.1, 8))
+    engine = dataclasses.replace(bowl(), problem=problem._replace(evaluate=score), ladder=ladder)
+    path = tmp_path_factory.mktemp("crowded") / "page.html"
+    jaxpt.fit(engine, steps=20, seeds=[1, 2, 3], progress=False).report(path)
+    return path
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page in")
+@pytest.mark.parametrize("width", [400, 1280])
+def test_many_metrics_stay_inside_the_page(crowded, tmp_path, width):
+    """In a frame of that width, since a window of a browser has a least width of its own."""
+    ask = """<script>addEventListener("load", () => parent.postMessage([document.documentElement.scrollWidth,
+        document.querySelectorAll("table.named tr").length, innerWidth].join(" "), "*"))</script>"""
+    (tmp_path / "asking.html").write_text(crowded.read_text().replace("</body>", ask + "</body>"))
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        '<title>waits</title><script>addEventListener("message", e => { document.title = "measured " + e.data; })'
+        f'</script><iframe src="asking.html" style="width: {width}px; height: 900px; border: 0"></iframe>'
+    )
+    home = f"--user-data-dir={tmp_path / 'profile'}"
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", home]
+    command += ["--window-size=1400,1000", "--virtual-time-budget=10000", "--dump-dom", frame.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    found = re.search(r"<title>measured (\d+) (\d+) (\d+)</title>", done.stdout)
+    assert found, done.stdout[-500:] + done.stderr[-500:]
+    widest, rows, seen = map(int, found.groups())
+    assert seen == width
+    assert rows > len(METRICS), "each metric has its row"
+    assert widest <= width, "nothing sticks out to the right"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page in")
