@@ -133,7 +133,7 @@ def test_each_mistake_has_a_message(run, data):
     with pytest.raises(ValueError, match="one number per example"):
         jaxpt.mixture(engine, state, data.valid, {"error": lambda p, batch: jaxpt.errors(p, batch["y"]).mean()})
     flat = jaxpt.nnx_problem(conftest.NnxNet, conftest.loss, predict=lambda model, batch: logits(model, batch)[:, 0])
-    with pytest.raises(ValueError, match=r"logits of shape \(13, K\)"):
+    with pytest.raises(ValueError, match=r"predict returns shape \(13,\); say what these numbers are: prediction="):
         jaxpt.mixture(dataclasses.replace(engine, problem=flat), state, data.valid, METRICS)
     rungs = [jaxpt.Ladder(learning_rate=[0.1, 0.2]), jaxpt.Ladder(dropout_rate=[0.1, 0.2])]
     two = conftest.make_engine(PROBLEM, rungs)

@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -33,7 +34,10 @@ def result(data):
 
 def test_validation_is_the_energy(result):
     assert result.best("validation", 0).replica == result.best("energy", 0).replica
-    named = jaxpt.Result(**{**vars(result), "valid": {**result.valid, "validation": -result.valid["energy"]}})
+    metric = ("validation", jaxpt.Metric(lambda model, batch: batch["y"], higher_is_better=False))
+    engine = dataclasses.replace(result.engine, problem=result.engine.problem._replace(metrics=(metric,)))
+    valid = {**result.valid, "validation": -result.valid["energy"]}
+    named = jaxpt.Result(**{**vars(result), "engine": engine, "valid": valid})
     assert named.best("validation", 0).replica == np.argmax(result.valid["energy"][0]), "but a metric's name counts"
 
 
