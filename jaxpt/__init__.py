@@ -19,6 +19,7 @@ from jaxpt.from_linen import linen_problem
 from jaxpt.from_nnx import nnx_problem
 from jaxpt.ladder import Ladder, geometric, linear
 from jaxpt.lineage import Lineage, lineage, replay
+from jaxpt.loading import load_run
 from jaxpt.losses import cross_entropy, errors, label_mean, negative_log_likelihood
 from jaxpt.mixture import Mixture, mixture
 from jaxpt.model_files import load_model
@@ -81,6 +82,7 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "Best",
     "Summary",
     "load_model",
+    "load_run",
     "Data",
     "RunState",
     "Trace",

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +19,9 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from jaxpt import allocator, settings, tree
-from jaxpt.failures import CheckpointError
+from jaxpt.failures import CheckpointError, in_words
 from jaxpt.files import digest, is_stray, local_path, write
+from jaxpt.keeping import Kept, abstract
 from jaxpt.lock import lock
 from jaxpt.processes import refuse_together
 from jaxpt.state import RunState, Trace
@@ -118,7 +118,7 @@ class Checkpoints:
             if self._leads:  # from now on they can be
                 write(file, json.dumps({**then, **{key: described[key] for key in ("versions", "programs")}}, indent=1))
 
-    def save(self, state: RunState, trace: Trace, seconds: float, images: int) -> None:
+    def save(self, state: RunState, trace: Trace, seconds: float, images: int, kept: Mapping[str, Kept]) -> None:
         """Begins to write a checkpoint and returns once the arrays may be written over.
 
         Args:
@@ -126,6 +126,7 @@ class Checkpoints:
             trace: its rows so far, as NumPy arrays.
             seconds: of training so far.
             images: training examples so far, all replicas together.
+            kept: the best replicas so far, of `Keeper.saved`; empty if none are kept.
 
         Raises:
             CheckpointError: this one or the one before cannot be written.
@@ -139,7 +140,7 @@ class Checkpoints:
         with self._failing_at(step), _quietly():
             response = self._orbax.save_checkpointables_async(
                 step,
-                {"state": _flat(state), "trace": _flat(trace)},
+                {"state": _flat(state), "trace": _flat(trace), **({"kept": _flat(kept)} if kept else {})},
                 metrics={"energy": float(lowest)},
                 custom_metadata=Progress(len(trace.step), seconds, images)._asdict(),
                 force=True,
@@ -160,28 +161,41 @@ class Checkpoints:
             self._orbax.close()
         self._opened.close()
 
-    def load(self, state: RunState, trace: Trace, prng: Any) -> tuple[RunState, Trace, Progress]:
-        """Returns what the latest whole checkpoint holds.
+    def load(
+        self, state: RunState, trace: Trace, prng: Any, step: int | None = None
+    ) -> tuple[RunState, Trace, Progress, dict[str, Kept]]:
+        """Returns what a whole checkpoint holds: state, trace, progress, and the best replicas if they were kept.
 
         Args:
             state: the state as shapes, with the sharding to load it into; devices may be others than at the saving.
             trace: a trace as shapes, of any number of rows.
             prng: the kind of its keys.
+            step: which one; by default the latest.
 
         Raises:
             CheckpointError: it cannot be read.
         """
-        step = self.steps[-1]
-        with _in_words(f"the checkpoint of step {step} in {self.directory} cannot be read"), _quietly():
+        step = self.steps[-1] if step is None else step
+        with in_words(f"the checkpoint of step {step} in {self.directory} cannot be read"), _quietly():
             about = self._orbax.metadata(step)
             progress = Progress(**about.custom_metadata)
             rows = jax.tree.map(lambda leaf: np.zeros((progress.periods, *leaf.shape[1:]), leaf.dtype), trace)
-            loaded = self._orbax.load_checkpointables(step, {"state": _flat(state), "trace": _flat(rows)})
-        return _like(state, loaded["state"], prng), _like(rows, loaded["trace"], prng), progress
+            wanted = {"state": _flat(state), "trace": _flat(rows)}
+            has_kept = (self._steps / str(step) / "kept").exists()
+            form = abstract(state, trace) if has_kept else {}
+            loaded = self._orbax.load_checkpointables(step, {**wanted, **({"kept": _flat(form)} if has_kept else {})})
+        kept = jax.tree.map(np.asarray, _like(form, loaded["kept"], prng)) if has_kept else {}
+        return _like(state, loaded["state"], prng), _like(rows, loaded["trace"], prng), progress, kept
+
+    def rows(self, step: int) -> dict[str, np.ndarray]:
+        """Returns the trace that a checkpoint holds, {name: array}."""
+        with in_words(f"the checkpoint of step {step} in {self.directory} cannot be read"), _quietly():
+            loaded = self._orbax.load_checkpointables(step, {"trace": None})
+        return {name: np.asarray(leaf) for name, leaf in loaded["trace"].items()}
 
     def _prepare(self, opened: contextlib.ExitStack) -> None:
         """What the first process does before any looks: locks the directory, and clears away what is not whole."""
-        with _in_words(f"{self.directory} cannot hold checkpoints; give another directory"):
+        with in_words(f"{self.directory} cannot hold checkpoints; give another directory"):
             self.directory.mkdir(parents=True, exist_ok=True)
             opened.enter_context(lock(self.directory))
             self._settings()
@@ -200,6 +214,13 @@ class Checkpoints:
                     if not (self._steps / str(old)).exists():
                         (self._sums / f"{old}.json").unlink()
             allocator.trim()
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what the directory notes of its run; raises CheckpointError if that is missing or damaged."""
+        found = self._settings()
+        if found is None:
+            raise CheckpointError(f"{self.directory} notes no settings of a run")
+        return found
 
     def _settings(self) -> dict[str, Any] | None:
         """Returns what the directory says of its run, None if nothing; only this release's format can be read."""
@@ -221,7 +242,7 @@ class Checkpoints:
     def _written(self, step: int) -> dict[str, str]:
         """Returns {file: SHA-256} as it was when the checkpoint was whole."""
         file = self._sums / f"{step}.json"
-        with _in_words(f"{file} is damaged; remove it to do without that checkpoint"):
+        with in_words(f"{file} is damaged; remove it to do without that checkpoint"):
             return {str(name): str(sha) for name, sha in dict(json.loads(file.read_text())).items()}
 
     def _files(self, step: int) -> list[Path]:
@@ -265,7 +286,7 @@ class Checkpoints:
 
     def _failing_at(self, step: int) -> contextlib.AbstractContextManager[None]:
         kept = f"; the one of step {self.steps[-1]} is whole" if self.steps else ""
-        return _in_words(f"the checkpoint of step {step} cannot be written to {self.directory}{kept}")
+        return in_words(f"the checkpoint of step {step} cannot be written to {self.directory}{kept}")
 
 
 def _flat(arrays: PyTree) -> dict[str, Any]:
@@ -308,25 +329,6 @@ def _check_all_see(there: bool, steps: Sequence[int], directory: Path) -> None:
         raise CheckpointError(
             f"the processes see different checkpoints in {directory}: it must be on a disk that all of them share"
         )
-
-
-@contextlib.contextmanager
-def _in_words(what: str) -> Iterator[None]:
-    """Says what failed, where a library says how."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{what}: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # tensorstore's
-        return os.strerror(int(code[1]))
-    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
 
 
 @contextlib.contextmanager

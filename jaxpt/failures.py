@@ -1,5 +1,10 @@
 """How a run can end before its last step, other than by a wrong argument."""
 
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+
 EXIT_CODE = 75
 """With which a process ends that was interrupted and can be resumed (EX_TEMPFAIL of sysexits.h)."""
 
@@ -21,3 +26,22 @@ class Interrupted(SystemExit):
 
     def __str__(self) -> str:
         return self.message
+
+
+@contextlib.contextmanager
+def in_words(what: str) -> Iterator[None]:
+    """Raises CheckpointError in place of any other error, with what failed and the error's first line."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{what}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # tensorstore's
+        return os.strerror(int(code[1]))
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,10 +19,10 @@ from jaxpt.data import Data
 from jaxpt.divergence import Watch
 from jaxpt.engine import Engine
 from jaxpt.extras import extra
-from jaxpt.failures import Interrupted
 from jaxpt.files import local_path
-from jaxpt.interruption import Request, requests
+from jaxpt.interruption import interrupted, requests
 from jaxpt.job import NEVER, prepare
+from jaxpt.keeping import Keeper
 from jaxpt.monitor import Callback, Monitor, Recorder
 from jaxpt.processes import clear_errors, is_first
 from jaxpt.progress import filled, joined
@@ -57,6 +56,7 @@ def fit(
     save_minutes: float = 10.0,
     callbacks: Sequence[Callback] = (),
     patience: int | None = None,
+    keep_best: bool | None = None,
     tensorboard: bool = False,
     progress: bool | None = None,
     description: str = "training",
@@ -90,8 +90,9 @@ def fit(
     each period of the trace (`jaxpt.recorders.Lines`), also while the run goes on.
 
     A run can end before its last step: when a callback asks for it, or when the energies do not get better any more
-    (`patience`). It then returns its result as ever, saved in the directory if there is one, and steps that do not fill
-    a period are left out. The same call goes on from there, unless its patience has come to an end already.
+    (`patience`). `result.best(ever=True)` is the best replica of all periods, with its weights then; everything else of
+    the result is of the last step. It is saved in the directory if there is one, and steps that do not fill a period are
+    left out. The same call goes on from there, unless its patience has come to an end already.
 
     Args:
         engine: what to run.
@@ -116,6 +117,9 @@ def fit(
         patience: end the run after so many whole periods without an energy, on the validation split (or probe batches),
             lower than all before; with seeds, once this holds for each of them. However a run is cut, it ends at the
             same period.
+        keep_best: keep the weights of the best replica of all periods, for `result.best(ever=True)`; by default with a
+            patience. Each period is then a dispatch of its own, which costs some milliseconds; better weights are copied
+            to the host, and to the checkpoints.
         tensorboard: write scalars of the periods to DIRECTORY/tensorboard (`jaxpt.recorders.Scalars`); needs
             tensorboardX, `pip install "jaxpt[tensorboard]"`.
         progress: show a progress bar on stderr; by default if that is a terminal. Of several processes only the first
@@ -173,13 +177,14 @@ def fit(
         def first(feed: Iterator[Any]) -> Any:
             batches, gone = wait.next(feed, lambda: None)
             if gone:
-                raise _interrupted(request, description, engine.every * done, steps, directory)
+                raise interrupted(request, description, engine.every * done, steps, directory)
             return batches
 
         job = prepare(engine, train, Data(None, valid, test), whole, rest, done, key, store, first)
         if isinstance(job.feed, Prefetch):
             stack.callback(job.feed.close, 1.0)
-        state, traces, earlier, images = job.begin(store)
+        state, traces, earlier, images, keeper = job.begin(store)
+        keeps = patience is not None if keep_best is None else keep_best
         # None: tqdm shows the bar on a terminal only.
         hidden = not is_first() or (None if progress is None else not progress)
         start = engine.every * done
@@ -201,6 +206,8 @@ def fit(
             trained += now - before
             monitor.add(state, rows, job.images(engine, rows, batches))
             watch.look(rows, _kept(store))
+            if keeps:
+                keeper.look(state, rows)
             due = done == whole or saver.due() or (save_every and done % save_every == 0)
             count, due, ended, asked = _agreed(
                 _seconds(trained) * count / (now - before), bool(due), request.name is not None, monitor.asked
@@ -209,25 +216,27 @@ def fit(
             until = save_every - done % save_every if save_every else whole
             # No dispatch goes past the end of patience: where a run ends does not depend on how it is cut.
             patient = monitor.left or whole
-            count = min(max(1, count), job.room, until, patient, max(1, whole - done))
-            save = partial(saver.save, state, monitor, done)
+            count = 1 if keeps else min(max(1, count), job.room, until, patient, max(1, whole - done))
+            save = partial(saver.save, state, monitor, done, keeper)
             if due or ended or stopped:
                 save()
             if not ended and not stopped:  # decided before the wait for a stream, which may be long
                 batches, ended = wait.next(job.feed, save)
         if ended and store is not None:
             store.wait()
-            raise _interrupted(request, description, engine.every * done, steps, directory)
+            raise interrupted(request, description, engine.every * done, steps, directory)
         if rest and not stopped:
             state, trace = job.short.run(state, job.data, periods=1, batches=batches, donate=True)
             rows = filled(trace, 1)
             monitor.add(state, rows, job.images(job.short, rows, batches), whole=False)
             watch.look(rows, _kept(store))
+            if keeps:
+                keeper.look(state, rows)
         seconds = monitor.seconds
         if store is not None:
             store.wait()
             if _agreed(0, False, request.name is not None, False)[2]:
-                raise _interrupted(request, description, engine.every * done, steps, directory)
+                raise interrupted(request, description, engine.every * done, steps, directory)
     whole_trace: Any = monitor.join()
     last_valid, last_test = tree.take((whole_trace.valid, whole_trace.test), -1)
     if (parents := whole_trace.info.parents) is not None:  # the last copies carry their scores with them
@@ -248,6 +257,7 @@ def fit(
         replica_images=monitor.images,
         execution=job.execution,
         stopped=stopped if int(whole_trace.step[-1]) < steps else None,
+        kept=tuple(keeper.kept) if keeps else None,
     )
 
 
@@ -262,11 +272,11 @@ class Saver:
         """Returns whether the last checkpoint is longer ago than it may be."""
         return self._store is not None and time.perf_counter() - self._saved > self._seconds
 
-    def save(self, state: RunState, monitor: Monitor, done: int) -> None:
+    def save(self, state: RunState, monitor: Monitor, done: int, keeper: Keeper) -> None:
         """Saves the state after `done` whole periods, unless it is saved already."""
         if self._store is None or done == self._done:
             return
-        self._store.save(state, monitor.join(), monitor.seconds, monitor.images)
+        self._store.save(state, monitor.join(), monitor.seconds, monitor.images, keeper.saved())
         self._done, self._saved = done, time.perf_counter()
 
 
@@ -320,20 +330,6 @@ def _agreed(count: float, due: bool, ended: bool, asked: bool) -> tuple[int, boo
         each = multihost_utils.process_allgather(found)
         found = np.array([*each[0, :2], *each[:, 2:].max(0)])
     return int(found[0]), bool(found[1]), bool(found[2]), bool(found[3])
-
-
-def _interrupted(
-    request: Request, description: str, step: int, steps: int, directory: str | os.PathLike[str] | None
-) -> Interrupted:
-    request.answered = True
-    what = (
-        f"{description} was interrupted by {request.name or 'a signal to another process'} after step {step} of {steps}"
-    )
-    kept = f"it is saved in {directory}" if step else "nothing is trained yet"
-    message = f"{what}; {kept}, and the same call goes on from there"
-    if is_first():
-        print(message, file=sys.stderr)
-    return Interrupted(message)
 
 
 def _kept(store: "Checkpoints | None") -> str:

@@ -3,8 +3,12 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
+
+from jaxpt.failures import Interrupted
+from jaxpt.processes import is_first
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -44,3 +48,18 @@ def requests(wanted: bool = True) -> Iterator[Request]:
             signal.signal(number, handler)
         if request.name is not None and not request.answered:  # it came too late for the run: it is not lost
             os.kill(os.getpid(), signal.Signals[request.name])
+
+
+def interrupted(
+    request: Request, description: str, step: int, steps: int, directory: str | os.PathLike[str] | None
+) -> Interrupted:
+    """Returns the error that ends a run after a signal, and prints its message in the first process."""
+    request.answered = True
+    what = (
+        f"{description} was interrupted by {request.name or 'a signal to another process'} after step {step} of {steps}"
+    )
+    kept = f"it is saved in {directory}" if step else "nothing is trained yet"
+    message = f"{what}; {kept}, and the same call goes on from there"
+    if is_first():
+        print(message, file=sys.stderr)
+    return Interrupted(message)

@@ -17,6 +17,7 @@ from jaxpt.checks import check_minibatch
 from jaxpt.company import warn_of_company
 from jaxpt.data import Batches, Data
 from jaxpt.engine import Engine
+from jaxpt.keeping import Keeper, in_order
 from jaxpt.labels import StreamLabels
 from jaxpt.progress import counted, drawn, replica_images
 from jaxpt.replica_axis import Execution
@@ -52,12 +53,13 @@ class Job:
     execution: Execution
     compile_seconds: float
 
-    def begin(self, store: "Checkpoints | None") -> tuple[RunState, list[Trace], float, int]:
-        """Returns the state to go on from, the rows so far, seconds and images: from a checkpoint, if there is one."""
+    def begin(self, store: "Checkpoints | None") -> tuple[RunState, list[Trace], float, int, Keeper]:
+        """Returns where to go on from, of a checkpoint if any: state, rows so far, seconds, images and the best so far."""
+        seeds = self.key.shape[0] if self.key.ndim else None
         if store is None or not store.steps:
-            return self.engine.init(self.key), [], 0.0, 0
-        state, trace, progress = store.load(self.form, self.row, jax.random.key_impl(self.key))
-        return state, [trace], progress.seconds, progress.images
+            return self.engine.init(self.key), [], 0.0, 0, Keeper(self.engine, seeds)
+        state, trace, progress, kept = store.load(self.form, self.row, jax.random.key_impl(self.key))
+        return state, [trace], progress.seconds, progress.images, Keeper(self.engine, seeds, in_order(kept, seeds or 1))
 
     def images(self, engine: Engine, trace: Trace, batches: Batches | None) -> int:
         """Returns how many training examples these rows stand for."""

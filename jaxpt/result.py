@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxpt import tree
@@ -13,6 +14,7 @@ from jaxpt.decimals import shortest
 from jaxpt.engine import Engine
 from jaxpt.extras import extra, versions
 from jaxpt.files import local_path
+from jaxpt.keeping import Kept, best_kept
 from jaxpt.mixture import Mixture, ladder_of, together
 from jaxpt.model_files import save_model
 from jaxpt.processes import is_first
@@ -39,6 +41,7 @@ class Best:
         model: the user's model with its weights, in evaluation mode.
         rung: {ladder: where it stands after the last exchange}.
         hyper: {name: its hyperparameter there}.
+        step: the optimiser steps after which all of this holds; None: the run's last one.
     """
 
     replica: int
@@ -48,6 +51,7 @@ class Best:
     model: Any = dataclasses.field(repr=False)
     rung: dict[str, int] = dataclasses.field(default_factory=dict)
     hyper: dict[str, float] = dataclasses.field(default_factory=dict)
+    step: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +85,7 @@ class Result:
             `trace.hyper`.
         execution: how the replica axis was executed and on how many devices; `str` says it in words.
         stopped: what ended the run before its last step, if anything did.
+        kept: the best replica of all periods of each seed, where `fit` was to keep it; see `best`.
     """
 
     engine: Engine = dataclasses.field(repr=False)
@@ -93,13 +98,14 @@ class Result:
     replica_images: int
     execution: Execution
     stopped: Literal["callback", "patience"] | None = None
+    kept: tuple[Kept | None, ...] | None = dataclasses.field(default=None, repr=False)
 
     @property
     def num_seeds(self) -> int | None:
         """How many ladders there are, one per seed; None for a run with one seed."""
         return self.state.key.shape[0] if self.state.key.ndim else None
 
-    def best(self, on: str = "energy", seed: int | None = None) -> Best:
+    def best(self, on: str = "energy", seed: int | None = None, *, ever: bool = False) -> Best:
         """Returns the replica with the best score on the validation split (ties: the lower energy).
 
         The best energy is the lowest. Of a metric it is the highest or the lowest, as `jaxpt.Metric` or its name tells.
@@ -107,10 +113,16 @@ class Result:
         Args:
             on: "energy", which may be called "validation" too, or one of the problem's metrics.
             seed: which seed's ladder to look at (an index into `seeds`); needed if the run has several.
+            ever: the replica of the lowest energy at any period's end instead of the last step's, with weights, scores
+                and hyperparameters as they were then (`Best.step`). Its scores are those of the trace: on a probe where
+                the engine has one. Needs `fit(patience=...)` or `fit(keep_best=True)`.
 
         Raises:
-            ValueError: no such score, or no such seed; nothing tells whether more or less of the score is better.
+            ValueError: no such score, or no such seed; nothing tells whether more or less of the score is better;
+                `ever` for a metric, or for a run that has not kept it.
         """
+        if ever:
+            return self._ever(on, seed)
         return self._replicas([self._pick(on, seed)], seed)[0]
 
     def coldest(self, k: int = 1, seed: int | None = None, *, ladder: str | None = None) -> list[Best]:
@@ -242,6 +254,7 @@ class Result:
         replica: int | None = None,
         on: str = "energy",
         seed: int | None = None,
+        ever: bool = False,
     ) -> None:
         """Writes one replica's weights, and what batch normalisation and its like carry; `jaxpt.load_model` reads them.
 
@@ -253,13 +266,23 @@ class Result:
             replica: which one; by default `best(on, seed)`.
             on: as in `best`.
             seed: as in `best`.
+            ever: as in `best`, instead of a replica.
 
         Raises:
-            ValueError: no such replica, score or seed; path is a URL; the folder holds something else.
+            ValueError: no such replica, score or seed; both `ever` and a replica; path is a URL; the folder holds something else.
             ModuleNotFoundError: the path ends in .safetensors, and that is not installed.
         """
         from jaxpt.summary import about_replica
 
+        if ever:
+            if replica is not None:
+                raise ValueError(
+                    f"ever=True is the best replica of all periods, but replica={replica!r}; leave one out"
+                )
+            best, kept = self._ever(on, seed), best_kept(self.kept, self.trace, self._lead(seed))
+            params, rest = kept.weights
+            save_model(path, params, rest, about_replica(best) | {"step": best.step, "versions": versions()})
+            return
         if replica is None:
             replica = self._pick(on, seed)
         if not isinstance(replica, int | np.integer) or not 0 <= replica < self.engine.num_replicas:
@@ -268,6 +291,24 @@ class Result:
         params, rest = self.engine.placed.gathered(tree.take(self._weights(), index))
         about = about_replica(self._replicas([int(replica)], seed, models=False)[0])
         save_model(path, params, rest, about | {"step": int(self.state.step), "versions": versions()})
+
+    def _ever(self, on: str, seed: int | None) -> Best:
+        """Returns the best replica of all periods, see `best`."""
+        if on not in ("energy", "validation"):
+            raise ValueError(f"ever=True goes by the energy, but on={on!r}; leave it out")
+        lead = self._lead(seed)
+        kept = best_kept(self.kept, self.trace, lead)
+        build, weights = self.engine.problem.model, jax.tree.map(jnp.asarray, kept.weights)
+        return Best(
+            int(kept.replica),
+            seed,
+            {name: shortest(v) for name, v in kept.valid.items()},
+            {name: shortest(v) for name, v in kept.test.items()},
+            build(*weights) if build else weights,
+            {name: int(v) for name, v in kept.rung.items()},
+            {name: shortest(v) for name, v in kept.hyper.items()},
+            int(kept.step),
+        )
 
     def _pick(self, on: str, seed: int | None) -> int:
         """Returns the slot of the best replica, see `best`."""

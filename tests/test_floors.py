@@ -34,8 +34,9 @@ FLOORS = [
     ["period", "names", "checks", "engine"],
     [*(f"diagnostics.{name}" for name in ("counts", "exchanges", "barrier", "index", "report")), "diagnostics"],
     [
-        *("failures", "settings", "lock", "allocator", "checkpoint", "memory", "waiting", "interruption", "divergence"),
-        *("mixture", "model_files", "result", "summary", "progress", "job", "recorders", "monitor", "fit"),
+        *("failures", "settings", "lock", "allocator", "keeping", "checkpoint", "memory", "waiting", "interruption"),
+        *("divergence", "mixture", "model_files", "result", "loading", "summary", "progress", "job", "recorders"),
+        *("monitor", "fit"),
         *("lineage", "diffusion", "sampling"),
         *("plots.style", "plots.curves", "plots.exchanges", "plots.diffusion", "plots", "pictures", "report"),
     ],

@@ -1,0 +1,113 @@
+"""The best replica of all periods, and directories that are read again."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxpt
+
+RATES = [0.02, 0.3, 1.1]
+
+
+def swinging(w, b):
+    """A bowl in which the highest rate runs away, so that its replica is best early or never; [B] equal numbers."""
+    return (w - b["x"].mean()) ** 2 + 0 * b["x"]
+
+
+def make(rule=None, **options):
+    problem = jaxpt.energy_problem(swinging, lambda key: 1 + jnp.abs(jnp.asarray(2.0)))
+    drift = lambda h, t: {
+        **h,
+        "learning_rate": jnp.where(t < 12, h["learning_rate"], -h["learning_rate"]),
+    }  # then uphill
+    options = {"schedule": drift, "every": 2, "batch_size": 4, **options}
+    ladder = jaxpt.Ladder(learning_rate=RATES)
+    return jaxpt.Engine(
+        problem, lambda h: optax.sgd(h["learning_rate"]), ladder, rule or jaxpt.Independent(), **options
+    )
+
+
+DATA = {"x": np.full(4, 0.5, np.float32)}
+
+
+def fit(engine=None, steps=24, **options):
+    return jaxpt.fit(engine or make(), DATA, DATA, steps=steps, progress=False, **options)
+
+
+def loop(rate, steps):
+    """The weight of one replica by a plain loop, in float64."""
+    w = 3.0
+    for t in range(steps):
+        w -= (rate if t < 12 else -rate) * 2 * (w - 0.5)
+    return w
+
+
+def test_patience_returns_the_weights_of_the_best_period():
+    found = fit(patience=3)
+    assert found.stopped == "patience"
+    assert found.state.step == 18
+    best = found.best(ever=True)
+    energies = {(step, k): (loop(rate, step) - 0.5) ** 2 for step in range(2, 20, 2) for k, rate in enumerate(RATES)}
+    assert (best.step, best.replica) == min(energies, key=energies.get) == (12, 1)
+    np.testing.assert_allclose(best.model, loop(0.3, 12), rtol=1e-5)
+    np.testing.assert_allclose(best.valid["energy"], found.trace.valid["energy"].min(), rtol=1e-6)
+    assert best.hyper == {"learning_rate": 0.3}
+    assert found.best().valid["energy"] > best.valid["energy"], "the last step's best is worse"
+
+
+@pytest.mark.parametrize(
+    "rule", [jaxpt.Tempering(1.0, "deo"), jaxpt.PBT(), jaxpt.CopyBest()], ids=lambda r: type(r).__name__
+)
+@pytest.mark.parametrize("seeds", [None, [3, 4]])
+def test_the_weights_kept_have_the_energy_recorded(rule, seeds):
+    """Whatever the rule moves or copies, evaluated again by hand."""
+    found = fit(make(rule), keep_best=True, seeds=seeds)
+    for seed in [None] if seeds is None else range(2):
+        best = found.best(ever=True, seed=seed)
+        column = found.trace.valid["energy"] if seed is None else found.trace.valid["energy"][:, seed]
+        np.testing.assert_allclose((best.model - 0.5) ** 2, column.min(), rtol=1e-5)
+        np.testing.assert_allclose(best.valid["energy"], column.min(), rtol=1e-6)
+
+
+def test_a_resumed_run_keeps_the_best_of_its_first_part(tmp_path):
+    fit(steps=14, keep_best=True, directory=tmp_path / "run")
+    found, whole = fit(keep_best=True, directory=tmp_path / "run"), fit(keep_best=True)
+    assert found.best(ever=True).step == whole.best(ever=True).step == 12
+    assert found.best(ever=True).model == whole.best(ever=True).model
+    found.save_model(tmp_path / "best", ever=True)
+    assert jaxpt.load_model(tmp_path / "best") == found.best(ever=True).model
+    read = jaxpt.load_run(make(), tmp_path / "run")
+    assert read.best(ever=True).model == found.best(ever=True).model
+
+
+def test_what_was_not_kept_is_said(tmp_path):
+    found = fit(steps=14, directory=tmp_path / "run")
+    with pytest.raises(ValueError, match="has not kept its best replica; give fit"):
+        found.best(ever=True)
+    with pytest.raises(ValueError, match="ever=True goes by the energy"):
+        found.best("error", ever=True)
+    late = fit(keep_best=True, directory=tmp_path / "run")
+    with pytest.warns(UserWarning, match="was reached before the run began to keep"):
+        assert late.best(ever=True).step > 12
+
+
+def test_any_checkpoint_of_a_directory_can_be_read(tmp_path):
+    """The latest two and the best are kept; each has the weights that the plain loop has then."""
+    fit(directory=tmp_path / "run", save_every=1)
+    for step, expected in (("latest", 24), ("best", 12), (22, 22)):
+        read = jaxpt.load_run(make(), tmp_path / "run", step=step)
+        assert int(read.state.step) == expected == read.trace.step[-1]
+        np.testing.assert_allclose(read.state.replicas.params, [loop(rate, expected) for rate in RATES], rtol=1e-4)
+        assert read.best().valid["energy"] == pytest.approx(read.trace.valid["energy"][-1].min())
+    with pytest.raises(ValueError, match=r"keeps no checkpoint of step 4; it keeps \[12, 22, 24\]"):
+        jaxpt.load_run(make(), tmp_path / "run", step=4)
+    with pytest.raises(ValueError, match="holds no run"):
+        jaxpt.load_run(make(), tmp_path)
+
+
+def test_seeds_and_generators_of_a_directory_are_read(tmp_path):
+    fit(directory=tmp_path / "run", steps=4, seeds=[5, 7], prng="rbg")
+    read = jaxpt.load_run(make(), tmp_path / "run")
+    assert read.trace.valid["energy"].shape == (2, 2, 3)
+    assert read.best(seed=1).seed == 1
