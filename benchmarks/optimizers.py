@@ -81,7 +81,8 @@ def remembers(make: Callable[[Any], Any]) -> bool:
     def total(params: Any, key: Any = None) -> jax.Array:
         return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params)) + jnp.zeros(())
 
-    offered = {"key": jax.random.key(0), "value": jnp.ones(()), "grad": grads, "value_fn": total}
+    more = {"obj_fn": total, "grad_fn": lambda params, key=None: grads}
+    offered = {"key": jax.random.key(0), "value": jnp.ones(()), "grad": grads, "value_fn": total, **more}
     states = [update(make(rate), grads, make(jnp.asarray(0.01)).init(params), params, offered)[1] for rate in RATES]
     plain = [[np.asarray(tree.plain(jnp.asarray(leaf))) for leaf in jax.tree.leaves(state)] for state in states]
     return any(not np.array_equal(a, b, equal_nan=True) for a, b in zip(*plain, strict=True))

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +26,7 @@ from jaxpt.job import NEVER, prepare
 from jaxpt.keeping import Keeper
 from jaxpt.monitor import Callback, Monitor, Recorder
 from jaxpt.processes import clear_errors, is_first
-from jaxpt.progress import filled, joined
+from jaxpt.progress import BAR, filled, joined
 from jaxpt.recorders import Lines, Scalars
 from jaxpt.result import Result
 from jaxpt.seeds import keys
@@ -90,9 +91,9 @@ def fit(
     each period of the trace (`jaxpt.recorders.Lines`), also while the run goes on.
 
     A run can end before its last step: when a callback asks for it, or when the energies do not get better any more
-    (`patience`). `result.best(ever=True)` is the best replica of all periods, with its weights then; everything else of
-    the result is of the last step. It is saved in the directory if there is one, and steps that do not fill a period are
-    left out. The same call goes on from there, unless its patience has come to an end already.
+    (`patience`). `result.best(ever=True)` is the best replica of all periods, with its weights then; everything else
+    of the result is of the last step. It is saved in the directory if there is one, and steps that do not fill a period
+    are left out. The same call goes on from there, unless its patience has come to an end already.
 
     Args:
         engine: what to run.
@@ -118,8 +119,8 @@ def fit(
             lower than all before; with seeds, once this holds for each of them. However a run is cut, it ends at the
             same period.
         keep_best: keep the weights of the best replica of all periods, for `result.best(ever=True)`; by default with a
-            patience. Each period is then a dispatch of its own, which costs some milliseconds; better weights are copied
-            to the host, and to the checkpoints.
+            patience. Each period is then a dispatch of its own, which costs some milliseconds; better weights are
+            copied to the host, and to the checkpoints.
         tensorboard: write scalars of the periods to DIRECTORY/tensorboard (`jaxpt.recorders.Scalars`); needs
             tensorboardX, `pip install "jaxpt[tensorboard]"`.
         progress: show a progress bar on stderr; by default if that is a terminal. Of several processes only the first
@@ -174,6 +175,22 @@ def fit(
         saver = Saver(store, save_minutes, done)
         wait = Wait(lambda: request.name is not None, saver.due)
 
+        # None: tqdm shows the bar on a terminal only.
+        hidden = not is_first() or (None if progress is None else not progress)
+        start = engine.every * done
+        bar = stack.enter_context(
+            tqdm(
+                total=steps,
+                initial=start,
+                desc=f"{description}, compiling",
+                disable=hidden,
+                dynamic_ncols=True,
+                bar_format=BAR,
+            )
+        )
+        if start and not bar.disable:
+            bar.write(f"{description} goes on from step {start} of {directory}", file=sys.stderr)
+
         def first(feed: Iterator[Any]) -> Any:
             batches, gone = wait.next(feed, lambda: None)
             if gone:
@@ -185,12 +202,8 @@ def fit(
             stack.callback(job.feed.close, 1.0)
         state, traces, earlier, images, keeper = job.begin(store)
         keeps = patience is not None if keep_best is None else keep_best
-        # None: tqdm shows the bar on a terminal only.
-        hidden = not is_first() or (None if progress is None else not progress)
-        start = engine.every * done
-        bar = stack.enter_context(
-            tqdm(total=steps, initial=start, desc=description, unit="step", disable=hidden, dynamic_ncols=True)
-        )
+        bar.set_description(description, refresh=False)
+        bar.unpause()  # its time begins with the training
         recorders = _recorders(stack, engine, store, joined(traces) if traces else None, tensorboard)
         monitor = Monitor(steps, traces, earlier, images, bar, recorders, callbacks, patience)
         watch = Watch(engine, fresh=not done)
@@ -205,7 +218,8 @@ def fit(
             now = time.perf_counter()
             trained += now - before
             monitor.add(state, rows, job.images(engine, rows, batches))
-            watch.look(rows, _kept(store))
+            with tqdm.external_write_mode(file=sys.stderr):  # a warning gets a line of its own
+                watch.look(rows, _kept(store))
             if keeps:
                 keeper.look(state, rows)
             due = done == whole or saver.due() or (save_every and done % save_every == 0)
@@ -229,7 +243,8 @@ def fit(
             state, trace = job.short.run(state, job.data, periods=1, batches=batches, donate=True)
             rows = filled(trace, 1)
             monitor.add(state, rows, job.images(job.short, rows, batches), whole=False)
-            watch.look(rows, _kept(store))
+            with tqdm.external_write_mode(file=sys.stderr):  # a warning gets a line of its own
+                watch.look(rows, _kept(store))
             if keeps:
                 keeper.look(state, rows)
         seconds = monitor.seconds

@@ -7,6 +7,8 @@ import sys
 import threading
 from collections.abc import Iterator
 
+from tqdm.auto import tqdm
+
 from jaxpt.failures import Interrupted
 from jaxpt.processes import is_first
 
@@ -36,6 +38,11 @@ def requests(wanted: bool = True) -> Iterator[Request]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         request.name = signal.Signals(number).name
+        with contextlib.suppress(OSError):  # unlike print, this may happen at any time
+            os.write(
+                2,
+                f"\n{request.name}: the run ends after the period at work, and is saved; once more: at once\n".encode(),
+            )
 
     if not wanted or threading.current_thread() is not threading.main_thread():
         yield request
@@ -61,5 +68,6 @@ def interrupted(
     kept = f"it is saved in {directory}" if step else "nothing is trained yet"
     message = f"{what}; {kept}, and the same call goes on from there"
     if is_first():
-        print(message, file=sys.stderr)
+        with tqdm.external_write_mode(file=sys.stderr):  # not on the progress bar's line
+            print(message, file=sys.stderr)
     return Interrupted(message)

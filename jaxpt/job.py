@@ -2,8 +2,10 @@
 
 import dataclasses
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +56,7 @@ class Job:
     compile_seconds: float
 
     def begin(self, store: "Checkpoints | None") -> tuple[RunState, list[Trace], float, int, Keeper]:
-        """Returns where to go on from, of a checkpoint if any: state, rows so far, seconds, images and the best so far."""
+        """Returns where to go on from, of a checkpoint if any: state, rows, seconds, images and the best so far."""
         seeds = self.key.shape[0] if self.key.ndim else None
         if store is None or not store.steps:
             return self.engine.init(self.key), [], 0.0, 0, Keeper(self.engine, seeds)
@@ -117,9 +119,29 @@ def prepare(
             row = lowered.out_info[1] if row is None else row
             if left:
                 most = memory.limit(engine.placed)
-                memory.check(lowered.compile(), form.replicas, (data, given), execution, most, engine.placed.num_shards)
+                memory.check(
+                    _compiled(lowered), form.replicas, (data, given), execution, most, engine.placed.num_shards
+                )
     seconds = time.perf_counter() - started
     return Job(engine, short, key, data, batches, feed, room, form, row, execution, seconds)
+
+
+def _compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Returns a compiled program; signals are answered while the compiler is at work.
+
+    Python handles signals in its main thread, between two of its instructions, and a compilation is one of them. So it
+    takes place in another thread.
+    """
+    found: Future[jax.stages.Compiled] = Future()
+
+    def compile_it() -> None:
+        try:
+            found.set_result(lowered.compile())
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=compile_it, name="jaxpt-compile", daemon=True).start()
+    return found.result()
 
 
 def _look_at_company(engine: Engine, data: Data, streaming: bool) -> None:

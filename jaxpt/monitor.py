@@ -156,7 +156,7 @@ class Monitor:
         self._told = seconds
         accepted, offered = self._swaps
         shown = postfix(self._lowest.energy, accepted, offered, self.images / seconds)
-        self._bar.set_postfix(shown, refresh=False)
+        self._bar.set_postfix_str(shown, refresh=False)
         self._bar.update(step - self._bar.n)
         if self._callbacks:
             status = Status(step, self._steps, trace, self._lowest.shown, seconds, self.images, state)

@@ -1,5 +1,6 @@
 """What has come of a run so far: its rows on the host, what the progress bar says, how many examples were used."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,22 +11,26 @@ from jaxpt.data import examples_seen
 from jaxpt.engine import Engine
 from jaxpt.state import Trace
 
+BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+"""The progress bar, as tqdm writes it; the rate is that of `postfix`, where there is room for it."""
+_WIDE = 110  # columns of a terminal with room for the rate
 
-def postfix(lowest: Any, accepted: int, offered: int, rate: float) -> dict[str, str]:
-    """What the progress bar says behind the steps.
+
+def postfix(lowest: Any, accepted: int, offered: int, rate: float) -> str:
+    """Returns the text behind the steps on the progress bar: "best 0.0484, swaps 54%".
 
     Args:
         lowest: validation energy so far, one number per seed.
         accepted: swaps so far.
         offered: swaps so far.
-        rate: training examples of all replicas per second.
+        rate: training examples of all replicas per second; shown on wide terminals only.
     """
-    shown = {"best": f"{np.min(lowest):.4g}"}
+    shown = [f"best {np.min(lowest):.4g}"]
     if offered:
-        shown["accepted"] = f"{accepted / offered:.0%}"
-    if rate:
-        shown["replica-images/s"] = f"{rate:,.0f}"
-    return shown
+        shown.append(f"swaps {accepted / offered:.0%}")
+    if rate and shutil.get_terminal_size().columns >= _WIDE:
+        shown.append(f"{rate:,.0f} replica-images/s")
+    return ", ".join(shown)
 
 
 def replica_images(engine: Engine, trace: Trace, count: Callable[[int, int], int]) -> int:

@@ -190,22 +190,9 @@ class Result:
         Raises:
             ModuleNotFoundError: pandas is not installed.
         """
-        pandas = extra("pandas", "pandas", "result.frame()")
-        trace = self.trace
-        shape = (len(trace.step), self.num_seeds or 1, self.engine.num_replicas)
-        period, seed, replica = (index.ravel() for index in np.indices(shape))
-        columns = {"period": period, "step": np.asarray(trace.step)[period], "seed": seed, "replica": replica}
-        scores = {
-            "loss": trace.loss,
-            "valid": trace.valid,
-            "test": trace.test,
-            "rung": trace.rung,
-            "hyper": trace.hyper,
-        }
-        if trace.info.parents is not None:
-            scores["parent"] = trace.info.parents
-        columns |= {tree.name(path): np.asarray(leaf).ravel() for path, leaf in jax.tree.leaves_with_path(scores)}
-        return pandas.DataFrame(columns)
+        from jaxpt.summary import frame
+
+        return frame(self)
 
     def plot(self, directory: str | os.PathLike[str] | None = None, seed: int | None = None) -> "dict[str, Figure]":
         """Returns {name: matplotlib figure}: paths over the ladder, scores, acceptance, flow, energies, lineage.
@@ -269,7 +256,8 @@ class Result:
             ever: as in `best`, instead of a replica.
 
         Raises:
-            ValueError: no such replica, score or seed; both `ever` and a replica; path is a URL; the folder holds something else.
+            ValueError: no such replica, score or seed; both `ever` and a replica; path is a URL; the folder holds
+                something else.
             ModuleNotFoundError: the path ends in .safetensors, and that is not installed.
         """
         from jaxpt.summary import about_replica

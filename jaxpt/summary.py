@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxpt import tree
 from jaxpt.decimals import shortest
 from jaxpt.diagnostics import acceptance, acceptance_rate, exchanges, round_trips
-from jaxpt.extras import versions
+from jaxpt.extras import extra, versions
 from jaxpt.result import Best, Result
 
 _MOVES_VALUES = ("PBT", "CopyBest")  # rules whose rungs say nothing of values
@@ -80,6 +81,20 @@ def summary(result: Result) -> Summary:
         "versions": versions(),
     }
     return Summary(plain(found))
+
+
+def frame(result: Result) -> Any:
+    """Returns `Result.frame()`."""
+    pandas = extra("pandas", "pandas", "result.frame()")
+    trace = result.trace
+    shape = (len(trace.step), result.num_seeds or 1, result.engine.num_replicas)
+    period, seed, replica = (index.ravel() for index in np.indices(shape))
+    columns = {"period": period, "step": np.asarray(trace.step)[period], "seed": seed, "replica": replica}
+    scores = {"loss": trace.loss, "valid": trace.valid, "test": trace.test, "rung": trace.rung, "hyper": trace.hyper}
+    if trace.info.parents is not None:
+        scores["parent"] = trace.info.parents
+    columns |= {tree.name(path): np.asarray(leaf).ravel() for path, leaf in jax.tree.leaves_with_path(scores)}
+    return pandas.DataFrame(columns)
 
 
 def about_replica(best: Best) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def test_the_bar_shows_progress_and_can_be_silenced(data, capsys):
     jaxpt.fit(engine, data.train, data.valid, steps=10, description="mine", progress=True)
     shown = capsys.readouterr().err
     assert "mine: 100%" in shown
-    assert all(word in shown for word in ("best=", "accepted=", "replica-images/s="))
+    assert all(word in shown for word in ("compiling", "best ", "swaps "))
     for silent in (False, None):  # None: stderr is no terminal here
         jaxpt.fit(engine, data.train, data.valid, steps=10, progress=silent)
         assert capsys.readouterr().err == ""
