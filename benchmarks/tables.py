@@ -1,4 +1,4 @@
-"""Writes the README's tables anew from the JSON files under benchmarks/results; a test sees that they are the same.
+"""Writes the tables of README and guide anew from the JSON files under benchmarks/results; a test compares them.
 
 uv run benchmarks/tables.py
 
@@ -172,7 +172,21 @@ def peers() -> str:
     return "\n".join(report.markdown(lines))
 
 
+def optimizers() -> str:
+    """Returns which optimisers of optax work under a ladder of learning rates."""
+    lines: list[tuple[str, ...]] = [("optimiser", "under a ladder", "loss, from -> best", "state")]
+    for row in load("cpu/optimizers.json")["rows"]:
+        outcome = {"works": "learns", "learns little": "trains, learns little"}.get(row["outcome"], row["outcome"])
+        if row["outcome"] == "refused":
+            outcome = f"refused: {row['why'].splitlines()[0].split(';')[0].split('. ')[0]}"
+        scores = f"{row['start']:.2f} -> {row['best']:.3f}" if "best" in row else "-"
+        state = "-" if row.get("remembers") is None else "the past rates" if row["remembers"] else "moments"
+        lines.append((f"`{row['optimizer']}`", outcome, scores, state))
+    return "\n".join(report.markdown(lines))
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "optimizers": optimizers,
     "peers": peers,
     "throughput": throughput,
     "digits": digits,
@@ -201,6 +215,10 @@ def renewed(text: str) -> str:
     return re.sub(r"<!-- table (?P<name>\w+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
 
 
+PAGES = (HOME / "README.md", *sorted((HOME / "jaxpt" / "guide").glob("*.md")))
+"""The pages with tables."""
+
+
 if __name__ == "__main__":
-    readme = HOME / "README.md"
-    readme.write_text(renewed(readme.read_text()))
+    for page in PAGES:
+        page.write_text(renewed(page.read_text()))

@@ -1,4 +1,4 @@
-"""The README's tables say what the benchmarks' files say."""
+"""The tables of README and guide say what the benchmarks' files say."""
 
 import json
 import re
@@ -8,10 +8,11 @@ import pytest
 from benchmarks import tables
 
 
-def test_the_readme_has_its_tables_from_the_files():
-    readme = (tables.HOME / "README.md").read_text()
-    assert set(re.findall(r"<!-- table (\w+) -->", readme)) == set(tables.TABLES)
-    assert tables.renewed(readme) == readme, "run benchmarks/tables.py"
+def test_the_pages_have_their_tables_from_the_files():
+    pages = [page.read_text() for page in tables.PAGES]
+    assert {name for page in pages for name in re.findall(r"<!-- table (\w+) -->", page)} == set(tables.TABLES)
+    for page in pages:
+        assert tables.renewed(page) == page, "run benchmarks/tables.py"
 
 
 def test_a_table_is_put_in_its_place(monkeypatch):
