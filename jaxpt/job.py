@@ -21,6 +21,7 @@ from jaxpt.data import Batches, Data
 from jaxpt.engine import Engine
 from jaxpt.keeping import Keeper, in_order
 from jaxpt.labels import StreamLabels
+from jaxpt.model_files import check_names
 from jaxpt.progress import counted, drawn, replica_images
 from jaxpt.replica_axis import Execution
 from jaxpt.state import RunState, Trace
@@ -103,6 +104,7 @@ def prepare(
     data = engine.placed.put(host)  # once, to every device
     execution = engine.execution(seen)
     form = engine.abstract(key)
+    check_names(form.replicas.params, form.replicas.model_state)  # or the first save would fail
     if store is not None:
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), seen.train)
         store.match(settings.describe(engine, form, key, seen._replace(train=shapes) if streaming else host))

@@ -4,7 +4,8 @@ import contextlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import PyTree
 
-from jaxpt import files
+from jaxpt import files, tree
 from jaxpt.extras import extra
 from jaxpt.processes import is_first, refuse_together
 from jaxpt.types import ModelState, Params
@@ -36,8 +37,7 @@ def save_model(path: str | os.PathLike[str], params: Params, model_state: ModelS
     leaves = jax.tree.leaves_with_path(_weights(params, model_state))
     places = [[_key(part) for part in place] for place, _ in leaves]
     names = list(map(_flat_name, places))
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"two arrays would share a name in the file: {', '.join(twice)}; rename the parameters")
+    _require_different(names)
     arrays = [np.asarray(leaf) for _, leaf in leaves]
     described = [
         {"path": place, "shape": list(array.shape), "dtype": str(array.dtype)}
@@ -48,6 +48,23 @@ def save_model(path: str | os.PathLike[str], params: Params, model_state: ModelS
         _save_flat(file, dict(zip(names, arrays, strict=True)), content)
     else:
         _save_nested(file, _nested(described, arrays, str), content)
+
+
+def check_names(params: Params, model_state: ModelState) -> None:
+    """Raises ValueError if two arrays of a model would share a name in a file of weights, or in a checkpoint.
+
+    Args:
+        params: trained weights, as arrays or shapes.
+        model_state: what else the model carries.
+    """
+    places = [place for place, _ in jax.tree.leaves_with_path(_weights(params, model_state))]
+    _require_different([_flat_name([_key(part) for part in place]) for place in places])
+    _require_different([tree.name(path) for path, _ in jax.tree.leaves_with_path((params, model_state))])
+
+
+def _require_different(names: Sequence[str]) -> None:
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise ValueError(f"two arrays would share a name in the file: {', '.join(twice)}; rename the parameters")
 
 
 def load_model(path: str | os.PathLike[str]) -> PyTree:

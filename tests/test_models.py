@@ -206,3 +206,11 @@ def test_complex_weights_go_downhill():
     found = trained(problem, None, steps=4)
     w = np.asarray(found.state.replicas.params)
     np.testing.assert_allclose(w - a, (1 - 2 * np.array([0.01, 0.1])) ** 4 * (1.0 + 3.0j - a), rtol=1e-5)
+
+
+@pytest.mark.parametrize("weights", [{"a": {"b": 1.0}, "a.b": 2.0}, {"a": {"b": 1.0}, "a/b": 2.0}])
+def test_names_that_would_collide_in_a_file_are_refused_before_the_first_step(weights):
+    """By the dots of safetensors, and by the slashes of checkpoints."""
+    pairs = jaxpt.energy_problem(lambda w: sum(jax.tree.leaves(w)) ** 2, lambda key: jax.tree.map(jnp.asarray, weights))
+    with pytest.raises(ValueError, match=r"two arrays would share a name in the file: .*a[./]b; rename"):
+        trained(pairs, None)
