@@ -177,8 +177,10 @@ def optimizers() -> str:
     lines: list[tuple[str, ...]] = [("optimiser", "under a ladder", "loss, from -> best", "state")]
     for row in load("cpu/optimizers.json")["rows"]:
         outcome = {"works": "learns", "learns little": "trains, learns little"}.get(row["outcome"], row["outcome"])
+        if "best" in row and row["best"] > row["start"]:
+            outcome = "gets worse at these rates"
         if row["outcome"] == "refused":
-            outcome = f"refused: {row['why'].splitlines()[0].split(';')[0].split('. ')[0]}"
+            outcome = f"refused: {re.split(r' [(]|; |[.] ', row['why'].splitlines()[0])[0]}"
         scores = f"{row['start']:.2f} -> {row['best']:.3f}" if "best" in row else "-"
         state = "-" if row.get("remembers") is None else "the past rates" if row["remembers"] else "moments"
         lines.append((f"`{row['optimizer']}`", outcome, scores, state))
