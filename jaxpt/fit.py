@@ -179,15 +179,9 @@ def fit(
         hidden = not is_first() or (None if progress is None else not progress)
         start = engine.every * done
         bar = stack.enter_context(
-            tqdm(
-                total=steps,
-                initial=start,
-                desc=f"{description}, compiling",
-                disable=hidden,
-                dynamic_ncols=True,
-                bar_format=BAR,
-            )
+            tqdm(total=steps, initial=start, desc=f"{description}, compiling", disable=hidden, dynamic_ncols=True)
         )
+        bar.bar_format = BAR
         if start and not bar.disable:
             bar.write(f"{description} goes on from step {start} of {directory}", file=sys.stderr)
 

@@ -108,14 +108,14 @@ class Result:
     def best(self, on: str = "energy", seed: int | None = None, *, ever: bool = False) -> Best:
         """Returns the replica with the best score on the validation split (ties: the lower energy).
 
-        The best energy is the lowest. Of a metric it is the highest or the lowest, as `jaxpt.Metric` or its name tells.
+        The best energy is the lowest, the best metric the highest or the lowest, as `jaxpt.Metric` or its name tells.
 
         Args:
             on: "energy", which may be called "validation" too, or one of the problem's metrics.
             seed: which seed's ladder to look at (an index into `seeds`); needed if the run has several.
-            ever: the replica of the lowest energy at any period's end instead of the last step's, with weights, scores
-                and hyperparameters as they were then (`Best.step`). Its scores are those of the trace: on a probe where
-                the engine has one. Needs `fit(patience=...)` or `fit(keep_best=True)`.
+            ever: the replica of the lowest energy at any period's end, with weights, scores (those of the trace, on a
+                probe if the engine has one) and hyperparameters as they were then, `Best.step`. Needs
+                `fit(patience=...)` or `fit(keep_best=True)`.
 
         Raises:
             ValueError: no such score, or no such seed; nothing tells whether more or less of the score is better;
@@ -264,9 +264,7 @@ class Result:
 
         if ever:
             if replica is not None:
-                raise ValueError(
-                    f"ever=True is the best replica of all periods, but replica={replica!r}; leave one out"
-                )
+                raise ValueError(f"ever=True is the best replica of all periods, so leave out replica={replica!r}")
             best, kept = self._ever(on, seed), best_kept(self.kept, self.trace, self._lead(seed))
             params, rest = kept.weights
             save_model(path, params, rest, about_replica(best) | {"step": best.step, "versions": versions()})
@@ -284,8 +282,7 @@ class Result:
         """Returns the best replica of all periods, see `best`."""
         if on not in ("energy", "validation"):
             raise ValueError(f"ever=True goes by the energy, but on={on!r}; leave it out")
-        lead = self._lead(seed)
-        kept = best_kept(self.kept, self.trace, lead)
+        kept = best_kept(self.kept, self.trace, self._lead(seed))
         build, weights = self.engine.problem.model, jax.tree.map(jnp.asarray, kept.weights)
         return Best(
             int(kept.replica),
