@@ -11,7 +11,7 @@ from jaxpt.data import examples_seen
 from jaxpt.engine import Engine
 from jaxpt.state import Trace
 
-BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 """The progress bar, as tqdm writes it; the rate is that of `postfix`, where there is room for it."""
 _WIDE = 110  # columns of a terminal with room for the rate
 
