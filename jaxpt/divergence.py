@@ -31,13 +31,13 @@ class Watch:
             otherwise: what the error says behind its message.
 
         Raises:
-            Diverged: there are some, and the engine's policy is "stop"; or a fresh run (one of its seeds) has had no
-                finite energy yet.
+            Diverged: there are some, and the engine's policy is "stop"; or no replica of a fresh run, of any of its
+                seeds, has had a finite energy yet.
         """
         lost = ~np.isfinite(trace.valid["energy"])
         if not len(lost):
             return
-        if self._fresh and lost.all((0, -1)).any():
+        if self._fresh and lost.all():
             raise Diverged(self._never(trace, lost))
         from_the_start, self._fresh = self._fresh, False
         before = np.zeros_like(lost[0]) if self._lost is None else self._lost
@@ -63,7 +63,7 @@ class Watch:
 
     def _never(self, trace: Trace, lost: np.ndarray) -> str:
         """Returns what to say of a run without a finite energy."""
-        seeds = "" if lost.ndim == 2 else f" of seed {int(lost.all((0, -1)).argmax())}"
+        seeds = "" if lost.ndim == 2 else " of every seed"
         where = (
             "never been finite" if np.isfinite(trace.loss[0]).any() else "never been finite, nor has the training loss"
         )

@@ -1,5 +1,7 @@
 """From a Flax NNX model and a loss to a `Problem`."""
 
+import functools
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +14,8 @@ from jaxpt.arguments import check_takes
 from jaxpt.nn import Hyperparameter
 from jaxpt.scores import Prediction, Score, declared_metrics, predictions, scores, takes_hyper, unknown
 from jaxpt.types import Batch, ModelState, Params, Problem
+
+_VALUES = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
 
 
 def nnx_problem(
@@ -68,16 +72,30 @@ def nnx_problem(
     def separate(model: nnx.Module) -> Any:
         return nnx.split(model, nnx.Param, Hyperparameter, nnx.RngState, ...)
 
-    def made(key: Any) -> Any:
-        return _with_arrays_as_data(make(rngs=nnx.Rngs(key)))
+    def made(key: Any) -> nnx.Module:
+        # What does not depend on the key is computed at once, so that a constructor may ask for its value.
+        try:
+            with jax.ensure_compile_time_eval():
+                model = make(rngs=nnx.Rngs(key))
+        except _VALUES as error:
+            raise ValueError(
+                "make asks for the value of an array that is drawn from its random key, as float(array) does; such "
+                "a value is only known when the program runs, so keep the array itself: nnx.Variable(array)"
+            ) from error
+        if not isinstance(model, nnx.Module):
+            raise ValueError(f"make must return an nnx.Module, but make(rngs=...) returns {model!r}")
+        return _with_arrays_as_data(model)
 
-    abstract: Any = nnx.eval_shape(lambda: made(0))
-    if not isinstance(abstract, nnx.Module):
-        raise ValueError(f"make must return an nnx.Module, but make(rngs=...) returns {abstract!r}")
-    abstract.train()
-    training, declared, hypers, streams, _ = separate(abstract)
-    abstract.eval()
-    evaluation, *_ = separate(abstract)
+    graphs: dict[bool, Any] = {}
+
+    def structures(key: Key[Array, ""]) -> Any:
+        model = made(key)
+        for training in (True, False):
+            model.train() if training else model.eval()
+            graphs[training], *states = separate(model)
+        return states
+
+    declared, hypers, streams, _ = jax.eval_shape(structures, jax.random.key(0))
 
     def init(key: Key[Array, ""]) -> tuple[Params, ModelState]:
         _, params, _, _, rest = separate(made(key))
@@ -92,14 +110,14 @@ def nnx_problem(
     def training_loss(
         params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array], key: Key[Array, ""]
     ) -> tuple[Array, ModelState]:
-        model = build(training, params, rest, hyper, key)
+        model = build(graphs[True], params, rest, hyper, key)
         value = loss(model, batch, hyper) if reads_hyper else loss(model, batch)
         nnx.pop(model, nnx.Intermediate)
         _, _, _, _, after = separate(model)
         return value, _without_new(after, rest)
 
     def rebuild(params: Params, rest: ModelState) -> nnx.Module:
-        return build(evaluation, params, rest, unknown(names), jax.random.key(0))
+        return build(graphs[False], params, rest, unknown(names), jax.random.key(0))
 
     def evaluate(params: Params, rest: ModelState, batch: Batch) -> dict[str, Array]:
         model = rebuild(params, rest)
@@ -119,36 +137,66 @@ def nnx_problem(
     )
 
 
-def _with_arrays_as_data(model: Any) -> Any:
+def _with_arrays_as_data(model: nnx.Module) -> nnx.Module:
     """Returns a model, made while JAX traces, in which plain arrays are data, as they are in a model made outside.
 
     Flax recognises arrays by their class, and a traced one has another: it would become part of the static structure.
     """
-    if not isinstance(model, nnx.Module):
-        return model
-    for path, node in nnx.iter_graph(model):
-        if not isinstance(node, nnx.Pytree):
-            continue
+    nodes = [(path, node) for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Pytree)]
+    for _, node in nodes:
         for name, value in list(vars(node).items()):
             if isinstance(value, jax.core.Tracer):
                 setattr(node, name, nnx.data(value))
-            elif not isinstance(value, nnx.Variable | nnx.Pytree) and _holds_traced(value):
+    found = set(map(id, [*(node for _, node in nodes), *jax.tree.leaves(nnx.state(model))]))
+    for path, node in nodes:
+        for name, value in vars(node).items():
+            if not isinstance(value, nnx.Variable) and _holds_traced(value, found):
                 place = ".".join(map(str, (*path, name)))
                 raise ValueError(
-                    f"the model keeps arrays in a {type(value).__name__}, {place}, where Flax does not find them while "
-                    "JAX traces; give each an attribute of its own, or wrap it: nnx.Variable(array)"
+                    f"the model keeps an array drawn from its random key in {place}, a {type(value).__name__}, where "
+                    "Flax does not find it; each replica has its own, so make it an attribute: nnx.Variable(array)"
                 )
     return model
+
+
+def _holds_traced(value: Any, found: set[int]) -> bool:
+    """Returns whether a traced array is in an object, a function's closure, or what these hold.
+
+    Args:
+        value: where to look.
+        found: the ids of those arrays and modules that Flax finds; what has been looked at is added.
+    """
+    if id(value) in found or isinstance(value, type | types.ModuleType):
+        return False
+    found.add(id(value))
+    if isinstance(value, jax.core.Tracer):
+        return True
+    held: list[Any] = list(getattr(value, "__dict__", {}).values())
+    if isinstance(value, Mapping):
+        held += value.values()
+    elif isinstance(value, list | tuple | set | frozenset):
+        held += value
+    elif isinstance(value, functools.partial):
+        held += (value.func, *value.args, *value.keywords.values())
+    elif isinstance(value, types.MethodType):
+        held.append(value.__self__)
+    elif isinstance(value, types.FunctionType):
+        cells = (cell.cell_contents for cell in value.__closure__ or () if _is_full(cell))
+        held += (*cells, *(value.__defaults__ or ()))
+    return any(_holds_traced(each, found) for each in held)
+
+
+def _is_full(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:  # a name that is not bound yet
+        return False
 
 
 def _without_new(after: nnx.State, before: nnx.State) -> nnx.State:
     """Returns what a model carries along after a step, without variables that the step added: what it sowed."""
     known = set(dict(nnx.to_flat_state(before)))
     return nnx.from_flat_state([(path, value) for path, value in nnx.to_flat_state(after) if path in known])
-
-
-def _holds_traced(value: Any) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
 def _fill(hypers: nnx.State, values: Mapping[str, Array]) -> nnx.State:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxpt.decimals import shortest
 from jaxpt.progress import joined, postfix, swaps
 from jaxpt.state import RunState, Trace
 
@@ -88,11 +87,6 @@ class Lowest:
         self.energy, self._since = lowest[-1], np.where(better.any(0), after, self._since + passed)
 
     @property
-    def shown(self) -> Any:
-        """The lowest energies [*S] with the digits of float32, in which they were computed."""
-        return np.asarray(shortest(np.asarray(self.energy, np.float32)))[()]
-
-    @property
     def stale(self) -> int:
         """Whole periods since some seed's lowest energy was improved on."""
         return int(np.min(self._since))
@@ -159,7 +153,8 @@ class Monitor:
         self._bar.set_postfix_str(shown, refresh=False)
         self._bar.update(step - self._bar.n)
         if self._callbacks:
-            status = Status(step, self._steps, trace, self._lowest.shown, seconds, self.images, state)
+            lowest: Any = np.float32(self._lowest.energy)  # as it was computed
+            status = Status(step, self._steps, trace, lowest, seconds, self.images, state)
             wishes = [bool(callback(status)) for callback in self._callbacks]  # each is called, whatever others want
             self.asked = any(wishes)
 

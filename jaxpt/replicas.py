@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxpt.ladder import Ladder
 from jaxpt.types import Hyper, ModelState, Optimizer, Params, Problem, Schedule
-from jaxpt.updates import extra_arguments, updated
+from jaxpt.updates import extra_arguments, updated, uphill
 
 
 class Replicas(NamedTuple):
@@ -115,7 +115,7 @@ def train_step(
 
     (loss, model_state), grads = jax.value_and_grad(objective, has_aux=True)(replica.params)
     # JAX returns the derivative by a complex number as the conjugate of the direction of steepest ascent.
-    grads = jax.tree.map(lambda g: jnp.conj(g) if jnp.iscomplexobj(g) else g, grads)
+    grads = uphill(grads)
 
     def value(params: Params, key: Any = None) -> Array:  # line searches hand on what they are given, the key too
         del key

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
@@ -30,8 +31,13 @@ def extra_arguments(
         "grad": grad,
         "value_fn": value_fn,
         "obj_fn": value_fn,
-        "grad_fn": lambda params, _=0: jax.grad(value_fn)(params),
+        "grad_fn": lambda params, _=0: uphill(jax.grad(value_fn)(params)),
     }
+
+
+def uphill(grads: PyTree) -> PyTree:
+    """Returns the direction of steepest ascent, given JAX's gradients, which are the conjugate of it."""
+    return jax.tree.map(lambda g: jnp.conj(g) if jnp.iscomplexobj(g) else g, grads)
 
 
 def updated(

@@ -12,6 +12,8 @@ from flax import nnx
 
 import jaxpt
 from jaxpt import company, labels
+from jaxpt.divergence import Watch
+from jaxpt.state import Trace
 from tests.conftest import linen_problem, nnx_problem
 
 RNG = np.random.default_rng(0)
@@ -231,14 +233,25 @@ def test_a_run_without_a_finite_energy_ends():
     bad = {"id": np.full(64, np.nan, np.float32)}
     with pytest.raises(jaxpt.Diverged, match="the energy of each of the 2 replicas has never been finite, nor has the"):
         jaxpt.fit(make(of_numbers()), bad, bad, steps=100, progress=False)
-    with pytest.raises(jaxpt.Diverged, match="replicas of seed 0 has never been finite, by step 2;"):
+    with pytest.raises(jaxpt.Diverged, match="replicas of every seed has never been finite, by step 2;"):
         jaxpt.fit(make(of_numbers()), {"id": np.zeros(64)}, bad, steps=2, seeds=[1, 2], progress=False)
 
 
+def test_a_seed_without_a_finite_energy_does_not_end_the_others():
+    energy = np.array([[[np.nan, np.nan], [1.0, 2.0]]], np.float32)  # [P, S, M]
+    rung = {"learning_rate": np.array([[[0, 1], [0, 1]]])}
+    row = Trace(np.array([2]), energy, {"energy": energy}, {}, rung, {}, None)
+    with pytest.warns(
+        UserWarning, match="replica 0 of seed 0 on rung 0 of learning_rate by step 2; replica 1 of seed 0"
+    ):
+        Watch(make(of_numbers()), fresh=True).look(row)
+
+
 def test_a_sampler_that_begins_outside_the_support_ends():
-    """A density on the positive numbers, and starts on both sides of zero."""
+    """A density on the positive numbers, and starts below zero."""
+    below = lambda key: -jnp.abs(jax.random.normal(key))
     engine = jaxpt.sampler(
-        lambda w: jnp.where(w > 0, w, jnp.inf), jax.random.normal, temperature=[1.0, 2.0, 4.0], step_size=0.1, every=2
+        lambda w: jnp.where(w > 0, w, jnp.inf), below, temperature=[1.0, 2.0, 4.0], step_size=0.1, every=2
     )
     with pytest.raises(jaxpt.Diverged, match="never been finite"):
         jaxpt.fit(engine, steps=50, seeds=range(4), progress=False)

@@ -29,7 +29,7 @@ FLOORS = [
     ],
     ["nn", "linen"],
     [*(f"rules.{name}" for name in ("independent", "population", "replay", "tuning", "tempering")), "rules"],
-    ["scores", "from_nnx", "from_linen", "problems", "updates", "tracked", "replicas", "reads"],
+    ["scores", "asked", "from_nnx", "from_linen", "problems", "updates", "tracked", "replicas", "reads"],
     ["company", "processes", "placement", "state", "precision", "replica_axis"],
     ["period", "names", "checks", "engine"],
     [*(f"diagnostics.{name}" for name in ("counts", "exchanges", "barrier", "index", "report")), "diagnostics"],
