@@ -12,8 +12,14 @@ from typing import Any
 import jinja2
 import pdoc
 
-MODULES = ["jaxpt", "jaxpt.plots", "jaxpt.stream", "jaxpt.types", "jaxpt.replica_axis", "jaxpt.precision"]
-SHOWN_AS_FUNCTIONS = ["fit", "diffusion", "lineage", "mixture"]  # modules of the same names hold them
+MODULES = [
+    "jaxpt",
+    "jaxpt.results.plots",
+    "jaxpt.training.stream",
+    "jaxpt.core.types",
+    "jaxpt.devices.execution",
+    "jaxpt.devices.precision",
+]
 LONG = re.compile(r"\b(jaxtyping|typing|builtins|jaxlib\._jax|jax\.jaxlib\._jax|jaxpt(\.\w+)*)\.(?=[A-Z])")
 LONG_IN_CODE = re.compile(
     r'<span class="n">(jaxtyping|typing|jax|jaxlib|_jax|flax|_src|base|module|rnglib)</span><span class="o">\.</span>'
@@ -68,4 +74,4 @@ if __name__ == "__main__":
     pdoc.render.env.loader = jinja2.ChoiceLoader(
         [jinja2.DictLoader({"module.html.jinja2": TEMPLATE}), pdoc.render.env.loader]
     )
-    pdoc.pdoc(*MODULES, *(f"!jaxpt.{name}" for name in SHOWN_AS_FUNCTIONS), output_directory=Path(sys.argv[1]))
+    pdoc.pdoc(*MODULES, output_directory=Path(sys.argv[1]))

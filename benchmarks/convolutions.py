@@ -1,4 +1,4 @@
-"""Times the lowerings of `jaxpt.conv_general_dilated` layer by layer; `jaxpt.convolution.choice` follows its figures.
+"""Times the lowerings of `jaxpt.conv_general_dilated` layer by layer; `convolution.choice` follows its figures.
 
 uv run benchmarks/convolutions.py --model resnet20 --replicas 4 --batch 32 --out convolutions.json
 
@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from benchmarks import record
 from experiments import report
-from jaxpt.convolution import choice, rules
-from jaxpt.convolution.geometry import Geometry, geometry
+from jaxpt.lowering.convolution import choice, rules
+from jaxpt.lowering.convolution.geometry import Geometry, geometry
 
 
 class Layer(NamedTuple):

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 import jaxpt
 from benchmarks import record
-from jaxpt import tree
-from jaxpt.updates import updated as update
+from jaxpt.core import tree
+from jaxpt.engine.updates import updated as update
 
 RATES = (0.003, 0.3)
 STEPS, EVERY, SEEDS = 200, 10, (0, 1, 2)

@@ -50,8 +50,8 @@ from experiments import datasets, report
 from experiments.augment import Standardise
 from experiments.classification import classifier, mixture_error
 from experiments.models import LeNetEMNIST
-from jaxpt.data import Data
-from jaxpt.period import DATA
+from jaxpt.core.data import Data
+from jaxpt.engine.period import DATA
 
 MOMENTUM = 0.9
 _METRICS = {"error": mixture_error}
@@ -90,7 +90,7 @@ def work(options: argparse.Namespace, data: Data, seed: int) -> Work:
         drop_remainder=True,
     )
     start = engine.init(jax.random.key(seed))
-    rows, _ = jaxpt.data.minibatches(
+    rows, _ = jaxpt.core.data.minibatches(
         jax.random.fold_in(jax.random.key(seed), DATA),
         0,
         num_steps=options.steps,
@@ -167,7 +167,7 @@ def by_peer(train: Callable[[Task], Trained], work: Work) -> tuple[Trained, Any]
     trained = train(work.task)
     params = from_torch(trained.weights, work.start.replicas.params)
     replicas = work.start.replicas._replace(params=params)
-    state = work.engine.placed.put(work.start._replace(replicas=replicas), jaxpt.state.state_axes(0))
+    state = work.engine.placed.put(work.start._replace(replicas=replicas), jaxpt.core.state.state_axes(0))
     return trained, state
 
 

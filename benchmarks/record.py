@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import report
-from jaxpt import files
+from jaxpt.saving import files
 
 
 def write(out: Path | None, rows: Sequence[dict[str, Any]], *, seeds: Sequence[int] = (0,), **more: Any) -> None:

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 
 import jaxpt
 from experiments import diffusion, intervals, report
-from jaxpt import plots
 from jaxpt.diagnostics import interval, running_mean
+from jaxpt.results import plots
 
 BASELINE = report.BASELINE
 COARSE = 200  # test images; curves on fewer are too noisy for first passages

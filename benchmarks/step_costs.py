@@ -63,7 +63,7 @@ def compile_seconds(replicas: int, batch: int, data: jaxpt.Data) -> float:
 
 def drawn(batch: int, key: jax.Array) -> list[jax.Array]:
     """Returns sums of as many bits as the dropout of one step of one replica takes."""
-    # 16 bits a number, as `jaxpt.noise.dropout` takes them.
+    # 16 bits a number, as `jaxpt.models.noise.dropout` takes them.
     return [jax.random.bits(jax.random.fold_in(key, i), (-(-batch * n // 2),)).sum() for i, n in enumerate(DROPPED)]
 
 

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 import jaxpt
 from benchmarks import networks, record, torch_steps
 from experiments import report
-from jaxpt.replicas import train_step
+from jaxpt.engine.replica import train_step
 
 
 class Variant(NamedTuple):

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 import jaxpt
-from jaxpt.data import Data
+from jaxpt.core.data import Data
 
 
 def loss(model: nnx.Module, batch: dict) -> Array:

@@ -19,7 +19,8 @@ from experiments.augment import Standardise
 from experiments.classification import channels_of, classes_of, classifier
 from experiments.models import LeNetEMNIST
 from experiments.options import DataOptions, Preset, paper_command, shorten
-from jaxpt import files, plots
+from jaxpt.results import plots
+from jaxpt.saving import files
 
 Name = Literal["learning_rate", "dropout_rate", "batch_size", "temperature", "weight_decay"]
 

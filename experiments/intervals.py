@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxpt import plots
 from jaxpt.diagnostics import interval
-from jaxpt.plots.style import STYLE
+from jaxpt.results import plots
+from jaxpt.results.plots.style import STYLE
 
 
 def picture(

@@ -18,7 +18,7 @@ import jaxpt
 from experiments import runner
 from experiments.options import BaseOptions, command
 from experiments.runner import Work
-from jaxpt.data import Data
+from jaxpt.core.data import Data
 
 CHARACTERS = 128
 """Characters are ASCII codes; any other character of the text is a question mark."""

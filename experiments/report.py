@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 
 import jaxpt
 from experiments.options import BaseOptions
-from jaxpt import plots
+from jaxpt.core.extras import versions
 from jaxpt.diagnostics import acceptance_rate, interval, pair_acceptance, round_trips
-from jaxpt.extras import versions
-from jaxpt.result import Best
-from jaxpt.summary import device
+from jaxpt.results import plots
+from jaxpt.results.result import Best
+from jaxpt.results.summary import device
 
 BASELINE = "independent"
 Mixtures = dict[str, dict[str, np.ndarray]]

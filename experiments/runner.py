@@ -14,8 +14,8 @@ import numpy as np
 import jaxpt
 from experiments import classification, report
 from experiments.options import BaseOptions
-from jaxpt import files
-from jaxpt.data import Data
+from jaxpt.core.data import Data
+from jaxpt.saving import files
 
 
 class Work(NamedTuple):

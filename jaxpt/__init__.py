@@ -7,36 +7,38 @@ The examples go on from the README's first script, made smaller: `problem`, `los
 `result` are its own, and `dataclasses`, `jax`, `jnp`, `np`, `optax`, `nnx` and `linen` are imported.
 """
 
-from jaxpt import allocator, diagnostics, linen, placement
-from jaxpt.convolution import conv_by_products, conv_general_dilated, fast_convolutions
-from jaxpt.data import Batches, Data
+from jaxpt import diagnostics
+from jaxpt.core.data import Batches, Data
+from jaxpt.core.errors import CheckpointError, Diverged, Interrupted
+from jaxpt.core.ladder import Ladder, geometric, linear
+from jaxpt.core.types import Info, Move, Problem, Rule
+from jaxpt.devices import allocator, placement
+from jaxpt.devices.placement import use_all_cores
+from jaxpt.devices.precision import with_compute_dtype
 from jaxpt.diagnostics import diagnose, suggest_replicas
-from jaxpt.diffusion import Diffusion, diffusion
-from jaxpt.engine import Engine, RunState, Trace
-from jaxpt.failures import CheckpointError, Diverged, Interrupted
-from jaxpt.fit import fit
-from jaxpt.from_linen import linen_problem
-from jaxpt.from_nnx import nnx_problem
-from jaxpt.ladder import Ladder, geometric, linear
-from jaxpt.lineage import Lineage, lineage, replay
-from jaxpt.loading import load_run
-from jaxpt.losses import cross_entropy, errors, label_mean, negative_log_likelihood
-from jaxpt.mixture import Mixture, mixture
-from jaxpt.model_files import load_model
-from jaxpt.monitor import Callback, Status
-from jaxpt.nn import Dropout, GaussianNoise, Hyperparameter
-from jaxpt.noise import gradient_noise, langevin, with_weight_noise
-from jaxpt.pairing import deo, random_adjacent, seo
-from jaxpt.placement import use_all_cores
-from jaxpt.precision import with_compute_dtype
-from jaxpt.problems import energy_problem
-from jaxpt.result import Best, Result
+from jaxpt.diagnostics.lineage import Lineage, lineage, replay
+from jaxpt.engine.engine import Engine, RunState, Trace
+from jaxpt.lowering.convolution import conv_by_products, conv_general_dilated, fast_convolutions
+from jaxpt.models import linen
+from jaxpt.models.energy import energy_problem
+from jaxpt.models.linen_problem import linen_problem
+from jaxpt.models.losses import cross_entropy, errors, label_mean, negative_log_likelihood
+from jaxpt.models.nnx import nnx_problem
+from jaxpt.models.nnx_layers import Dropout, GaussianNoise, Hyperparameter
+from jaxpt.models.noise import gradient_noise, langevin, with_weight_noise
+from jaxpt.models.scores import Metric
+from jaxpt.results.ensemble import Mixture, mixture
+from jaxpt.results.loading import load_run
+from jaxpt.results.result import Best, Result
+from jaxpt.results.summary import Summary
 from jaxpt.rules import PBT, CopyBest, Independent, Tempering, exchange
-from jaxpt.sampling import mala, sampler
-from jaxpt.scores import Metric
-from jaxpt.stream import prefetch
-from jaxpt.summary import Summary
-from jaxpt.types import Info, Move, Problem, Rule
+from jaxpt.rules.pairing import deo, random_adjacent, seo
+from jaxpt.saving.model_files import load_model
+from jaxpt.studies.diffusion import Diffusion, diffusion
+from jaxpt.studies.sampling import mala, sampler
+from jaxpt.training.fit import fit
+from jaxpt.training.monitor import Callback, Status
+from jaxpt.training.stream import prefetch
 
 __version__ = "0.1.0"
 

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 import jaxpt
-from jaxpt.checkpoint import Checkpoints
+from jaxpt.saving.checkpoint import Checkpoints
 from tests import conftest
 
 RUNGS = jaxpt.Ladder(learning_rate=jaxpt.geometric(0.02, 0.2, 4))
@@ -76,7 +76,7 @@ def equal(directory):
         made = partial(dataclasses.replace, tempered, placement="auto")
         damaged = directory / f"damaged-{jax.process_index()}"  # what process 0 finds, the others cannot see
         damaged.mkdir()
-        (damaged / "settings.json").write_text("{" if jaxpt.processes.is_first() else "")
+        (damaged / "settings.json").write_text("{" if jaxpt.devices.processes.is_first() else "")
         refused = [
             said(lambda: made(ladder=conftest.ladder(5))),
             said(jaxpt.placement.pmap),

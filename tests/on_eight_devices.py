@@ -13,7 +13,7 @@ from flax import nnx
 
 import jaxpt
 from benchmarks.devices import collectives
-from jaxpt.placement import automatic, pmap, shard_map, single
+from jaxpt.devices.placement import automatic, pmap, shard_map, single
 from tests import conftest, hlo
 
 jaxpt.use_all_cores(8)
@@ -42,7 +42,7 @@ class Net(nnx.Module):
         return self.out(self.dropout(self.norm(x)))
 
 
-@jaxpt.tree.register(data=("inner",))
+@jaxpt.core.tree.register(data=("inner",))
 @dataclasses.dataclass(frozen=True)
 class Copying:
     """Exchanges, and then everyone goes on with the weights of one on another device."""
@@ -145,9 +145,9 @@ for way in ("shard_map", "pmap"):
     out["shapes"][way] = [shape for _, shape, _ in collectives(text)]
     with jax.transfer_guard_device_to_device("disallow"):
         state, _ = sharded.run(state, data, periods=3, donate=True)
-        before = jaxpt.engine._run_donated._cache_size()
+        before = jaxpt.engine.engine._run_donated._cache_size()
         state, _ = sharded.run(state, data, periods=3, donate=True)
-    out["compiled again"][way] = jaxpt.engine._run_donated._cache_size() - before
+    out["compiled again"][way] = jaxpt.engine.engine._run_donated._cache_size() - before
 
 
 def waiting(*args):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxpt import canonical
+from jaxpt.lowering import rewrite
 
 
 def convolve(x, w):
@@ -71,8 +71,8 @@ def test_values_and_gradients_stay_and_every_convolution_is_channels_last(name):
     with jax.enable_x64(True):
         step = jax.value_and_grad(lambda x, w: jnp.square(FUNCTIONS[name](x, w)).sum(), (0, 1))
         closed, shapes = jax.make_jaxpr(step, return_shape=True)(x, w)
-        assert canonical.has_convolutions(closed.jaxpr)
-        again = lambda x, w: canonical.evaluate(closed, x, w)
+        assert rewrite.has_convolutions(closed.jaxpr)
+        again = lambda x, w: rewrite.evaluate(closed, x, w)
         found = jax.tree.unflatten(jax.tree.structure(shapes), jax.jit(again)(x, w))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), found, step(x, w))
         convolutions = [
@@ -104,7 +104,7 @@ def test_stock_convolutions_are_lowered_like_our_own(image, kernel, channels, fe
     with jax.enable_x64(True):
         step = jax.value_and_grad(lambda x, w: jnp.square(stock(x, w)).sum(), (0, 1))
         closed, shapes = jax.make_jaxpr(step, return_shape=True)(x, w)
-        again = lambda x, w: jax.tree.unflatten(jax.tree.structure(shapes), canonical.evaluate(closed, x, w))
+        again = lambda x, w: jax.tree.unflatten(jax.tree.structure(shapes), rewrite.evaluate(closed, x, w))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), jax.jit(again)(x, w), step(x, w))
         equations = [
             e for e in programs(jax.make_jaxpr(again)(x, w).jaxpr) if e.primitive.name == "conv_general_dilated"
@@ -127,7 +127,7 @@ def test_any_geometry_keeps_its_value_and_gradients(seed):
     stock = lambda x, w: lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
     step = jax.value_and_grad(lambda x, w: stock(x, w).sum(), (0, 1))
     closed, shapes = jax.make_jaxpr(step, return_shape=True)(x, w)
-    found = jax.tree.unflatten(jax.tree.structure(shapes), canonical.evaluate(closed, x, w))
+    found = jax.tree.unflatten(jax.tree.structure(shapes), rewrite.evaluate(closed, x, w))
     jax.tree.map(np.testing.assert_array_equal, found, step(x, w))
 
 
@@ -146,7 +146,7 @@ def test_narrow_floats_are_rounded_once(dtype, preferred):
         return out, pull(jnp.ones_like(out))
 
     closed, shapes = jax.make_jaxpr(step, return_shape=True)(x, w)
-    found = jax.tree.unflatten(jax.tree.structure(shapes), canonical.evaluate(closed, x, w))
+    found = jax.tree.unflatten(jax.tree.structure(shapes), rewrite.evaluate(closed, x, w))
     exact = step(x.astype(jnp.float32), w.astype(jnp.float32))
     for mine, wide, shape in zip(*map(jax.tree.leaves, (found, exact, shapes)), strict=True):
         assert mine.dtype == shape.dtype
@@ -158,13 +158,13 @@ def test_narrow_floats_are_rounded_once(dtype, preferred):
 def test_small_integers_stay_what_they_are():
     x, w = jnp.ones((1, 12, 12, 32), jnp.int8), jnp.ones((9, 9, 32, 4), jnp.int8)
     conv = lambda x, w: lax.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    (found,) = canonical.evaluate(jax.make_jaxpr(conv)(x, w), x, w)
+    (found,) = rewrite.evaluate(jax.make_jaxpr(conv)(x, w), x, w)
     assert found.dtype == jnp.int8
     np.testing.assert_array_equal(found, conv(x, w))
 
 
 def test_a_program_without_convolutions_is_known_as_such():
-    assert not canonical.has_convolutions(jax.make_jaxpr(jax.jit(lambda x: x @ x))(np.ones((2, 2))).jaxpr)
+    assert not rewrite.has_convolutions(jax.make_jaxpr(jax.jit(lambda x: x @ x))(np.ones((2, 2))).jaxpr)
 
 
 def test_a_checkpointed_body_keeps_the_constants_that_it_closes_over():
@@ -180,7 +180,7 @@ def test_a_checkpointed_body_keeps_the_constants_that_it_closes_over():
 
     for f, plain in ((jax.checkpoint(body), body), (jax.grad(jax.checkpoint(body)), jax.grad(body))):
         closed = jax.make_jaxpr(f)(x)
-        again = partial(canonical.evaluate, closed)
+        again = partial(rewrite.evaluate, closed)
         kinds = [eqn.primitive.name for eqn in programs(jax.make_jaxpr(again)(x).jaxpr)]
         assert any(eqn.primitive.name.startswith(("remat", "checkpoint")) for eqn in closed.jaxpr.eqns)
         assert any(kind.startswith(("remat", "checkpoint")) for kind in kinds), "still recomputed"

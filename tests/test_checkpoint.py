@@ -11,8 +11,8 @@ import optax
 import pytest
 
 import jaxpt
-import jaxpt.checkpoint
-from jaxpt import tree
+import jaxpt.saving.checkpoint
+from jaxpt.core import tree
 from tests.conftest import make_engine
 
 RULES = {
@@ -185,14 +185,14 @@ def test_what_others_keep_there_is_left_alone(tmp_path, saved):
 @pytest.mark.slow
 def test_a_signal_that_comes_too_late_is_not_lost(tmp_path, monkeypatch):
     """While the last checkpoint is waited for: the run is saved, and the process must still end."""
-    waited = jaxpt.checkpoint.Checkpoints.wait
+    waited = jaxpt.saving.checkpoint.Checkpoints.wait
 
     def wait(self):
         waited(self)
         if self.steps == [4]:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(jaxpt.checkpoint.Checkpoints, "wait", wait)
+    monkeypatch.setattr(jaxpt.saving.checkpoint.Checkpoints, "wait", wait)
     with pytest.raises(jaxpt.Interrupted, match="SIGTERM after step 4 of 5"):
         go_on(tmp_path, steps=5)
     monkeypatch.undo()

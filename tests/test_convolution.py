@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 import jaxpt
-from jaxpt.convolution import choice
+from jaxpt.lowering.convolution import choice
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 CASES = {  # images [B, H, W, C], kernel (h, w), features, strides, padding

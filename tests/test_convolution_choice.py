@@ -1,7 +1,7 @@
 import pytest
 
-from jaxpt.convolution import choice
-from jaxpt.convolution.geometry import geometry
+from jaxpt.lowering.convolution import choice
+from jaxpt.lowering.convolution.geometry import geometry
 
 FIRST = (32, 5, "VALID", 1, 6)  # LeNet: image, kernel, padding, channels, features
 SECOND = (14, 5, "VALID", 6, 16)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxpt.data import examples_seen, minibatches, order_at, steps_per_epoch
+from jaxpt.core.data import examples_seen, minibatches, order_at, steps_per_epoch
 
 
 @pytest.mark.parametrize(("examples", "batch"), [(10, 4), (12, 4), (5, 5), (7, 1)])

@@ -11,9 +11,10 @@ import pytest
 from flax import nnx
 
 import jaxpt
-from jaxpt import company, labels
-from jaxpt.divergence import Watch
-from jaxpt.state import Trace
+from jaxpt.core import labels
+from jaxpt.core.state import Trace
+from jaxpt.engine import company
+from jaxpt.training.divergence import Watch
 from tests.conftest import linen_problem, nnx_problem
 
 RNG = np.random.default_rng(0)
@@ -95,9 +96,9 @@ def test_seeds_that_are_one_to_the_generator_are_refused():
 @pytest.mark.parametrize("prng", [None, "rbg"])
 def test_a_seed_of_32_bits_is_the_key_that_jax_makes_of_it(prng):
     wanted = [0, 7, 2**31, 2**32 - 1, -5]
-    made = jaxpt.seeds.keys(0, np.array(wanted), prng)
+    made = jaxpt.core.seeds.keys(0, np.array(wanted), prng)
     for seed, key in zip(wanted, made, strict=True):
-        assert key == jax.random.key(seed, impl=prng) == jaxpt.seeds.keys(seed, None, prng)
+        assert key == jax.random.key(seed, impl=prng) == jaxpt.core.seeds.keys(seed, None, prng)
 
 
 def tagger(**options):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxpt
-from jaxpt.decimals import shortened, shortest
+from jaxpt.core.decimals import shortened, shortest
 from tests.test_checkpoint import bowl
 
 LONG = re.compile(r"\d\.\d{10,}")

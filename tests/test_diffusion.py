@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxpt
-from jaxpt.diffusion import Diffusion, _ladder
+from jaxpt.studies.diffusion import Diffusion, _ladder
 from tests import conftest
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxpt
-from jaxpt import tree
+from jaxpt.core import tree
 from tests.conftest import make_engine
 
 HOTTEST, PLANTED = 3, 4  # replica, and the period after which it breaks

@@ -8,7 +8,8 @@ import optax
 import pytest
 
 import jaxpt
-from jaxpt import period, tree
+from jaxpt.core import tree
+from jaxpt.engine import period
 from tests import conftest
 from tests.conftest import make_engine
 
@@ -338,9 +339,9 @@ def test_a_period_has_the_same_bits_in_any_dispatch(data):
     for periods in (-1, 4):
         with pytest.raises(ValueError, match=rf"periods must be 0 .. room=3, but it is {periods}"):
             engine.run(state, data, periods=periods, room=3)
-    before = jaxpt.engine._run._cache_size()
+    before = jaxpt.engine.engine._run._cache_size()
     engine.run(state, data, periods=2, room=3)
-    assert jaxpt.engine._run._cache_size() == before
+    assert jaxpt.engine.engine._run._cache_size() == before
     one, _ = engine.run(engine.init(jax.random.key(0)), data, periods=1)
     assert_same(one, engine.run(engine.init(jax.random.key(0)), data, periods=1, room=3)[0])
 
@@ -466,7 +467,7 @@ def test_keys_of_other_generators_work(kind, data):
 def test_dropout_of_fast_bits_differs_between_replicas_and_steps():
     """A loss that is what dropout leaves of numbers around one: all its means differ, and lie there too."""
     x = jnp.linspace(0.9, 1.1, 1000)
-    loss = lambda w, state, batch, h, key: (0 * w + jaxpt.noise.dropout(key, x, 0.5).mean()[None], state)
+    loss = lambda w, state, batch, h, key: (0 * w + jaxpt.models.noise.dropout(key, x, 0.5).mean()[None], state)
     problem = drawn()._replace(loss=loss)
     for strategy in ("vmap", "map"):
         engine = make_engine(problem, jaxpt.Ladder(learning_rate=[0.1, 0.2, 0.3]), every=1, replica_axis=strategy)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxpt
-from jaxpt.files import is_stray, local_path
+from jaxpt.saving.files import is_stray, local_path
 from tests.test_checkpoint import bowl
 
 URLS = [

@@ -64,10 +64,10 @@ def test_images_of_batch_sizes_that_change_are_counted_as_they_were(data):
 def test_one_program_runs_all_dispatches(data):
     """However many periods a dispatch holds; a last period that is short needs a second one."""
     engine = make_engine(every=3, rule=jaxpt.Independent())
-    before = jaxpt.engine._run_donated._cache_size()
+    before = jaxpt.engine.engine._run_donated._cache_size()
     found = jaxpt.fit(engine, data.train, data.valid, steps=3 * 1100 + 2, progress=False)
     assert len(found.trace.step) == 1101
-    assert jaxpt.engine._run_donated._cache_size() == before + 2
+    assert jaxpt.engine.engine._run_donated._cache_size() == before + 2
 
 
 def test_best_is_the_lowest_on_validation(result, data):

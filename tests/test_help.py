@@ -8,9 +8,12 @@ import re
 import pytest
 
 import jaxpt
-from jaxpt import diagnostics, placement, sampling, types
-from jaxpt import replica_axis as axis
-from jaxpt import replicas as stacked
+from jaxpt import diagnostics
+from jaxpt.core import types
+from jaxpt.devices import execution as axis
+from jaxpt.devices import placement
+from jaxpt.engine import replica as stacked
+from jaxpt.studies import sampling
 
 NAMESPACES = (jaxpt, diagnostics, placement, sampling, types, axis, stacked)
 

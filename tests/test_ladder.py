@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import jaxpt
-from jaxpt.ladder import BETA, Ladder, as_arrays, respaced
+from jaxpt.core.ladder import BETA, Ladder, as_arrays, respaced
 from tests.conftest import nnx_problem
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")

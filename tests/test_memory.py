@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxpt
-from jaxpt import memory
+from jaxpt.devices import memory
 from tests.conftest import ladder, make_engine
 
 WIDE = {"batch_size": 64, "every": 2, "rule": jaxpt.Independent(), "evaluation_batch": 50}

@@ -53,7 +53,7 @@ MISTAKES = {
     "target must be an acceptance probability between 0 and 1, but it is 'half'": lambda: jaxpt.Tempering(
         1.0, target="half"
     ),
-    "quantile must be a number, but it is of <class 'jaxpt.ladder.Ladder'>": lambda: jaxpt.PBT(LADDER),
+    "quantile must be a number, but it is of <class 'jaxpt.core.ladder.Ladder'>": lambda: jaxpt.PBT(LADDER),
     "num_rungs must be an integer of at least 1, but it is 2.5": lambda: jaxpt.geometric(0.1, 1, 2.5),
     "num_rungs must be an integer of at least 1, but it is -3": lambda: jaxpt.linear(0, 1, -3),
     "start must be a number, but it is '0.1'": lambda: jaxpt.geometric("0.1", 1, 3),
@@ -124,9 +124,11 @@ MISTAKES = {
     "logits must be an array, but it is [[0.0, 1.0]]": lambda: jaxpt.cross_entropy([[0.0, 1.0]], [1]),
     "labels need one class per example, shape (4,)": lambda: jaxpt.errors(jnp.zeros((4, 2)), jnp.zeros((4, 1), int)),
     "trace must be a run's trace, result.trace": lambda: jaxpt.lineage(result(), 0),
-    "run's trace, result.trace, but it is of <class 'jaxpt.result.Result'>": lambda: jaxpt.suggest_replicas(result()),
+    "run's trace, result.trace, but it is of <class 'jaxpt.results.result.Result'>": lambda: jaxpt.suggest_replicas(
+        result()
+    ),
     "replica must be one of 0 .. 1, but it is 0.0": lambda: jaxpt.lineage(result().trace, 0.0),
-    "result.trace, but it is of <class 'jaxpt.result.Result'>": lambda: jaxpt.diagnose(result()),
+    "result.trace, but it is of <class 'jaxpt.results.result.Result'>": lambda: jaxpt.diagnose(result()),
     "takes what jaxpt.lineage gave, and the engine that made it": lambda: jaxpt.replay(engine(), result().trace, None),
     "metrics must be {name: function(probabilities, batch)}": lambda: jaxpt.mixture(
         conftest.make_engine(problem(), LADDER), result().state, {"x": ONE}, loss

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxpt
-from jaxpt.monitor import Lowest
+from jaxpt.training.monitor import Lowest
 from tests.test_checkpoint import assert_same, assert_same_result, bowl
 
 ENGINE = bowl()  # one for all, so that it is compiled once

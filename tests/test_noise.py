@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxpt import noise
+from jaxpt.models import noise
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])

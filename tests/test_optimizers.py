@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import jaxpt
-from jaxpt.reads import reads
-from jaxpt.replicas import train_step
+from jaxpt.engine.reads import reads
+from jaxpt.engine.replica import train_step
 
 BOWL = jaxpt.energy_problem(lambda w: jnp.sum(w["a"] ** 2) + jnp.sum((w["b"] - 1) ** 2), lambda key: START)
 START = {"a": jnp.arange(1.0, 4.0), "b": jnp.full((2, 2), 3.0)}

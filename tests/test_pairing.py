@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 import jaxpt
-from jaxpt.pairing import deo, named, random_adjacent, seo
+from jaxpt.rules.pairing import deo, named, random_adjacent, seo
 
 
 @pytest.mark.parametrize("rungs", [2, 3, 8])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxpt
-from jaxpt.placement import automatic, pmap, shard_map, single, use_all_cores
+from jaxpt.devices.placement import automatic, pmap, shard_map, single, use_all_cores
 from tests import in_processes
 from tests.conftest import make_engine
 

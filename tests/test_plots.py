@@ -1,7 +1,8 @@
 import numpy as np
 from matplotlib import image
 
-from jaxpt import Diffusion, Lineage, plots
+from jaxpt import Diffusion, Lineage
+from jaxpt.results import plots
 
 
 def rows(path):

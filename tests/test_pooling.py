@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from jaxpt import canonical
+from jaxpt.lowering import rewrite
 from tests.test_canonical import programs
 
 SLOW = {"reduce_window_sum", "reduce_window_max", "reduce_window", "select_and_scatter_add"}
@@ -16,7 +16,7 @@ SLOW = {"reduce_window_sum", "reduce_window_max", "reduce_window", "select_and_s
 def rewritten(function, *args):
     """A function as `canonical` writes it, and the primitives of its program."""
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-    again = lambda *args: jax.tree.unflatten(jax.tree.structure(shapes), canonical.evaluate(closed, *args))
+    again = lambda *args: jax.tree.unflatten(jax.tree.structure(shapes), rewrite.evaluate(closed, *args))
     return jax.jit(again), {eqn.primitive.name for eqn in programs(jax.make_jaxpr(again)(*args).jaxpr)}
 
 

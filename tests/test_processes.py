@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxpt.placement import ProcessLost, clear_errors, distributed
+from jaxpt.devices.placement import ProcessLost, clear_errors, distributed
 from tests import in_processes
 from tests.test_checkpoint import assert_same
 

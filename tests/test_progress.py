@@ -2,7 +2,7 @@
 
 from tqdm import tqdm
 
-from jaxpt.progress import BAR, postfix
+from jaxpt.training.rows import BAR, postfix
 
 
 def test_the_bar_is_wide_enough_at_80_columns(monkeypatch):

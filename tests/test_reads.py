@@ -8,8 +8,8 @@ import optax.contrib
 import pytest
 
 import jaxpt
-from jaxpt.reads import reading, reads
-from jaxpt.replicas import train_step
+from jaxpt.engine.reads import reading, reads
+from jaxpt.engine.replica import train_step
 
 LADDER = jaxpt.Ladder(learning_rate=[0.01, 0.1, 0.3])
 X = np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32)
@@ -89,7 +89,7 @@ ASKING = {
 def test_updates_get_the_arguments_that_they_take(name):
     """One replica's steps against a plain loop of optax."""
     optimizer = lambda h: ASKING[name](h["learning_rate"])
-    replica = jaxpt.replicas.init_replica(
+    replica = jaxpt.engine.replica.init_replica(
         problem(), optimizer, None, jax.random.key(0), {"learning_rate": jnp.float32(0.1)}, {}
     )
     objective = lambda w: jnp.mean((X @ w - DATA["y"]) ** 2)
@@ -111,7 +111,7 @@ def test_updates_get_the_arguments_that_they_take(name):
 def test_what_is_not_asked_for_costs_nothing(optimizer):
     """The traced step is that of an update without further arguments."""
     one = problem()
-    replica = jaxpt.replicas.init_replica(
+    replica = jaxpt.engine.replica.init_replica(
         one, optimizer, None, jax.random.key(0), {"learning_rate": jnp.float32(0.1)}, {}
     )
     step = lambda replica: train_step(one, optimizer, None, replica, DATA, jnp.ones(32, bool), jnp.asarray(0))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxpt
-from jaxpt.recorders import Lines, Scalars
+from jaxpt.training.recorders import Lines, Scalars
 from tests.test_checkpoint import bowl
 from tests.test_checkpoint import go_on as fit_on
 

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import jaxpt
-from jaxpt.replica_axis import choose
+from jaxpt.devices.execution import choose
 from tests import conftest
 from tests.conftest import make_engine
 

@@ -5,8 +5,8 @@ import optax
 import pytest
 
 import jaxpt
-from jaxpt.reads import has_state, reads
-from jaxpt.replicas import mean_scores, rescale_momentum
+from jaxpt.engine.reads import has_state, reads
+from jaxpt.engine.replica import mean_scores, rescale_momentum
 
 
 @pytest.mark.parametrize(("chunk", "size"), [(1, 1), (3, 3), (7, 5), (9, 5), (10, 10), (100, 10)])

@@ -253,7 +253,7 @@ def test_names_that_would_be_one_in_the_file_are_refused(tmp_path):
     weights = {"a": {"b": jnp.ones(2)}, "a.b": jnp.zeros(2)}
     for name in ("model", "model.safetensors"):
         with pytest.raises(ValueError, match=r"two arrays would share a name in the file: a\.b; rename"):
-            jaxpt.model_files.save_model(tmp_path / name, weights, (), {})
+            jaxpt.saving.model_files.save_model(tmp_path / name, weights, (), {})
         assert not (tmp_path / name).exists()
 
 

@@ -9,7 +9,7 @@ from flax import nnx
 from sklearn.metrics import f1_score, roc_auc_score
 
 import jaxpt
-from jaxpt.scores import is_higher_better
+from jaxpt.models.scores import is_higher_better
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(70, 3)).astype(np.float32)

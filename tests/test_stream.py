@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import jaxpt
-from jaxpt.data import Batches, minibatches
-from jaxpt.period import DATA
-from jaxpt.stream import is_stream, prefetch
+from jaxpt.core.data import Batches, minibatches
+from jaxpt.engine.period import DATA
+from jaxpt.training.stream import is_stream, prefetch
 from tests import conftest
 from tests.conftest import make_engine
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import jaxpt
-from jaxpt import tree
+from jaxpt.core import tree
 
 
 def test_leading_is_the_shared_first_axis():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxpt import canonical, vectors
+from jaxpt.lowering import elementwise, rewrite
 from tests.test_canonical import programs
 
 FUNCTIONS = (jnp.exp, jnp.expm1, jnp.log, jnp.log1p, jax.nn.sigmoid, jnp.tanh, lax.erf)
@@ -13,7 +13,7 @@ FUNCTIONS = (jnp.exp, jnp.expm1, jnp.log, jnp.log1p, jax.nn.sigmoid, jnp.tanh, l
 def rewritten(function, *args):
     """A function as `canonical` writes it, and the primitives of its program."""
     closed = jax.make_jaxpr(function)(*args)
-    again = lambda *args: canonical.evaluate(closed, *args)[0]
+    again = lambda *args: rewrite.evaluate(closed, *args)[0]
     return jax.jit(again), {eqn.primitive.name for eqn in jax.make_jaxpr(again)(*args).jaxpr.eqns}
 
 
@@ -101,5 +101,5 @@ def test_bits_of_the_older_threefry_are_left_alone():
 
 def test_the_bits_directly():
     np.testing.assert_array_equal(
-        vectors.random_bits(jax.random.key(3), (7, 3)), jax.random.bits(jax.random.key(3), (7, 3))
+        elementwise.random_bits(jax.random.key(3), (7, 3)), jax.random.bits(jax.random.key(3), (7, 3))
     )

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import jaxpt
-from jaxpt.stream import prefetch
+from jaxpt.training.stream import prefetch
 from tests.test_checkpoint import assert_same_result
 
 BATCH = {"x": np.ones(16, np.float32)}
@@ -108,7 +108,7 @@ def test_what_is_done_is_saved_before_the_streams_error(tmp_path):
 def test_the_process_ends(last):
     program = """
         import threading, numpy as np, jax.numpy as jnp, jaxpt
-        from jaxpt.stream import prefetch
+        from jaxpt.training.stream import prefetch
         def stream():
             yield {"x": np.zeros(2)}
             threading.Event().wait()

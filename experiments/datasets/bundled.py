@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxpt.data import Data
+from jaxpt.core.data import Data
 
 
 def digits() -> Data:

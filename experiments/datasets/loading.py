@@ -7,8 +7,8 @@ import numpy as np
 from experiments.datasets import prepared, preparing, sources
 from experiments.datasets.errors import DataError
 from experiments.datasets.official import SETS
-from jaxpt.data import Data
-from jaxpt.files import local_path
+from jaxpt.core.data import Data
+from jaxpt.saving.files import local_path
 
 
 def load(name: str, *, data_dir: Path | None = None, seed: int = 0, valid: int | None = None) -> tuple[Data, str]:

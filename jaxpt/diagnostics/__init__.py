@@ -6,6 +6,7 @@ well as the whole.
 
 from jaxpt.diagnostics.barrier import Barrier, barrier, round_trip_rate, suggest_replicas
 from jaxpt.diagnostics.counts import acceptance_rate, interval, pair_acceptance, round_trips, running_mean
+from jaxpt.diagnostics.diagnosis import Diagnosis, diagnose, diagnosis
 from jaxpt.diagnostics.exchanges import acceptance, exchanges, offered, rejection, window, windows
 from jaxpt.diagnostics.index import (
     energy_by_rung,
@@ -17,7 +18,6 @@ from jaxpt.diagnostics.index import (
     time_share,
     transition_matrix,
 )
-from jaxpt.diagnostics.report import Diagnosis, diagnose, diagnosis
 
 __all__ = [
     "Barrier",

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxpt.types import AnyArray
+from jaxpt.core.types import AnyArray
 
 
 def pair_acceptance(

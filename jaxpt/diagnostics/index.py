@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 
 from jaxpt.diagnostics.counts import round_trips
 from jaxpt.diagnostics.exchanges import exchanges, ladder_name
-from jaxpt.engine import Trace
+from jaxpt.engine.engine import Trace
 
 
 def index_process(trace: Trace, ladder: str | None = None) -> Int[np.ndarray, "N *S M"]:

@@ -7,9 +7,9 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxpt import tree
-from jaxpt.ladder import Ladder
-from jaxpt.types import Info, Move
+from jaxpt.core import tree
+from jaxpt.core.ladder import Ladder
+from jaxpt.core.types import Info, Move
 
 
 @tree.register(data=())
@@ -30,7 +30,7 @@ class Independent:
         ladders: Mapping[str, Ladder],
         allowed: Bool[Array, ""],
     ) -> tuple[Move, "Independent", Info]:
-        """Returns a move that leaves everything as it is (see `jaxpt.types.Rule`)."""
+        """Returns a move that leaves everything as it is (see `jaxpt.Rule`)."""
         none = jnp.zeros(energy.shape[0] - 1, bool)
         info = Info(jnp.zeros((), jnp.int32), none, none, jnp.zeros(none.shape, jnp.float32))
         return Move(rung, hyper), self, info

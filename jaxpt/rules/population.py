@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxpt import tree
-from jaxpt.ladder import Ladder
-from jaxpt.types import Info, Move
+from jaxpt.core import tree
+from jaxpt.core.ladder import Ladder
+from jaxpt.core.types import Info, Move
 
 
 @tree.register(data=("quantile", "low", "high", "resample"))
@@ -68,7 +68,7 @@ class PBT:
         ladders: Mapping[str, Ladder],
         allowed: Bool[Array, ""],
     ) -> tuple[Move, "PBT", Info]:
-        """Replaces the worst by explored copies of the best (see `jaxpt.types.Rule`)."""
+        """Replaces the worst by explored copies of the best (see `jaxpt.Rule`)."""
         del turn
         key_parent, key_explore = jax.random.split(key)
         replicas = energy.shape[0]
@@ -119,7 +119,7 @@ class CopyBest:
         ladders: Mapping[str, Ladder],
         allowed: Bool[Array, ""],
     ) -> tuple[Move, "CopyBest", Info]:
-        """Copies the best to all (see `jaxpt.types.Rule`)."""
+        """Copies the best to all (see `jaxpt.Rule`)."""
         del key, turn, ladders
         ranked, _, healthy = _rank(energy)
         own = jnp.arange(energy.shape[0])

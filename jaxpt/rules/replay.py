@@ -7,9 +7,9 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxpt import tree
-from jaxpt.ladder import Ladder
-from jaxpt.types import Info, Move
+from jaxpt.core import tree
+from jaxpt.core.ladder import Ladder
+from jaxpt.core.types import Info, Move
 
 
 @tree.register(data=("path",))
@@ -35,7 +35,7 @@ class Replay:
         ladders: Mapping[str, Ladder],
         allowed: Bool[Array, ""],
     ) -> tuple[Move, "Replay", Info]:
-        """Moves on to the next period's values (see `jaxpt.types.Rule`)."""
+        """Moves on to the next period's values (see `jaxpt.Rule`)."""
         del key, ladders, allowed
         replicas = energy.shape[0]
         following = {

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxpt import tree
-from jaxpt.ladder import Ladder
-from jaxpt.metropolis import log_acceptance, noise_correction
-from jaxpt.pairing import Pairing, named, offered, random_adjacent
+from jaxpt.core import tree
+from jaxpt.core.ladder import Ladder
+from jaxpt.core.types import AnyArray, Info, Move
+from jaxpt.rules.metropolis import log_acceptance, noise_correction
+from jaxpt.rules.pairing import Pairing, named, offered, random_adjacent
 from jaxpt.rules.tuning import Tuning, begin, observe, settle_C, tune_C, tune_ladder
-from jaxpt.types import AnyArray, Info, Move
 
 
 @partial(jax.jit, static_argnames="pairing")
@@ -107,7 +107,7 @@ class Tempering:
         target: mean acceptance probability for C="auto". One half is best under DEO (arXiv 1905.02939).
         adapt_ladder: move the rungs during burn-in until all pairs reject equally often, the ends staying where they
             are: once in `window` periods of each ladder (algorithm 4 of arXiv 1905.02939). Other hyperparameters of the
-            ladder follow, see `jaxpt.ladder.respaced`. Where replicas are trapped without swaps, their energies
+            ladder follow, see `jaxpt.core.ladder.respaced`. Where replicas are trapped without swaps, their energies
             mislead, and a ladder that was good already comes out worse: take `swap_while_tuning` then. A ladder with a
             diverged replica stays as it is. Needs `window` periods of burn-in per ladder.
         noise_corrected: allow for the noise of energies that come from a probe batch: the log acceptance ratio is
@@ -181,7 +181,7 @@ class Tempering:
         allowed: Bool[Array, ""],
         variance: Float[Array, "M M"] | None = None,
     ) -> tuple[Move, "Tempering", Info]:
-        """Exchanges the ladder whose turn it is (see `jaxpt.types.Rule`)."""
+        """Exchanges the ladder whose turn it is (see `jaxpt.Rule`)."""
         names, ladder = list(ladders), turn % len(ladders)
         beta = jnp.stack([ladders[name].beta for name in names])[ladder]
         before = jnp.stack([rung[name] for name in names])

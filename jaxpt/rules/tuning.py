@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxpt.ladder import Ladder, respaced
+from jaxpt.core.ladder import Ladder, respaced
 
 _LOW, _HIGH = -60.0, 60.0  # log C is sought in between
 

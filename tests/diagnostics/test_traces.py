@@ -5,8 +5,8 @@ import pytest
 
 import jaxpt
 from jaxpt import diagnostics
-from jaxpt.engine import Trace
-from jaxpt.types import Info
+from jaxpt.core.types import Info
+from jaxpt.engine.engine import Trace
 
 
 def made_up(probability, periods=400, pairing="deo", seeds=None, burn_in=0, energy=None):

@@ -21,8 +21,8 @@ import numpy as np
 from jax._src import xla_bridge
 
 import jaxpt
-import jaxpt.checkpoint
-from jaxpt import tree
+import jaxpt.saving.checkpoint
+from jaxpt.core import tree
 from tests import conftest
 
 STEPS, EVERY, REPLICAS = 300, 3, 4

@@ -12,7 +12,7 @@ from tests.test_checkpoint import assert_same_result, bowl, go_on
 
 PROGRAM = """
 import resource, sys
-import jaxpt, jaxpt.checkpoint
+import jaxpt, jaxpt.saving.checkpoint
 from tests.test_checkpoint import go_on
 if sys.argv[2] == "quota":
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))

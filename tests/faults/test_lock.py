@@ -10,8 +10,8 @@ import sys
 import pytest
 
 import jaxpt
-from jaxpt.checkpoint import Checkpoints
-from jaxpt.lock import lock
+from jaxpt.saving.checkpoint import Checkpoints
+from jaxpt.saving.lock import lock
 from tests.test_checkpoint import go_on
 
 # Trains for a little, then holds the directory; its fork outlives it, as a data loader's worker may.
@@ -19,7 +19,7 @@ HOLDER = """
 import os, sys, time
 from pathlib import Path
 from tests.test_checkpoint import go_on
-from jaxpt.checkpoint import Checkpoints
+from jaxpt.saving.checkpoint import Checkpoints
 go_on(sys.argv[1], steps=8)
 store = Checkpoints(sys.argv[1])
 fork = os.fork()
@@ -74,7 +74,7 @@ def test_a_run_that_ended_or_was_refused_holds_nothing(tmp_path):
 
 def test_what_the_file_says_is_no_lock(tmp_path, monkeypatch):
     """Not the text of a process that is gone, nor a text that says nothing; two locks in one process are two."""
-    monkeypatch.setattr("jaxpt.lock._PATIENCE", 0)
+    monkeypatch.setattr("jaxpt.saving.lock._PATIENCE", 0)
     for text in (json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": "today"}), "", "{", "[]"):
         (tmp_path / "lock").write_text(text)
         with lock(tmp_path):

@@ -13,7 +13,7 @@ RATES = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], np.float32)
 
 @partial(jax.jit, static_argnames="n")
 def moves(rule, energy, allowed, n):
-    ladder = {"learning_rate": jaxpt.ladder.as_arrays(jaxpt.Ladder(learning_rate=RATES))}
+    ladder = {"learning_rate": jaxpt.core.ladder.as_arrays(jaxpt.Ladder(learning_rate=RATES))}
     hyper = {"learning_rate": jnp.asarray(RATES), "other": jnp.arange(8.0)}
     rung = {"learning_rate": jnp.arange(8)}
 

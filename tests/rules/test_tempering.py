@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import jaxpt
-from jaxpt.pairing import random_adjacent
 from jaxpt.rules import exchange
+from jaxpt.rules.pairing import random_adjacent
 
 
 def repeat(n, beta, energy, rung, **options):

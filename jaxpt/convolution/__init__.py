@@ -1,6 +1,0 @@
-"""Convolutions of stacked replicas: `lax.conv_general_dilated` with lowerings of its own."""
-
-from jaxpt.convolution.general import conv_by_products, conv_general_dilated
-from jaxpt.convolution.layers import fast_convolutions
-
-__all__ = ["conv_by_products", "conv_general_dilated", "fast_convolutions"]

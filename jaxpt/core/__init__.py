@@ -1,0 +1,1 @@
+"""The nouns: types, ladders, data, states, and the checks of plain arguments. Imports nothing else of the package."""

@@ -1,0 +1,48 @@
+"""Whether JAX can hold the numbers of a data set: it cuts 64 bits to 32 without a word."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxpt.core import tree
+
+
+def check_numbers(arrays: PyTree, what: str) -> None:
+    """Raises ValueError if an array on the host holds numbers that JAX would change, or no numbers.
+
+    Integers of 64 bits that fit into 32 are fine, and so are all with JAX's option `jax_enable_x64`. Arrays of 64 bits
+    are looked through once; others cost nothing.
+
+    Args:
+        arrays: a pytree; abstract arrays and those on a device are passed over.
+        what: how the message names it.
+    """
+    for path, leaf in jax.tree.leaves_with_path(arrays):
+        if isinstance(leaf, np.ndarray) and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+            _check(leaf, f"{what}/{tree.name(path)}".rstrip("/"))
+
+
+def _check(array: np.ndarray, name: str) -> None:
+    if array.dtype.kind in "OSUMmV" and array.dtype.isbuiltin != 2:  # 2: bfloat16 and its like
+        raise ValueError(
+            f"{name} holds {array.dtype}, but JAX computes with numbers only; make numbers of it, or leave it out"
+        )
+    wide: bool = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+    if wide or not array.size or array.dtype not in (np.int64, np.uint64, np.float64):
+        return
+    kept = jax.dtypes.canonicalize_dtype(array.dtype)
+    limits: Any = np.finfo(kept) if array.dtype.kind == "f" else np.iinfo(kept)
+    with np.errstate(invalid="ignore"):
+        low, high = array.min(), array.max()
+        if array.dtype.kind == "f" and not (np.isfinite(low) and np.isfinite(high)):
+            finite = array[np.isfinite(array)]
+            low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    if low >= limits.min and high <= limits.max:
+        return
+    remedy = "scale it" if array.dtype.kind == "f" else "number its values anew from 0, or split it into two arrays"
+    raise ValueError(
+        f"{name} has values {low} .. {high} of type {array.dtype}, but JAX holds it as {kept}, which ends at "
+        f"{limits.max}; {remedy}, or switch 64 bits on: jax.config.update('jax_enable_x64', True)"
+    )

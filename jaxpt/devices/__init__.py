@@ -1,0 +1,1 @@
+"""Where a run's replicas are placed, and how they are executed there."""

@@ -1,0 +1,347 @@
+"""Where the replicas live: all on one device, or in shards over several, of one process or of many."""
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
+
+from jaxpt.devices import processes
+from jaxpt.devices.processes import ProcessLost as ProcessLost
+from jaxpt.devices.processes import clear_errors as clear_errors
+from jaxpt.devices.processes import distributed as distributed
+from jaxpt.devices.processes import is_first as is_first
+
+T = TypeVar("T")
+SEED, AXIS = "seed", "replica"
+"""The names of the devices' axes inside a run, for collectives and for `PartitionSpec`s."""
+EVERYWHERE = P()
+"""Not cut at all: every device has the whole."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """M replicas in D shards of M / D; make one with `single`, `shard_map` or `pmap`.
+
+    The whole run lies inside the shards: each device scans over the steps of its own replicas and waits for nobody.
+    Once a period the shards show each other energies, rungs and hyperparameters (`whole`), compute the same exchange,
+    each for itself, and go on with what concerns their own replicas (`own`). Weights leave a shard only for rules that
+    copy them. Seeds, whole ladders, never look at each other, so they may be cut into shards too.
+
+    Where an array is cut is said by a `PartitionSpec` of the names `SEED` and `AXIS`, one for each of its axes; names
+    that the devices have no axis for are passed over.
+
+    Attributes:
+        mesh: the devices along the axis `AXIS`, or along `SEED` and `AXIS`; None: one device, whichever JAX takes.
+        by: which of JAX's transformations cuts a run into shards.
+    """
+
+    mesh: Mesh | None = None
+    by: Literal["shard_map", "pmap"] = "shard_map"
+
+    @property
+    def num_shards(self) -> int:
+        """D, how many shards a ladder's replicas are cut into."""
+        return 1 if self.mesh is None else self.mesh.shape[AXIS]
+
+    @property
+    def num_seed_shards(self) -> int:
+        """How many shards the seeds are cut into."""
+        return 1 if self.mesh is None else self.mesh.shape.get(SEED, 1)
+
+    @property
+    def num_devices(self) -> int:
+        """All devices, those of other processes included."""
+        return self.num_shards * self.num_seed_shards
+
+    @property
+    def platform(self) -> str:
+        """What the devices are: "cpu", "gpu" or "tpu"."""
+        return platform() if self.mesh is None else self.mesh.devices.flat[0].platform
+
+    @property
+    def spans_processes(self) -> bool:
+        """Whether some of the devices belong to other processes."""
+        return self.mesh is not None and self.mesh.is_multi_process
+
+    def over_shards(self, function: Callable[..., T], in_axes: PyTree, out_axes: PyTree) -> Callable[..., T]:
+        """Lifts a function of one shard's arrays to whole arrays; the function itself on one device.
+
+        Args:
+            function: what one device computes; in it `whole` and `own` may be used.
+            in_axes: for each argument, as a prefix of its tree, a `PartitionSpec` that says how it is cut into shards.
+            out_axes: the same for the result.
+        """
+        if self.mesh is None:
+            return function
+        if self.by == "pmap":
+            return self._pmapped(function, in_axes, out_axes)
+        specs = (jax.tree.map(self._spec, axes) for axes in (in_axes, out_axes))
+        # Replication is by construction, not by type: a user's loss may hold anything that `check_vma` cannot follow.
+        return jax.shard_map(function, mesh=self.mesh, in_specs=next(specs), out_specs=next(specs), check_vma=False)
+
+    def whole(self, shard: T) -> T:
+        """Returns all M rows of arrays [M / D, ...] of which every shard has its own."""
+        if self.mesh is None:
+            return shard
+        return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True), shard)
+
+    def own(self, rows: T) -> T:
+        """Returns this shard's rows of arrays [M, ...]."""
+        if self.mesh is None:
+            return rows
+
+        def cut(leaf: jax.Array) -> jax.Array:
+            size = leaf.shape[0] // self.num_shards
+            return jax.lax.dynamic_slice_in_dim(leaf, jax.lax.axis_index(AXIS) * size, size)
+
+        return jax.tree.map(cut, rows)
+
+    def shardings(self, axes: PyTree = EVERYWHERE) -> PyTree:
+        """Returns where arrays lie that are cut like this: for every spec a sharding, or None on one device."""
+        mesh = self.mesh
+        return jax.tree.map(lambda spec: None if mesh is None else NamedSharding(mesh, self._spec(spec)), axes)
+
+    def put(self, arrays: T, axes: PyTree = EVERYWHERE) -> T:
+        """Returns arrays that lie where the run wants them; also under `jit`.
+
+        In several processes every one of them gives the same arrays, whole, and none looks at what the others give.
+
+        Args:
+            arrays: a tree of arrays.
+            axes: how they are cut into shards, a prefix of the tree; by default every device gets the whole.
+        """
+        if not self.spans_processes:
+            return jax.device_put(arrays, self.shardings(axes))
+
+        def each(sharding: NamedSharding, part: PyTree) -> PyTree:
+            return jax.tree.map(partial(processes.put_globally, sharding=sharding), part)
+
+        return jax.tree.map(each, self.shardings(axes), arrays)
+
+    def readable(self, arrays: T) -> T:
+        """Returns results, under `jit`, so that every process can read all of them; as they are in one process."""
+        return jax.lax.with_sharding_constraint(arrays, self.shardings()) if self.spans_processes else arrays
+
+    def to_host(self, arrays: T) -> T:
+        """Returns NumPy arrays, whole, in every process; of typed keys their data. All processes must call it."""
+        data = jax.tree.map(lambda leaf: jax.random.key_data(leaf) if processes.is_key(leaf) else leaf, arrays)
+        return jax.tree.map(np.asarray, self._on_all(data))
+
+    def abstract(self, shapes: T, axes: PyTree) -> T:
+        """Returns arrays' shapes with the places at which `put` would lay them; arguments as there."""
+        if self.mesh is None:
+            return shapes
+
+        def each(sharding: NamedSharding, part: PyTree) -> PyTree:
+            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), part)
+
+        return jax.tree.map(each, self.shardings(axes), shapes)
+
+    def gathered(self, arrays: T) -> T:
+        """Returns arrays on one device only, the first of this process. All processes must call it."""
+        if self.mesh is None:
+            return arrays
+        return jax.device_put(self._on_all(arrays), self.mesh.local_devices[0])
+
+    def _on_all(self, arrays: T) -> T:
+        """Returns arrays that this process can read, the same ones where it can already."""
+        leaves, structure = jax.tree.flatten(arrays)
+        far = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable]
+        if far:
+            # One program for all of them, so that there is one exchange between the hosts.
+            found = processes.identity(self.shardings())([leaves[i] for i in far])
+            for i, leaf in zip(far, found, strict=True):
+                leaves[i] = processes.on_this(leaf)
+        return jax.tree.unflatten(structure, leaves)
+
+    def _spec(self, spec: P) -> P:
+        # As XLA writes it, without axes of length one and with nothing trailing: a state comes out as it went in.
+        sizes = {} if self.mesh is None else self.mesh.shape
+        names = [name if sizes.get(name, 1) > 1 else None for name in spec]
+        while names and names[-1] is None:
+            names.pop()
+        return P(*names)
+
+    def _pmapped(self, function: Callable[..., T], in_axes: PyTree, out_axes: PyTree) -> Callable[..., T]:
+        """The same as `over_shards` by `jax.pmap`: its arrays lead with the devices where ours have the replicas."""
+        assert self.mesh is not None
+        devices = tuple(self.mesh.devices.flat)
+
+        def axis(spec: P) -> int | None:
+            return tuple(spec).index(AXIS) if AXIS in tuple(spec) else None
+
+        def cut(spec: P, leaf: jax.Array) -> jax.Array:
+            lead = axis(spec)
+            shape = jnp.shape(leaf)
+            return leaf if lead is None else leaf.reshape(*shape[:lead], len(devices), -1, *shape[lead + 1 :])
+
+        def joined(spec: P, leaf: jax.Array) -> jax.Array:
+            lead = axis(spec)
+            if lead is not None:
+                leaf = leaf.reshape(*leaf.shape[:lead], -1, *leaf.shape[lead + 2 :])
+            # Left to itself, XLA might hand a state back that lies elsewhere than the one it was given.
+            return jax.lax.with_sharding_constraint(leaf, self.shardings(spec))
+
+        def each(change: Callable[[P, jax.Array], jax.Array], axes: PyTree, tree: PyTree) -> Any:
+            return jax.tree.map(lambda spec, part: jax.tree.map(partial(change, spec), part), axes, tree)
+
+        axes = tuple(jax.tree.map(axis, axes) for axes in (in_axes, out_axes))
+        mapped = jax.pmap(function, AXIS, in_axes=axes[0], out_axes=axes[1], devices=devices)
+        return lambda *args: each(joined, out_axes, mapped(*each(cut, in_axes, args)))
+
+
+def single() -> Placement:
+    """All replicas on one device; in several processes each computes everything for itself."""
+    return Placement()
+
+
+def shard_map(mesh: Mesh | Sequence[jax.Device], seeds: int = 1) -> Placement:
+    """Replicas in equal shards over devices, of one process or of several, by `jax.shard_map`.
+
+        Engine(..., placement=jaxpt.placement.shard_map(jax.devices()))
+        Engine(..., placement=jaxpt.placement.shard_map(jax.devices(), seeds=2))  # for a run with 2, 4, ... seeds
+
+    Args:
+        mesh: the devices, or a mesh with a single axis; the number of replicas must be a multiple of theirs. Or a mesh
+            with two axes: the first cuts the seeds into shards, the second the replicas.
+        seeds: into how many shards the seeds, whole ladders, are cut; the devices form as many groups, one after the
+            other, and within a group share out the replicas.
+
+    Raises:
+        ValueError: no devices, some of them twice, a mesh with more axes, or groups of different size.
+    """
+    if not isinstance(mesh, Mesh | Sequence | np.ndarray):
+        raise ValueError(f"mesh must be devices, e.g. jax.devices()[:4], or a jax.sharding.Mesh, but it is {mesh!r}")
+    devices = np.asarray(mesh.devices if isinstance(mesh, Mesh) else list(mesh))
+    if devices.ndim not in (1, 2) or not devices.size or len(set(devices.flat)) < devices.size:
+        raise ValueError(
+            "replicas are placed along one axis of one or more different devices, or seeds and replicas along two, but "
+            f"the mesh is {mesh}"
+        )
+    if devices.ndim == 2 and seeds not in (1, devices.shape[0]):
+        raise ValueError(f"the mesh cuts the seeds into {devices.shape[0]} shards, but seeds={seeds!r}; leave it out")
+    if not isinstance(seeds, int) or seeds < 1 or devices.size % seeds:
+        raise ValueError(
+            f"seeds must be how many equal groups the {devices.size} devices form, one of "
+            f"{', '.join(str(n) for n in range(1, devices.size + 1) if devices.size % n == 0)}, but it is {seeds!r}"
+        )
+    grid = devices if devices.ndim == 2 else devices.reshape(seeds, -1)
+    # With our own axes, explicit shardings of the user's mesh cannot reach into the run.
+    if grid.shape[0] == 1:
+        return Placement(Mesh(grid[0], (AXIS,), axis_types=(AxisType.Auto,)))
+    return Placement(Mesh(grid, (SEED, AXIS), axis_types=(AxisType.Auto,) * 2))
+
+
+def pmap(devices: Sequence[jax.Device] | None = None) -> Placement:
+    """Replicas in equal shards over devices of one process, by `jax.pmap`: the same numbers as by `shard_map`.
+
+    Args:
+        devices: by default all.
+
+    Raises:
+        ValueError: there are several processes, or what `shard_map` refuses.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"pmap places replicas on the devices of one process, but there are {jax.process_count()} processes; use "
+            "jaxpt.placement.shard_map(jax.devices())"
+        )
+    return dataclasses.replace(shard_map(jax.devices() if devices is None else list(devices)), by="pmap")
+
+
+def automatic(num_replicas: int) -> Placement:
+    """Returns the placement "auto".
+
+    One device, but on CPUs as many host devices as divide the number of replicas; in several processes all devices.
+
+    Raises:
+        ValueError: in several processes, if the devices do not divide the number of replicas.
+    """
+    if jax.process_count() > 1:
+        everywhere = shard_map(jax.devices(platform()))
+        check_fits(everywhere, num_replicas)
+        return everywhere
+    if platform() != "cpu":
+        return single()
+    devices = jax.devices("cpu")
+    shards = max(d for d in range(1, len(devices) + 1) if num_replicas % d == 0)
+    return shard_map(devices[:shards]) if shards > 1 else single()
+
+
+def check_fits(placement: Placement, num_replicas: int) -> None:
+    """Raises ValueError if the replicas do not split evenly, and names the nearest number that does."""
+    shards = placement.num_shards
+    if num_replicas % shards:
+        groups = "" if placement.num_seed_shards == 1 else " of each group"
+        raise ValueError(
+            f"{num_replicas} replicas do not split evenly over {shards} devices{groups}; the nearest numbers of rungs "
+            f"that do: {_nearest(num_replicas, shards)}; or give fewer devices"
+        )
+
+
+def check_seeds(placement: Placement, seeds: int | None) -> None:
+    """Raises ValueError if the seeds (None: a run with one ladder) do not split evenly over groups of devices."""
+    shards = placement.num_seed_shards
+    if shards == 1:
+        return
+    if seeds is None:
+        raise ValueError(
+            f"the placement cuts the seeds into {shards} shards, but the run has one ladder; give {shards} seeds or a "
+            "multiple of that, or a placement without seeds"
+        )
+    if seeds % shards:
+        raise ValueError(
+            f"{seeds} seeds do not split evenly over {shards} groups of devices; the nearest numbers of seeds that do: "
+            f"{_nearest(seeds, shards)}; or give fewer groups"
+        )
+
+
+def _nearest(number: int, shards: int) -> str:
+    below = number // shards * shards
+    return f"{below} and {below + shards}" if below else f"{shards}"
+
+
+def platform() -> str:
+    """Returns what JAX computes on by default: "cpu", "gpu" or "tpu"."""
+    default = jax.config.jax_default_device  # type: ignore[attr-defined]
+    return getattr(default, "platform", default) or jax.default_backend()
+
+
+def use_all_cores(devices: int | None = None) -> int:
+    """Lets JAX see the CPU as several devices, so that replicas can train side by side; returns how many.
+
+    To be called before anything is computed with JAX, right after the imports (and before or after `distributed`: the
+    devices are those of this process). It changes nothing on a GPU or TPU.
+
+    Args:
+        devices: how many; by default the cores that this process may use.
+
+    Raises:
+        ValueError: devices is not a positive integer.
+    """
+    count = _cores() if devices is None else devices
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"devices must be an integer of at least 1, or None for all cores, but it is {devices!r}")
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        count = len(jax.local_devices(backend="cpu"))
+        warnings.warn(
+            f"JAX has started already, with {count} CPU device(s), and keeps them; call jaxpt.use_all_cores() right "
+            "after the imports, before any array is made, or set JAX_NUM_CPU_DEVICES in the environment",
+            stacklevel=2,
+        )
+    return count
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

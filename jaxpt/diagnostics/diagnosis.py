@@ -1,0 +1,245 @@
+"""One page on whether tempering works in a run, with verdicts."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxpt.diagnostics.barrier import round_trip_rate
+from jaxpt.diagnostics.exchanges import acceptance, check_trace, exchanges, ladder_name, offered, windows
+from jaxpt.diagnostics.index import energy_by_rung, flow, relaxation_time, round_trips_per_exchange, samples, time_share
+from jaxpt.engine.engine import Trace
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """What `diagnose` prints; means over the seeds, if there are several. `str()` is the page.
+
+    Attributes:
+        ladder: its name.
+        exchanges: how many it had.
+        acceptance: mean acceptance probability of each pair.
+        barrier: Lambda.
+        suggested: replicas that the barrier calls for.
+        trips: round trips of all replicas of one seed.
+        expected_trips: how many there would be, if energies mixed between exchanges.
+        verdicts: what is wrong and what to do, in words; empty if nothing is.
+        page: all of it, to be printed.
+    """
+
+    ladder: str
+    exchanges: int
+    acceptance: Float[np.ndarray, " pairs"]
+    barrier: float
+    suggested: int
+    trips: float
+    expected_trips: float
+    verdicts: tuple[str, ...]
+    page: str = dataclasses.field(repr=False)
+
+    def __str__(self) -> str:
+        return self.page
+
+
+def diagnose(trace: Trace, ladder: str | None = None) -> None:
+    """Prints a page: acceptance pair by pair, barrier, round trips, and verdicts that say what to do.
+
+    >>> jaxpt.diagnose(result.trace)
+    ladder learning_rate: 4 rungs, 20 exchanges
+    C 100
+    rung       beta     energy  flow longest stay   acceptance with the next, and over time
+       0         20 ...
+
+    Args:
+        trace: `result.trace`, or a stretch of it.
+        ladder: which one; by default every ladder has a page.
+    """
+    check_trace(trace)
+    for name in [ladder] if ladder else list(trace.rung):
+        print(diagnosis(trace, name))
+
+
+def diagnosis(trace: Trace, ladder: str | None = None) -> Diagnosis:
+    """Returns what `diagnose` prints.
+
+    Raises:
+        ValueError: there are several ladders and none is chosen, or no such ladder.
+    """
+    name = ladder_name(trace, ladder)
+    made = exchanges(trace, name)
+    count = len(made.step)
+    if not count:
+        verdict = "no swap was offered: the rule makes none, or the run ended within its burn-in"
+        nothing = np.full(np.shape(trace.rung[name])[-1] - 1, np.nan)
+        page = f"ladder {name}: {verdict}\n"
+        return Diagnosis(name, 0, nothing, float("nan"), 0, 0.0, 0.0, (verdict,), page)
+    accepted = _over_seeds(acceptance(trace, name))
+    stretches = [_over_seeds(acceptance(part, name)) for part in windows(made, min(4, count))]
+    rejected = np.nan_to_num(1 - accepted, nan=0.5)
+    total = float(rejected.sum())
+    trips = float(np.mean(round_trips_per_exchange(trace, name))) * count
+    pairing = "deo" if _alternates(np.asarray(made.info.attempted)) else _over_seeds(offered(trace, name))
+    expected = float(round_trip_rate(rejected, pairing)) * count
+    energies = _over_seeds(energy_by_rung(trace, name))
+    suggested = max(2, round(2 * total) + 1)
+    verdicts = (
+        *_on_pairs(accepted, _error(made), stretches, _was_respaced(trace, name)),
+        *_on_travel(trips, expected, len(energies), count, deo=isinstance(pairing, str)),
+        *_on_size(accepted, suggested),
+        *_on_energies(made, name, energies),
+    )
+    page = _page(name, made, accepted, stretches, energies)
+    page += (
+        f"barrier Lambda {total:.2f}: about {suggested} replicas for an acceptance near one half\n"
+        f"round trips {trips:.1f}; {expected:.1f} if energies mixed between exchanges\n"
+        f"relaxation time {float(np.mean(relaxation_time(trace, name))):.3g} exchanges\n"
+    )
+    page += "verdicts:\n" + "".join(f"- {verdict}\n" for verdict in verdicts or ("nothing to complain about",))
+    return Diagnosis(name, count, accepted, total, suggested, trips, expected, verdicts, page)
+
+
+def _page(name: str, made: Trace, accepted: np.ndarray, stretches: list[np.ndarray], energies: np.ndarray) -> str:
+    """Returns the page's head and its table of rungs and pairs."""
+    seeds = np.asarray(made.info.attempted).ndim > 2
+    count, rungs = len(made.step), len(energies)
+    C = np.asarray(np.nan if made.info.C is None else made.info.C[-1], np.float64)
+    head = f"ladder {name}: {rungs} rungs, {count} exchanges"
+    head += f", means over {np.asarray(made.info.attempted).shape[1]} seeds\n" if seeds else "\n"
+    head += (
+        f"C {np.mean(C):.4g}" + (f" (from {C.min():.4g} to {C.max():.4g} over the seeds)" if np.ptp(C) else "") + "\n"
+    )
+    if made.info.correction is not None:
+        taken = np.nanmean(np.where(made.info.attempted, made.info.correction, np.nan))
+        head += f"noise correction: {taken:.3g} off the log acceptance ratio in the mean\n"
+    beta = _over_seeds(np.full((1, rungs), np.nan) if made.info.beta is None else np.asarray(made.info.beta)[-1])
+    share = _over_seeds(time_share(made, name).max(-2))
+    travelled = _over_seeds(flow(made, name))
+    columns = f"{'rung':>4} {'beta':>10} {'energy':>10} {'flow':>5} {'longest stay':>12}"
+    lines = [columns + "   acceptance with the next, and over time"]
+    for k in range(rungs):
+        row = f"{k:>4} {beta[k]:>10.4g} {energies[k]:>10.4g} {travelled[k]:>5.2f} {share[k]:>12.0%}"
+        if k < rungs - 1:
+            over_time = (part[k] for part in stretches)
+            row += f"   {accepted[k]:>6.1%}  " + " ".join("   -" if np.isnan(p) else f"{p:>4.0%}" for p in over_time)
+        lines.append(row)
+    return head + "\n".join(lines) + "\n"
+
+
+def _error(made: Trace) -> float:
+    """Returns the standard error of a pair's mean acceptance, about, were its offers independent."""
+    where = np.asarray(made.info.attempted)
+    spread = np.std(np.asarray(made.info.probability)[where])
+    return float(spread / np.sqrt(max(1.0, where.sum() / where.shape[-1])))
+
+
+def _on_pairs(accepted: np.ndarray, error: float, stretches: list[np.ndarray], respaced: bool) -> list[str]:
+    """What is wrong with single pairs, or with all of them."""
+    found = []
+    if np.nanmin(accepted) > 0.9:
+        found.append("all pairs swap nearly always, so the ladder does not sort: raise C, or spread the rungs")
+    for k, share in enumerate(accepted):
+        if np.isnan(share):
+            found += [f"rungs {k} and {k + 1} were never offered a swap: run longer"]
+        if share < 0.05:
+            found += [
+                f"rungs {k} and {k + 1} exchanged {100 * share:.1f} % of the time: add a rung between, or lower C"
+            ]
+    if np.nanstd(accepted) > max(0.15, 2 * error) and len(accepted) > 1:
+        remedy = (
+            "the ladder was adapted, but on other energies: lengthen the burn-in, or set beta = "
+            "diagnostics.barrier(trace).rungs(M)"
+            if respaced
+            else "space the rungs anew (adapt_ladder=True, or beta = diagnostics.barrier(trace).rungs(M))"
+        )
+        found.append(f"acceptance is uneven, {np.nanmin(accepted):.0%} to {np.nanmax(accepted):.0%}: {remedy}")
+    means = [float(np.nanmean(part)) for part in stretches if np.isfinite(part).any()]
+    if len(means) > 1 and abs(means[-1] - means[0]) > 0.2:
+        found.append(
+            f"acceptance went from {means[0]:.0%} to {means[-1]:.0%} in the course of the run: C fits a part of it only"
+        )
+    return found
+
+
+def _on_travel(trips: float, expected: float, rungs: int, count: int, deo: bool) -> list[str]:
+    """What is wrong with the replicas' travels."""
+    if expected < rungs:
+        lasts = f"about {rungs * count / expected:.0f}" if expected > 0 else "for ever, not so many"
+        pairing = "" if deo else "use pairing='deo', "
+        return [
+            f"a round trip takes {lasts} exchanges, and there were {count}, so the ladder sorts rather than mixes: "
+            f"exchange more often (smaller every), {pairing}or take fewer rungs"
+        ]
+    # A replica's first trip begins and its last one ends somewhere within the stretch, which costs it about one.
+    if expected > 3 * rungs and trips < (expected - rungs) / 3:
+        return [
+            f"{trips:.0f} round trips instead of {expected:.0f}: replicas keep their energies, and so their places, "
+            "from one exchange to the next; raise every, or read this as sorting rather than mixing"
+        ]
+    return []
+
+
+def _on_size(accepted: np.ndarray, suggested: int) -> list[str]:
+    """What is wrong with the number of rungs."""
+    rungs = len(accepted) + 1
+    if suggested >= 1.4 * rungs:
+        return [f"the barrier calls for about {suggested} replicas, there are {rungs}: add rungs, or lower C"]
+    if rungs > 2 * suggested:
+        return [f"the barrier calls for about {suggested} replicas, there are {rungs}: fewer would do, or raise C"]
+    return []
+
+
+def _on_energies(made: Trace, name: str, energies: np.ndarray) -> list[str]:
+    """What is wrong with the energies."""
+    found = []
+    broken = ~np.isfinite(made.valid["energy"])
+    if broken.all():
+        found.append("no energy is finite: look at the data, and at the loss where init draws the weights")
+    elif broken.any():
+        found.append(f"{broken.mean():.1%} of all energies are not finite: lower the hottest rung's value")
+    elif len(made.step) > 3 and energies[0] - energies[-1] > 2 * _energy_error(made, name):
+        found.append(
+            f"the coldest rung holds the higher energy ({energies[0]:.4g}, the hottest {energies[-1]:.4g}): cold "
+            "replicas train more slowly than swaps sort them; lengthen the burn-in, or raise C"
+        )
+    if made.info.correction is not None:
+        taken = float(np.nanmean(np.where(made.info.attempted, made.info.correction, np.nan)))
+        if taken > 1:
+            found.append(
+                f"noise takes {taken:.2g} off the log acceptance ratio: a larger probe would let more swaps pass"
+            )
+    return found
+
+
+def _energy_error(made: Trace, name: str) -> float:
+    """Returns the standard error of the mean difference between the coldest and the hottest rung's energies.
+
+    From the means of eight stretches, and of seeds: energies of neighbouring exchanges are alike.
+    """
+    on_rung = samples(made, "energy", name)
+    difference = on_rung[..., 0] - on_rung[..., -1]
+    means = [part.mean(0) for part in np.array_split(difference, min(8, len(difference)))]
+    return float(np.std(means) / np.sqrt(max(1, np.size(means) - 1)))
+
+
+def _over_seeds(values: np.ndarray) -> np.ndarray:
+    """Returns the mean over leading axes; NaN only where no seed has a number."""
+    flat = np.asarray(values, np.float64).reshape(-1, np.shape(values)[-1])
+    known = np.isfinite(flat)
+    return np.where(known.any(0), np.sum(flat, 0, where=known) / np.maximum(known.sum(0), 1), np.nan)
+
+
+def _was_respaced(trace: Trace, name: str) -> bool:
+    """Whether the ladder's inverse temperatures moved in the course of the run, as `adapt_ladder` moves them."""
+    if trace.info.beta is None:
+        return False
+    turns = np.asarray(trace.info.ladder).reshape(len(trace.step), -1)[:, 0] == list(trace.rung).index(name)
+    beta = np.asarray(trace.info.beta)[turns]
+    return bool((beta != beta[-1:]).any())
+
+
+def _alternates(attempted: np.ndarray) -> bool:
+    """Whether even and odd pairs had their turns one after the other, as under DEO."""
+    pairs = np.arange(attempted.shape[-1])
+    rows = attempted.reshape(len(attempted), -1, len(pairs))[:, 0]
+    parity = (np.arange(len(rows))[:, None] + pairs) % 2 == 0
+    return bool(len(rows) > 7 and ((rows == parity).all() or (rows == ~parity).all()))

@@ -1,0 +1,205 @@
+"""Which path of hyperparameters led to a replica: recorded, kept as JSON, used as a schedule, followed again."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from jaxpt.core.decimals import shortest
+from jaxpt.core.ladder import Ladder
+from jaxpt.core.types import Schedule
+from jaxpt.devices.placement import single
+from jaxpt.diagnostics.exchanges import check_trace
+from jaxpt.engine.engine import Engine, Trace
+from jaxpt.results.result import Result
+from jaxpt.rules import Replay
+from jaxpt.training.fit import fit
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lineage:
+    """The hyperparameters, period by period, under which a replica's weights came to be.
+
+    `hyper` has the rungs' values. Where the engine has a schedule, `in_force` has what it made of them, step by step.
+    A schedule inside the optimizer's function, `lambda h: optax.sgd(lambda step: h["learning_rate"] * ...)`, cannot be
+    seen and is in neither: apply it again where you train with this path.
+
+    Attributes:
+        step: steps done at each period's end.
+        hyper: {name: value during each period}.
+        replica: the slot in which the weights were trained during each period; it changes only where a rule copies
+            weights.
+        in_force: {name: value at each of T steps} by the engine's schedule; None without one. `replay` applies it anew.
+    """
+
+    step: Int[np.ndarray, " P"]
+    hyper: dict[str, Float[np.ndarray, " P"]]
+    replica: Int[np.ndarray, " P"]
+    in_force: dict[str, Float[np.ndarray, " T"]] | None = None
+
+    def to_json(self) -> str:
+        """Returns the path as a JSON object, exact to the bit.
+
+        It is {"step": [P], "replica": [P], "hyper": {name: [P]}}, and "in_force": {name: [T]} if there was a schedule.
+        """
+        content = {"step": self.step.tolist(), "replica": self.replica.tolist(), "hyper": _plain(self.hyper)}
+        return json.dumps(content if self.in_force is None else {**content, "in_force": _plain(self.in_force)})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Lineage":
+        """Returns the path that `to_json` wrote.
+
+        Raises:
+            ValueError: the text is not such an object, or its lists differ in length.
+        """
+        try:
+            given = json.loads(text)
+            hyper = {name: np.asarray(values, np.float32) for name, values in given["hyper"].items()}
+            step, replica = np.asarray(given["step"], np.int32), np.asarray(given["replica"], np.int32)
+            forced = given.get("in_force")
+            if forced is not None:
+                forced = {name: np.asarray(values, np.float32) for name, values in forced.items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"no lineage as `to_json` writes it: {type(error).__name__}: {error}") from error
+        lengths = {"step": step.shape, "replica": replica.shape, **{name: v.shape for name, v in hyper.items()}}
+        if len(set(lengths.values())) != 1 or step.ndim != 1 or not len(step):
+            raise ValueError(f"a lineage has one number per period in each list, but their shapes are {lengths}")
+        if forced is not None and any(values.shape != (step[-1],) for values in forced.values()):
+            raise ValueError(
+                f"a lineage of {step[-1]} steps has as many values in force, but it has other numbers of them"
+            )
+        return cls(step, hyper, replica, forced)
+
+    def schedule(self, name: str) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
+        """Returns one hyperparameter's path as an optax schedule: steps done -> value; the last value goes on for ever.
+
+        `optax.sgd(lineage.schedule("learning_rate"))` trains with the learning rates that were in force, anywhere:
+        those of the rungs, or what the engine's schedule made of them. A schedule inside the optimizer's function comes
+        on top.
+
+        Raises:
+            ValueError: no such hyperparameter.
+        """
+        known = self.hyper if self.in_force is None else self.in_force
+        if name not in known:
+            raise ValueError(f"the path has no hyperparameter {name!r}; it has {', '.join(known)}")
+        values = jnp.asarray(known[name])
+        if self.in_force is not None:
+            return lambda count: values[jnp.minimum(count, len(values) - 1)]
+        ends = jnp.asarray(self.step)
+        return lambda count: values[jnp.minimum(jnp.searchsorted(ends, count, side="right"), len(ends) - 1)]
+
+
+def _plain(values: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    return {name: shortest(array) for name, array in values.items()}
+
+
+def lineage(trace: Trace, replica: int, seed: int | None = None, *, schedule: Schedule | None = None) -> Lineage:
+    """Returns the path of hyperparameters behind a replica's weights at the end of a trace.
+
+    Where a rule copies weights (PBT), it is the path of the replica's ancestors: at each copy it goes over to the one
+    that was copied.
+
+    >>> path = jaxpt.lineage(result.trace, result.best().replica)
+    >>> path.step[:3].tolist(), path.hyper["learning_rate"].shape
+    ([10, 20, 30], (20,))
+    >>> optimizer = optax.sgd(path.schedule("learning_rate"))  # for any training loop
+    >>> jaxpt.Lineage.from_json(path.to_json()).step.tolist() == path.step.tolist()
+    True
+
+    Args:
+        trace: of the whole run, `result.trace`.
+        replica: which one, `result.best().replica` say.
+        seed: an index into the run's seeds; needed if there are several.
+        schedule: the engine's, if it has one: the path then has the values in force at each step. `Result.lineage`
+            gives it.
+
+    Raises:
+        ValueError: no such replica, no such seed, or none given.
+    """
+    check_trace(trace)
+    shape = np.shape(trace.loss)
+    if len(shape) == 3 and (seed is None or not 0 <= seed < shape[1]):
+        raise ValueError(f"the trace has {shape[1]} seeds; give seed=0 .. {shape[1] - 1}, not {seed}")
+    if len(shape) == 2 and seed is not None:
+        raise ValueError(f"the trace has one seed only, so seed={seed} names none; leave it out")
+    if not isinstance(replica, int | np.integer) or not 0 <= replica < shape[-1]:
+        raise ValueError(f"replica must be one of 0 .. {shape[-1] - 1}, but it is {replica!r}")
+
+    def own(leaf: Any) -> np.ndarray:
+        return np.asarray(leaf) if seed is None else np.asarray(leaf)[:, seed]
+
+    slot = np.full(shape[0], replica, np.int32)
+    if trace.info.parents is not None:
+        parents, now = own(trace.info.parents), replica
+        for period in reversed(range(shape[0])):
+            slot[period] = now = parents[period, now]
+    rows = np.arange(shape[0])
+    step, hyper = np.asarray(trace.step), {name: own(v)[rows, slot] for name, v in trace.hyper.items()}
+    return Lineage(step, hyper, slot, None if schedule is None else _in_force(schedule, step, hyper))
+
+
+def _in_force(schedule: Schedule, step: np.ndarray, hyper: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns what a schedule makes of each step's values, {name: [T]}."""
+    at = jnp.repeat(jnp.arange(len(step)), np.diff(step, prepend=0), total_repeat_length=int(step[-1]))
+    values = {name: jnp.asarray(v)[at] for name, v in hyper.items()}
+    made = jax.vmap(lambda h, count: dict(schedule(h, count)))(values, jnp.arange(len(at)))
+    return {name: np.asarray(jnp.broadcast_to(v, at.shape), np.float32) for name, v in made.items()}
+
+
+def replay(
+    path: Lineage,
+    engine: Engine,
+    train: PyTree,
+    valid: PyTree = None,
+    *,
+    steps: int | None = None,
+    **options: Any,
+) -> Result:
+    """Trains one model along a path; the values that it trains with are the recorded ones, bit by bit.
+
+    The model starts with weights of its own. Its result is that of `fit`, with one replica, whose trace records the
+    hyperparameters again.
+
+    >>> path = jaxpt.lineage(result.trace, result.best().replica)
+    >>> alone = jaxpt.replay(path, engine, train, valid, seed=1)
+    >>> bool((alone.trace.hyper["learning_rate"][:, 0] == path.hyper["learning_rate"]).all())
+    True
+
+    Args:
+        path: `lineage(result.trace, result.best().replica)`.
+        engine: the one that made the path: its problem, optimiser, schedule and periods are used.
+        train: as in `fit`.
+        valid: as in `fit`.
+        steps: as many as the path has, by default.
+        **options: `seed`, `seeds`, `test` and so on, as in `fit`.
+
+    Raises:
+        ValueError: the path lacks hyperparameters of the engine, or its periods have another length; see also `fit`.
+    """
+    if not isinstance(path, Lineage) or not isinstance(engine, Engine):
+        raise ValueError(
+            "replay(path, engine, train, valid) takes what jaxpt.lineage gave, and the engine that made it, but they "
+            f"are a {type(path).__name__} and a {type(engine).__name__}"
+        )
+    wanted = {name for ladder in engine.ladders.values() for name in ladder.values} | set(engine.fixed)
+    if missing := sorted(wanted - set(path.hyper)):
+        raise ValueError(f"the path has no values of {', '.join(missing)}; it has {', '.join(path.hyper) or 'none'}")
+    lengths = np.diff(path.step, prepend=0)
+    if (lengths[:-1] != engine.every).any() or lengths[-1] > engine.every:
+        raise ValueError(
+            f"the path's periods have {', '.join(map(str, dict.fromkeys(lengths.tolist())))} steps, the engine's "
+            f"{engine.every}; use the engine that made the path, and the trace of a whole run"
+        )
+    ladders = [
+        Ladder(name=ladder.name, beta=[1.0], **{name: path.hyper[name][:1] for name in ladder.values})
+        for ladder in engine.ladders.values()
+    ]
+    rule = Replay({name: jnp.asarray(path.hyper[name]) for name in sorted(wanted)})
+    alone = dataclasses.replace(engine, ladder=ladders, rule=rule, burn_in=0, placement=single())
+    return fit(alone, train, valid, steps=int(path.step[-1]) if steps is None else steps, **options)

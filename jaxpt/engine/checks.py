@@ -1,0 +1,309 @@
+"""What can be wrong with an engine or its data, found before the first step and said in words."""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from jaxpt.core import tree
+from jaxpt.core.arguments import check_takes
+from jaxpt.core.data import Batches, Data
+from jaxpt.core.labels import extremes
+from jaxpt.core.ladder import Ladder, check_values, require_beta
+from jaxpt.core.state import RunState
+from jaxpt.core.types import Problem, Rule
+from jaxpt.devices import execution, precision
+from jaxpt.devices.placement import Placement, automatic, check_fits
+from jaxpt.engine.names import abstract_hyper, check_all_read, check_names
+from jaxpt.engine.reads import reads
+from jaxpt.engine.replica import in_force
+from jaxpt.engine.tracked import Reads
+from jaxpt.models.scores import require_kind
+from jaxpt.rules import Tempering
+from jaxpt.rules.pairing import check_pairing
+
+if TYPE_CHECKING:
+    from jaxpt.engine.engine import Engine
+
+
+def check_engine(engine: "Engine") -> None:
+    """Raises ValueError if an argument of the engine is out of range or does not fit the others."""
+    _check_types(engine)
+    _check_ladders(engine)
+    ladders = engine.ladders.values()
+    for name, low in {
+        "every": 1,
+        "burn_in": 0,
+        "batch_size": 1,
+        "evaluation_batch": 1,
+        "probe": 1,
+        "at_once": 1,
+    }.items():
+        value = getattr(engine, name)
+        if value is None and name == "probe":
+            continue
+        if not isinstance(value, int | np.integer) or value < low:
+            raise ValueError(f"{name} must be an integer of at least {low}, but it is {value!r}")
+    _check_execution(engine)
+    counts = np.shape(getattr(engine.rule, "C", 0.0))
+    if isinstance(engine.rule, Tempering) and counts not in ((), (len(engine.ladders),)):
+        raise ValueError(
+            f"C must be one number, or one for each ladder ({', '.join(sorted(engine.ladders))}), but there are "
+            f"{counts[0]}"
+        )
+    if callable(pairing := getattr(engine.rule, "pairing", None)):
+        check_pairing(pairing, engine.num_replicas)
+    turns = engine.burn_in // (engine.every * len(engine.ladders))
+    if isinstance(engine.rule, Tempering) and engine.rule.adapt_ladder and turns < engine.rule.window:
+        raise ValueError(
+            f"adapt_ladder=True adapts once in window={engine.rule.window} periods of burn-in per ladder, but burn_in="
+            f"{engine.burn_in} holds {turns}; take a longer burn_in or a shorter window"
+        )
+    if getattr(engine.rule, "noise_corrected", False) and (engine.probe or 0) < 2:
+        raise ValueError(
+            "noise_corrected=True allows for the noise of energies on a probe batch; give the engine probe=512, say "
+            "(at least 2), or leave it out: energies on the whole validation split have no such noise"
+        )
+    for name, value in engine.fixed.items():
+        if isinstance(value, str) or not (np.ndim(value) == 0 and math.isfinite(value)):
+            raise ValueError(f"fixed[{name!r}] must be one finite number, the same for all replicas, not {value!r}")
+        check_values(name, np.asarray(value))
+    ladder_names = [name for ladder in ladders for name in ladder.values]
+    if shared := sorted(set(ladder_names) & set(engine.fixed)):
+        raise ValueError(f"{', '.join(shared)} cannot be both on a ladder and fixed; give it once")
+    sizes = [float(v.max()) for ladder in ladders for k, v in ladder.values.items() if k == "batch_size"]
+    largest = max([*sizes, engine.fixed.get("batch_size", 0.0)])
+    if largest > engine.batch_size:
+        raise ValueError(
+            f"the hyperparameter batch_size reaches {largest:g}, but minibatches of batch_size={engine.batch_size} "
+            f"are drawn; set the engine's batch_size to {math.ceil(largest)}"
+        )
+    check_names(engine)
+
+
+def _check_types(engine: "Engine") -> None:
+    """Catches arguments in the wrong place or of the wrong kind."""
+    if not isinstance(engine.problem, Problem):
+        raise ValueError(
+            f"problem must come from nnx_problem, linen_problem or energy_problem, but it is {engine.problem!r}"
+        )
+    if not callable(engine.optimizer) or isinstance(engine.optimizer, tuple):
+        raise ValueError(
+            "optimizer must be a function from hyperparameters to an optax transformation, e.g. "
+            f'lambda h: optax.sgd(h["learning_rate"]), but it is {engine.optimizer!r}'
+        )
+    check_takes("optimizer", engine.optimizer, "hyperparameters")
+    if engine.schedule is not None:
+        check_takes("schedule", engine.schedule, "hyperparameters", "step")
+    if not isinstance(engine.fixed, Mapping):
+        raise ValueError(f'fixed must be {{name: value}}, e.g. {{"dropout_rate": 0.1}}, but it is {engine.fixed!r}')
+    if isinstance(engine.rule, type) or not isinstance(engine.rule, Rule):
+        raise ValueError(f"rule must be an object like Tempering(C=100.0) or Independent(), but it is {engine.rule!r}")
+
+
+def _check_ladders(engine: "Engine") -> None:
+    given = [engine.ladder] if isinstance(engine.ladder, Ladder) else list(engine.ladder)
+    if not given or not all(isinstance(ladder, Ladder) for ladder in given):
+        raise ValueError(f"ladder must be a Ladder or a sequence of them, but it is {engine.ladder!r}")
+    sizes = {ladder.name: ladder.num_rungs for ladder in given}
+    names = [name for ladder in given for name in ladder.values]
+    if len(sizes) < len(given) or len(set(names)) < len(names):
+        raise ValueError(
+            "every hyperparameter may be on one ladder only and ladders need different names, but they are "
+            + ", ".join(f"{ladder.name} ({', '.join(ladder.values)})" for ladder in given)
+        )
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            "each replica stands on one rung of every ladder, so all need the same number of rungs, but they have "
+            + ", ".join(f"{name}: {size}" for name, size in sizes.items())
+        )
+    if getattr(engine.rule, "needs_beta", True):
+        for ladder in given:
+            require_beta(ladder)
+    if engine.rule.exchanges and engine.num_replicas < 2:
+        raise ValueError(
+            f"{type(engine.rule).__name__} needs two rungs at least to exchange, but the ladder has one; add rungs, "
+            "or take rule=Independent()"
+        )
+
+
+def _check_execution(engine: "Engine") -> None:
+    """Catches ways of running that do not exist, and replicas that do not split evenly over the devices."""
+    names = {"replica_axis": execution.NAMES, "precision": precision.NAMES, "diverged": ("keep", "stop", "respawn")}
+    for name, known in names.items():
+        if getattr(engine, name) not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, but it is {getattr(engine, name)!r}")
+    if isinstance(engine.placement, Placement):
+        check_fits(engine.placement, engine.num_replicas)
+    elif engine.placement == "auto":
+        automatic(engine.num_replicas)  # in several processes all their devices have to fit
+    else:
+        raise ValueError(
+            'placement must be "auto" or come from jaxpt.placement, e.g. jaxpt.placement.shard_map(jax.devices()), '
+            f"but it is {engine.placement!r}"
+        )
+
+
+def check_state(engine: "Engine", state: Any) -> None:
+    """Raises ValueError if a state was made by an engine with another rule or other ladders."""
+    if not isinstance(state, RunState):
+        raise ValueError(f"state must come from engine.init(key) or an earlier run, but it is {state!r}")
+    rule = type(state.rule).__name__
+    if not _same_structure(state.rule, engine.rule):
+        raise ValueError(
+            f"the state follows the rule {rule}, the engine {engine.rule!r}; begin with this engine's init"
+        )
+    if not _same_structure(state.ladders, engine.ladders):
+        raise ValueError(
+            f"the state's ladders are {', '.join(state.ladders)}, the engine's {', '.join(engine.ladders)}; begin with "
+            "this engine's init"
+        )
+
+
+def _same_structure(a: PyTree, b: PyTree) -> bool:
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (a, b)]
+    return structures[0] == structures[1]
+
+
+def check_data(engine: "Engine", data: Data) -> None:
+    """Raises ValueError if the data does not fit the engine; computes nothing (see `Engine.check`)."""
+    check_sizes(engine, data)
+    if data.valid is not None and engine.problem.predict is not None:
+        require_kind(engine.problem, data.valid)
+        _check_predictions(engine.problem, data.valid)
+    for name, split in data._asdict().items():
+        if name == "train" or split is not None:
+            _check_scores(engine, name, split, _is_label)
+        if (ends := extremes(split)) is not None:
+            _check_scores(engine, name, ends, _is_integer)
+
+
+def _check_predictions(problem: Problem, valid: PyTree) -> None:
+    """Raises ValueError if `predict` does not return what the problem says."""
+    few = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape[1:]), jnp.result_type(leaf)), valid)
+    predict: Any = problem.predict
+    found = jax.eval_shape(lambda key, batch: predict(*problem.init(key), batch), jax.random.key(0), few)
+    if found.shape[:1] != (2,):
+        raise ValueError(f"predict must return a row for each example, but for two of them it returns {found.shape}")
+
+
+def check_minibatch(engine: "Engine", batch: PyTree) -> None:
+    """Raises ValueError if the loss refuses a minibatch on the host, whose integers it sees as they are."""
+    _check_scores(engine, "train", batch, _is_integer)
+
+
+def check_sizes(engine: "Engine", data: Data) -> None:
+    """Raises ValueError if a split is missing, empty or too small; looks at shapes only."""
+    sizes = {name: tree.leading(split, f"data.{name}") for name, split in data._asdict().items() if split is not None}
+    if empty := [name for name, size in sizes.items() if size == 0 and name != "valid"]:
+        raise ValueError(f"the {', '.join(empty)} split is empty; give it examples, or None")
+    if sizes.get("train", engine.batch_size) < engine.batch_size:
+        raise ValueError(
+            f"a minibatch has {engine.batch_size} examples, but the training split only {sizes['train']}; give the "
+            f"engine batch_size={sizes['train']} or less"
+        )
+    if data.train is not None and not sizes.get("valid", 0):
+        raise ValueError(
+            "the validation split is empty, but exchanges compare energies on it and the best replica is chosen on it; "
+            "hold out some training examples as data.valid: fit(engine, train, valid) or jaxpt.Data(train, valid)"
+        )
+    if engine.probe is not None and sizes.get("valid", engine.probe) < engine.probe:
+        raise ValueError(f"probe={engine.probe} examples are more than the validation split's {sizes['valid']}")
+
+
+def with_batches(engine: "Engine", data: Data, batches: Batches | None, periods: int) -> Data:
+    """Returns the data with the first of the given minibatches as its training split, ready for `check_sizes`.
+
+    Raises:
+        ValueError: there is a training split besides; each replica is to draw its own; the shape is another.
+    """
+    if batches is None:
+        return data
+    if data.train is not None:
+        raise ValueError("minibatches are drawn from data.train or given as batches; leave one of them out")
+    if engine.own_batches:
+        raise ValueError("own_batches=True draws minibatches for each replica, but the given ones are for all")
+    expected = (periods, engine.every, engine.batch_size)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(batches)]
+    if any(shape[:3] != expected for shape in shapes):
+        raise ValueError(
+            f"the given minibatches must lead with (periods, every, batch_size) = {expected}, but their shapes are "
+            + ", ".join(map(str, shapes))
+        )
+    return data._replace(train=jax.tree.map(lambda leaf: leaf[0, 0], batches.examples))
+
+
+def _check_scores(engine: "Engine", name: str, split: PyTree, is_shown: Callable[[Any], bool]) -> None:
+    """Traces loss or metrics on one split: shapes [N] each, labels in range, hyperparameters read."""
+    size = 1 if split is None else tree.leading(split)
+    leaves, treedef = jax.tree.flatten(split)
+    shown = [is_shown(leaf) for leaf in leaves]
+    seen: set[str] = set()
+
+    def trace(score: Callable[..., Any], hidden: list[Array], key: Array, hyper: Mapping[str, Array]) -> Any:
+        # Labels are closed over, not traced, so that a loss can see their values: it checks their range.
+        rest = iter(hidden)
+        batch = jax.tree.unflatten(treedef, [leaf if s else next(rest) for s, leaf in zip(shown, leaves, strict=True)])
+        params, state = problem.init(key)
+        hyper = in_force(engine.schedule, dict(hyper), jnp.zeros((), jnp.int32))
+        return score(params, state, batch, Reads(hyper, seen), key)
+
+    problem = engine.problem
+    shapes: dict[str, Any] = {}
+    hidden = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for s, leaf in zip(shown, leaves, strict=True) if not s]
+    scores: dict[str, Callable[..., Any]] = {}
+    if name == "train":
+        scores["the loss"] = lambda *args: {"loss": problem.loss(*args)[0]}
+    if name != "train" or split is None:
+        scores["the energy or a metric"] = lambda params, state, batch, hyper, key: problem.evaluate(
+            params, state, batch
+        )
+    for what, score in scores.items():
+        try:
+            shapes |= jax.eval_shape(partial(trace, score), hidden, jax.random.key(0), abstract_hyper(engine))
+        except Exception as error:
+            raise ValueError(_explain(error, what, name, split, seen - set(abstract_hyper(engine)))) from error
+    combined = {name for name, metric in problem.metrics if metric.finish or metric.whole}
+    for score_name, shape in shapes.items():
+        if score_name in combined:
+            if any(leaf.shape[:1] != (size,) for leaf in jax.tree.leaves(shape)):
+                raise ValueError(
+                    f"the function of the metric {score_name!r} must return arrays with a row for each of the {size} "
+                    f"examples, but their shapes are {[leaf.shape for leaf in jax.tree.leaves(shape)]}"
+                )
+        elif getattr(shape, "shape", None) != (size,):
+            raise ValueError(
+                f"{score_name} must give one number per example, shape ({size},), on the {size} example(s) of "
+                f"data.{name}, but it gives {getattr(shape, 'shape', shape)}; leave out the mean or sum, or reduce all "
+                "other axes"
+            )
+    if engine.problem.reads_hyper and name == "train":
+        known = reads(engine.problem, engine.optimizer, engine.schedule, abstract_hyper(engine))
+        check_all_read(engine, known | engine.problem.hyperparameters | {"batch_size"} | seen)
+
+
+def _explain(error: Exception, what: str, name: str, split: PyTree, absent: set[str]) -> str:
+    """Returns what went wrong when a function of the user's was traced on a split."""
+    if isinstance(error, KeyError) and error.args and error.args[0] in absent:
+        return (
+            f"the loss reads the hyperparameter {error}, but the engine is not given it; put it on a ladder or into "
+            "fixed={...}"
+        )
+    if split is None:
+        return f"{what} fails without data: {type(error).__name__}: {error}; give a training split if it needs one"
+    return f"{what} fails on data.{name}: {type(error).__name__}: {error}"
+
+
+def _is_integer(leaf: Any) -> bool:
+    return isinstance(leaf, np.ndarray) and np.issubdtype(leaf.dtype, np.integer)
+
+
+def _is_label(leaf: Array | np.ndarray) -> bool:
+    """Whether an array can be looked at and may hold classes: concrete integers, one per example."""
+    concrete = not isinstance(leaf, jax.core.Tracer)
+    return concrete and np.ndim(leaf) == 1 and np.issubdtype(leaf.dtype, np.integer)

@@ -1,0 +1,279 @@
+"""The engine: step -> period -> run, all on the device, for any problem, optimiser, ladder and rule."""
+
+import dataclasses
+import operator
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from jaxpt.core import tree
+from jaxpt.core.data import Batches, Data
+from jaxpt.core.ladder import Ladder, as_arrays
+from jaxpt.core.ranges import check_numbers
+from jaxpt.core.state import RunState, Trace, state_axes, trace_axes
+from jaxpt.core.types import Optimizer, Problem, Rule, Schedule
+from jaxpt.devices import placement
+from jaxpt.devices.execution import Execution, ReplicaAxis, choose, convolves
+from jaxpt.devices.placement import EVERYWHERE, Placement
+from jaxpt.devices.precision import Precision, tracing_with
+from jaxpt.engine import checks
+from jaxpt.engine.names import abstract_hyper
+from jaxpt.engine.period import INIT, over_seeds, per_seed, periods, scores
+from jaxpt.engine.replica import init_replicas
+from jaxpt.rules import Tempering
+
+
+@tree.register(
+    data=("ladder", "rule", "burn_in", "fixed"),
+    meta=(
+        *("problem", "optimizer", "every", "batch_size", "schedule", "own_batches"),
+        *("drop_remainder", "probe", "evaluation_batch", "rescale_momentum"),
+        *("replica_axis", "at_once", "placement", "precision", "diverged"),
+    ),
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Engine:
+    """Trains M replicas as one program, one replica per rung, and lets a rule move them once a period.
+
+    The engine is a pytree. Its numbers (ladder values, the rule's C, burn_in, fixed) are traced: an engine made by
+    `dataclasses.replace` with other numbers runs the compiled program of the first. `init` copies ladder, rule and
+    fixed values into the state, and from then on those in the state count.
+
+    >>> ladder = jaxpt.Ladder(learning_rate=jaxpt.geometric(0.05, 0.3, 4))
+    >>> sgd = lambda h: optax.sgd(h["learning_rate"], momentum=0.9)
+    >>> engine = jaxpt.Engine(problem, sgd, ladder, jaxpt.Tempering(C=100.0), every=10, batch_size=32)
+    >>> state, trace = engine.run(engine.init(jax.random.key(0)), jaxpt.Data(train, valid), periods=3)
+    >>> trace.step.tolist(), trace.rung["learning_rate"].shape  # a row per period
+    ([10, 20, 30], (3, 4))
+
+    Args:
+        problem: what each replica trains on; see `nnx_problem`, `linen_problem`, `energy_problem`.
+        optimizer: {name: scalar} -> optax transformation, e.g. `lambda h: optax.sgd(h["learning_rate"], 0.9)`. It is
+            built inside the step, so any optimiser that takes traced values will do, schedules over the step included.
+        ladder: one ladder, or several that are exchanged in turn, by the alphabet of their names.
+        rule: `Tempering(C)`, by default with C = 1, `Independent()`, `PBT()` or `CopyBest()`.
+        every: steps in a period, before each exchange (dN_e of arXiv 1909.04013).
+        burn_in: steps without exchanges (dN_i), unless the rule has `swap_while_tuning`; the first exchange follows the
+            first period that ends after them.
+        batch_size: examples in a minibatch. With a hyperparameter of that name: the largest one; a replica's loss then
+            counts only so many of the examples drawn, while batch normalisation sees them all.
+        fixed: hyperparameters that all replicas share, {name: value}.
+        schedule: (hyperparameters, step) -> hyperparameters in force at that step; by default the rung's.
+        own_batches: each replica draws minibatches of its own; by default all replicas see the same.
+        drop_remainder: leave out an epoch's short last minibatch. By default it is used, filled up with examples that
+            do not count (but that batch normalisation sees).
+        probe: energies on this many validation examples, drawn anew each period and shared by all replicas; by
+            default on the whole validation split.
+        evaluation_batch: examples at a time in evaluation, at most, which bounds its memory; on CPUs many at a time
+            are slower, too, and with few replicas on an accelerator more may be faster. Energies depend on it by
+            rounding.
+        rescale_momentum: the name of the learning rate: on a swap the momentum is multiplied by old / new value, which
+            keeps the velocity. By default the momentum stays as it is.
+        replica_axis: how a device's replicas are executed: "vmap", "unroll", "map", or "auto", whichever of them
+            `jaxpt.devices.execution.choose` says.
+        at_once: replicas that "map" takes at a time, which bounds the memory at work; 1 by default.
+        placement: which devices the replicas are spread over; "auto": one, but on CPUs as many host devices as divide
+            M (see `use_all_cores`), and in several processes all of them. See `jaxpt.placement`.
+        precision: of float32 products: "highest", float32 everywhere; "high", TF32 on GPUs; "default", whatever JAX is
+            set to, which is TF32 on GPUs by itself. See `jaxpt.devices.precision`.
+        diverged: what becomes of a replica whose energy is not finite. "keep": it goes on, never gets a colder rung
+            from a healthy one, and counts nowhere; "stop": `fit` ends the run; "respawn": after each period it goes on
+            with weights and optimiser state of the nearest healthy replica on the ladder, under its own
+            hyperparameters, as `trace.info.parents` records.
+
+    Raises:
+        ValueError: an argument is out of range; ladders differ in length or share a name; fewer than two rungs for a
+            rule that exchanges; a name that nothing reads, or one that is read and that nobody gives.
+    """
+
+    problem: Problem
+    optimizer: Optimizer
+    ladder: Ladder | Sequence[Ladder]
+    rule: Rule = dataclasses.field(default_factory=Tempering)
+    every: int = dataclasses.field(kw_only=True)
+    burn_in: int = dataclasses.field(default=0, kw_only=True)
+    batch_size: int = dataclasses.field(default=128, kw_only=True)
+    fixed: Mapping[str, float] = dataclasses.field(default_factory=dict, kw_only=True)
+    schedule: Schedule | None = dataclasses.field(default=None, kw_only=True)
+    own_batches: bool = dataclasses.field(default=False, kw_only=True)
+    drop_remainder: bool = dataclasses.field(default=False, kw_only=True)
+    probe: int | None = dataclasses.field(default=None, kw_only=True)
+    evaluation_batch: int = dataclasses.field(default=128, kw_only=True)
+    rescale_momentum: str | None = dataclasses.field(default=None, kw_only=True)
+    replica_axis: ReplicaAxis = dataclasses.field(default="auto", kw_only=True)
+    at_once: int = dataclasses.field(default=1, kw_only=True)
+    placement: Placement | Literal["auto"] = dataclasses.field(default="auto", kw_only=True)
+    precision: Precision = dataclasses.field(default="highest", kw_only=True)
+    diverged: Literal["keep", "stop", "respawn"] = dataclasses.field(default="keep", kw_only=True)
+
+    def __post_init__(self) -> None:
+        checks.check_engine(self)
+
+    @property
+    def ladders(self) -> dict[str, Ladder]:
+        """{name: ladder}, as given; they are exchanged in the order of their sorted names."""
+        given = (self.ladder,) if isinstance(self.ladder, Ladder) else self.ladder
+        return {ladder.name: ladder for ladder in given}
+
+    @property
+    def num_replicas(self) -> int:
+        """M, the number of replicas and of rungs."""
+        return next(iter(self.ladders.values())).num_rungs
+
+    @property
+    def placed(self) -> Placement:
+        """Where the replicas live: the placement given, or what "auto" stands for."""
+        return placement.automatic(self.num_replicas) if isinstance(self.placement, str) else self.placement
+
+    def init(self, key: Key[Array, ""] | Key[Array, " S"]) -> RunState:
+        """Returns the state before the first step: fresh weights, replica k on rung k of every ladder.
+
+        Args:
+            key: the seed; or an array of S seeds: S whole ladders in one run, with exchanges inside each only. Each
+                equals a run of its own up to rounding.
+
+        Raises:
+            ValueError: not a typed key, or an array of them with more than one axis; seeds that do not split
+                evenly over the placement's groups of devices.
+        """
+        return self.placed.put(self._start(key), state_axes(key.ndim))
+
+    def abstract(self, key: Key[Array, ""] | Key[Array, " S"]) -> RunState:
+        """Returns what `init` would return, as shapes with their places; nothing is computed."""
+        return self.placed.abstract(jax.eval_shape(self._start, key), state_axes(key.ndim))
+
+    def _start(self, key: Key[Array, ""] | Key[Array, " S"]) -> RunState:
+        if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+            raise ValueError(f"key must be a typed key, e.g. jax.random.key(0), but it is {key!r}")
+        lead = key.shape
+        if len(lead) > 1 or lead == (0,):
+            raise ValueError(f"key must be one key, or an array of S >= 1 of them, but its shape is {lead}")
+        placement.check_seeds(self.placed, lead[0] if lead else None)
+        ladders = {name: as_arrays(ladder) for name, ladder in self.ladders.items()}
+        start = per_seed(key, lambda key: jax.random.fold_in(key, INIT))(key)
+        replicas = init_replicas(self.problem, self.optimizer, self.schedule, dict(self.fixed), ladders, start)
+        rule = self.rule.init(ladders) if hasattr(self.rule, "init") else self.rule
+        ladders, rule = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(jnp.array(leaf, jnp.asarray(leaf).dtype), lead + jnp.shape(leaf)),
+            (ladders, rule),
+        )
+        # Every leaf is a buffer of its own, so that `donate` can take them all.
+        step, period = jnp.zeros(2, jnp.int32)
+        return RunState(replicas, step, period, jnp.copy(key), ladders, rule)
+
+    def run(
+        self,
+        state: RunState,
+        data: Data | None = None,
+        *,
+        periods: int | Int[Array, ""],
+        batches: Batches | None = None,
+        donate: bool = False,
+        room: int | None = None,
+    ) -> tuple[RunState, Trace]:
+        """Returns the state after so many periods, and what they recorded; one dispatch, nothing on the host.
+
+        Args:
+            state: where to go on from.
+            data: the splits; None for a problem without data.
+            periods: how many times `every` steps and an exchange; static, but for `room`.
+            batches: the periods' minibatches, given instead of drawn from `data.train`; see `jaxpt.prefetch`.
+            donate: let the run write over the state that it is given, so that memory holds one and not two; that
+                state cannot be used again.
+            room: rows of the trace (static); by default `periods`. If given, `periods` is traced: one compiled program
+                runs any number of periods up to it, and rows of the trace beyond are zeros. However a run is cut into
+                dispatches, its bits are the same.
+
+        Raises:
+            ValueError: the data or the batches do not fit (see `check`, which also looks at labels), or the state comes
+                from an engine with another rule or other ladders.
+        """
+        if not isinstance(periods, int | np.integer | jax.Array):
+            raise ValueError(f"periods must be an integer, how many of them, but it is {periods!r}")
+        room = operator.index(periods) if room is None else room
+        if not isinstance(periods, jax.Array) and not 0 <= periods <= room:
+            raise ValueError(f"periods must be 0 .. room={room}, but it is {periods!r}")
+        # From the host it goes to every device; an array would lie on one of them and be copied to the others.
+        count = periods if isinstance(periods, jax.Array) else np.int32(operator.index(periods))
+        return (_run_donated if donate else _run)(self, state, _as_data(data), batches, count, room=room)
+
+    def lower(
+        self,
+        state: RunState,
+        data: Data | None = None,
+        *,
+        periods: int,
+        batches: Batches | None = None,
+        donate: bool = False,
+    ) -> jax.stages.Lowered:
+        """Returns the program of `run` before its compilation; what `.compile()` makes is what `run` will use.
+
+        Its arguments may be abstract; `periods` is the trace's `room`.
+        """
+        count = jax.ShapeDtypeStruct((), jnp.int32)
+        return (_run_donated if donate else _run).lower(self, state, _as_data(data), batches, count, room=periods)
+
+    def evaluate(self, state: RunState, examples: PyTree) -> dict[str, Float[Array, "..."]]:
+        """Returns {"energy": [M], metric: [M]}: means over all the examples, in evaluation mode."""
+        check_numbers(examples, "examples")
+        return _evaluate(self, state, examples)
+
+    def execution(self, data: Data | None = None) -> Execution:
+        """Returns how a run on such data executes the replica axis, and on how many devices; computes nothing."""
+        placed, how = self.placed, str(self.replica_axis)
+        where = placed.platform, self.num_replicas // placed.num_shards, placed.num_devices
+        if how == "auto":
+            hyper, train = abstract_hyper(self), _as_data(data).train
+            how = choose(*where, convolves(self.problem, self.schedule, hyper, train, self.batch_size))
+        return Execution(how, *where)
+
+    def check(self, data: Data) -> None:
+        """Shows the whole data set to loss and metrics, as shapes only, labels as they are; nothing is computed.
+
+        Raises:
+            ValueError: a split's arrays differ in length; a minibatch or probe is larger than its split; a rule that
+                exchanges has no validation examples; a loss or metric does not give one number per example; a label
+                is out of range (see `cross_entropy`); the loss does not read a hyperparameter that nothing else does.
+        """
+        checks.check_data(self, _as_data(data))
+
+
+def _as_data(data: Data | tuple[PyTree, ...] | None) -> Data:
+    made = Data(*data) if isinstance(data, tuple) else Data(data)
+    for name, split in made._asdict().items():
+        check_numbers(split, f"data.{name}")
+    return made
+
+
+def _periods(
+    engine: Engine, state: RunState, data: Data, batches: Batches | None, count: Array, *, room: int
+) -> tuple[RunState, Trace]:
+    checks.check_state(engine, state)
+    checks.check_sizes(engine, checks.with_batches(engine, data, batches, room))
+    axes, rows = state_axes(state.key.ndim), trace_axes(state.key.ndim)
+    with tracing_with(engine.precision):
+        run = engine.placed.over_shards(
+            partial(periods, room=room), (EVERYWHERE, axes, *(EVERYWHERE,) * 3), (axes, rows)
+        )
+        state, trace = run(engine, state, data, batches, count)
+        return state, engine.placed.readable(trace)
+
+
+_run = jax.jit(_periods, static_argnames="room")
+_run_donated = jax.jit(_periods, static_argnames="room", donate_argnames="state")
+
+
+@jax.jit
+def _evaluate(engine: Engine, state: RunState, examples: PyTree) -> dict[str, Array]:
+    def shard(engine: Engine, state: RunState, examples: PyTree) -> dict[str, Array]:
+        return over_seeds(engine, state.key, partial(scores, engine, examples=examples))(state.replicas)
+
+    axes = state_axes(state.key.ndim)
+    with tracing_with(engine.precision):
+        score = engine.placed.over_shards(shard, (EVERYWHERE, axes, EVERYWHERE), axes.replicas)
+        return engine.placed.readable(score(engine, state, examples))

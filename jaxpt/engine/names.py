@@ -1,0 +1,72 @@
+"""Whether the hyperparameters that an engine is given are those that model, optimiser and schedule read."""
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxpt.engine.reads import check_kept, has_state, reading
+from jaxpt.engine.replica import in_force
+
+if TYPE_CHECKING:
+    from jaxpt.engine.engine import Engine
+
+_INJECTED = (optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState)
+
+
+def check_names(engine: "Engine") -> None:
+    """Raises ValueError unless every hyperparameter that is given is read, where a swap reaches it, and vice versa."""
+    hyper = abstract_hyper(engine)
+    given = ", ".join(hyper) or "none"
+    if missing := sorted(engine.problem.hyperparameters - set(hyper)):
+        raise ValueError(
+            f"the model reads the hyperparameter(s) {', '.join(missing)}, but the engine is given {given}; put them on "
+            "a ladder or into fixed={...}"
+        )
+    try:
+        found = reading(engine.problem, engine.optimizer, engine.schedule, hyper)
+    except KeyError as error:
+        if error.args and error.args[0] in hyper:
+            raise
+        raise ValueError(
+            f"the optimizer or schedule reads the hyperparameter {error}, but the engine is given {given}; put it on "
+            "a ladder or into fixed={...}"
+        ) from error
+    known = found.names | engine.problem.hyperparameters | {"batch_size"}
+    after = jax.eval_shape(lambda h: dict(in_force(engine.schedule, h, jnp.zeros((), jnp.int32))), hyper)
+    if lost := sorted(set(hyper) & engine.problem.hyperparameters - set(after)):
+        raise ValueError(f"the schedule drops {', '.join(lost)}, which the model reads; return {{**h, ...}}")
+    if not engine.problem.reads_hyper:
+        check_all_read(engine, known)
+    if has_state(found.opt_state, _INJECTED):
+        raise ValueError(
+            "optax.inject_hyperparams keeps its first values in the optimizer's state, so swaps would not reach it; "
+            "leave it out: the optimizer is built anew from the hyperparameters in every step"
+        )
+    on_ladders = {name for ladder in engine.ladders.values() for name in ladder.values}
+    check_kept(found, on_ladders if engine.rule.exchanges or engine.diverged == "respawn" else set())
+    if engine.rescale_momentum is None:
+        return
+    if engine.rescale_momentum not in hyper:
+        raise ValueError(f"rescale_momentum={engine.rescale_momentum!r} is no hyperparameter; there are {given}")
+    if not has_state(found.opt_state, (optax.TraceState,)):
+        raise ValueError(
+            f"rescale_momentum={engine.rescale_momentum!r} finds no momentum (optax.trace) in the optimizer's state; "
+            "leave it out, or use optax.sgd(..., momentum=...)"
+        )
+
+
+def check_all_read(engine: "Engine", known: set[str]) -> None:
+    """Raises ValueError if a hyperparameter is given that is not among the known names."""
+    if unknown := sorted(set(abstract_hyper(engine)) - known):
+        raise ValueError(
+            f"nothing reads the hyperparameter(s) {', '.join(unknown)}: the model, the optimizer, the schedule and the "
+            f"loss read {', '.join(sorted(known - {'batch_size'})) or 'none'}; mind the spelling, or leave them out"
+        )
+
+
+def abstract_hyper(engine: "Engine") -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of one replica's hyperparameters, {name: f32[]}."""
+    names = [*engine.fixed, *(name for ladder in engine.ladders.values() for name in ladder.values)]
+    return {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}

@@ -1,0 +1,195 @@
+"""One period of a run: training steps, energies and the exchange, for the replicas of one device."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from jaxpt.core import tree
+from jaxpt.core.data import Batches, Data, minibatches, probe_batch
+from jaxpt.core.ladder import Ladder
+from jaxpt.core.state import RunState, Trace
+from jaxpt.core.types import Info, Move
+from jaxpt.devices.execution import over_replicas
+from jaxpt.engine.replica import Replicas, in_force, mean_scores, paired_variance, rescale_momentum, train_step
+
+if TYPE_CHECKING:
+    from jaxpt.engine.engine import Engine
+
+T = TypeVar("T")
+INIT, DATA, EXCHANGE, PROBE = range(4)  # what the run's key is folded with for each purpose
+
+
+def periods(
+    engine: "Engine", state: RunState, data: Data, batches: Batches | None, count: Int[Array, ""], *, room: int
+) -> tuple[RunState, Trace]:
+    """Returns the state after `count` periods and a trace of `room` rows, of which the first `count` are filled.
+
+    How many there are is data: one program runs any number up to `room`, and a period has the same bits whichever
+    dispatch it falls into.
+    """
+
+    def given(turn: Int[Array, ""]) -> Batches | None:
+        return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, turn, keepdims=False), batches)
+
+    first = jnp.zeros((), jnp.int32)
+    # Traced once, for the shape of its row and for the loop.
+    program, (_, row) = jax.make_jaxpr(lambda s, turn: period(engine, s, data, given(turn)), return_shape=True)(
+        state, first
+    )
+
+    def one(carry: tuple[Array, list[Array], list[Array]]) -> tuple[Array, list[Array], list[Array]]:
+        turn, leaves, rows = carry
+        out = jaxpr_as_fun(program)(*leaves, turn)
+        rows = [rows.at[turn].set(leaf) for rows, leaf in zip(rows, out[len(leaves) :], strict=True)]
+        return turn + 1, out[: len(leaves)], rows
+
+    leaves, structure = jax.tree.flatten(state)
+    shapes, form = jax.tree.flatten(row)
+    start = first, leaves, [jnp.zeros((room, *leaf.shape), leaf.dtype) for leaf in shapes]
+    _, leaves, rows = jax.lax.while_loop(lambda carry: carry[0] < jnp.minimum(count, room), one, start)
+    return jax.tree.unflatten(structure, leaves), jax.tree.unflatten(form, rows)
+
+
+def period(engine: "Engine", state: RunState, data: Data, batches: Batches | None) -> tuple[RunState, Trace]:
+    """`every` training steps, the energies, the exchange; for the replicas of one device."""
+    each_seed = partial(per_seed, state.key)
+    replicas, losses = _train(engine, state, data.train, batches)
+    step, turn = state.step + engine.every, state.period
+
+    def probe(key: Key[Array, ""]) -> PyTree:
+        return probe_batch(jax.random.fold_in(jax.random.fold_in(key, PROBE), turn), data.valid, engine.probe)
+
+    def energies(replicas: Replicas, key: Key[Array, ""]) -> dict[str, Array]:
+        return scores(engine, replicas, probe(key))
+
+    seeded = partial(over_seeds, engine, state.key)
+    valid = seeded(energies, (0, 0))(replicas, state.key)
+    test = {} if data.test is None else seeded(partial(scores, engine, examples=data.test))(replicas)
+
+    def propose(key: Key[Array, ""], energy: Array, replicas: Replicas, ladders: dict[str, Ladder], rule: Any) -> Any:
+        noise = {}
+        if getattr(rule, "noise_corrected", False):
+            how = engine.problem, partial(_over_replicas, engine), engine.placed.whole
+            sizes = engine.evaluation_batch, tree.leading(data.valid)
+            noise["variance"] = paired_variance(*how, replicas, probe(key), *sizes)
+        key = jax.random.fold_in(jax.random.fold_in(key, EXCHANGE), turn)
+        # What is small is shown to all devices, and each computes the same exchange.
+        seen = engine.placed.whole((energy, replicas.rung, replicas.hyper))
+        move, rule, info = rule.propose(key, turn, *seen, ladders, step > engine.burn_in, **noise)
+        if engine.diverged == "respawn":
+            move, info = _respawned(*seen[:2], move, info)
+        return _apply(engine, replicas, move, step), move.ladders or ladders, rule, info
+
+    moved, ladders, rule, info = each_seed(propose)(state.key, valid["energy"], replicas, state.ladders, state.rule)
+    trace = Trace(step, losses, valid, test, replicas.rung, replicas.hyper, info)
+    return state._replace(replicas=moved, step=step, period=turn + 1, ladders=ladders, rule=rule), trace
+
+
+def _train(
+    engine: "Engine", state: RunState, train: PyTree, batches: Batches | None
+) -> tuple[Replicas, Float[Array, "... M"]]:
+    """Returns the replicas after `every` steps, and the mean of each one's losses over them."""
+    given, weight = (None, None) if batches is None else batches
+    if train is not None:
+        draw = partial(_minibatches, engine, step=state.step, num_examples=tree.leading(train))
+        given, weight = per_seed(state.key, draw, out_axes=(0, None))(state.key)
+    numbers = state.step + jnp.arange(engine.every)
+
+    def step(replica: Replicas, xs: tuple[Any, Any, Any]) -> tuple[Replicas, Array]:
+        given, weight, number = xs
+        batch = given if train is None else tree.take(train, given)
+        return train_step(engine.problem, engine.optimizer, engine.schedule, replica, batch, weight, number)
+
+    def steps(replica: Replicas, given: PyTree) -> tuple[Replicas, Float[Array, ""]]:
+        replica, losses = jax.lax.scan(step, replica, (given, weight, numbers))
+        return replica, losses.mean()
+
+    one_seed = _over_replicas(engine, steps, (0, 0 if engine.own_batches else None))
+    return over_seeds(engine, state.key, one_seed, (0, None if train is None else 0))(state.replicas, given)
+
+
+def _minibatches(
+    engine: "Engine", key: Key[Array, ""], *, step: Int[Array, ""], num_examples: int
+) -> tuple[Int[Array, "*M T B"], Bool[Array, "T B"]]:
+    """Returns one period's minibatches for one seed: shared by the replicas, or one for each of the device's."""
+    draw = partial(
+        minibatches,
+        step=step,
+        num_steps=engine.every,
+        num_examples=num_examples,
+        batch_size=engine.batch_size,
+        drop_remainder=engine.drop_remainder,
+    )
+    key = jax.random.fold_in(key, DATA)
+    if not engine.own_batches:
+        return draw(key)
+    own = jax.vmap(jax.random.fold_in, (None, 0))(key, engine.placed.own(jnp.arange(engine.num_replicas)))
+    return jax.vmap(draw, out_axes=(0, None))(own)
+
+
+def scores(engine: "Engine", replicas: Replicas, examples: PyTree) -> dict[str, Float[Array, " M"]]:
+    """Returns the energy and the metrics of each replica of one seed, means over the examples."""
+    over = partial(_over_replicas, engine)
+    return mean_scores(engine.problem, over, replicas, examples, engine.evaluation_batch)
+
+
+def _respawned(
+    energy: Float[Array, " M"], rung: dict[str, Int[Array, " M"]], move: Move, info: Info
+) -> tuple[Move, Info]:
+    """Returns the move by which diverged replicas also go on with the weights of the nearest healthy one.
+
+    The nearest on the first ladder, of two the colder. Rungs and hyperparameters are those of the move.
+    """
+    healthy, own = jnp.isfinite(energy), jnp.arange(energy.shape[0])
+    place = next(iter(rung.values())).astype(jnp.float32)
+    away = jnp.abs(place[:, None] - place) + 0.5 * (place > place[:, None])
+    nearest = jnp.argmin(jnp.where(healthy, away, jnp.inf), -1)
+    parents = own if move.parents is None else move.parents
+    # A rule may have replaced it already.
+    parents = jnp.where(~healthy & healthy.any() & (parents == own), nearest, parents)
+    return move._replace(parents=parents), info._replace(parents=parents)
+
+
+def _apply(engine: "Engine", replicas: Replicas, move: Move, step: Int[Array, ""]) -> Replicas:
+    """Returns the replicas of one seed after a move: new hyperparameters, and weights for rules that copy them."""
+    if move.parents is not None:
+        mine = (*replicas[:3], replicas.hyper)
+        params, model_state, opt_state, hyper = tree.take(engine.placed.whole(mine), engine.placed.own(move.parents))
+        replicas = replicas._replace(params=params, model_state=model_state, opt_state=opt_state, hyper=hyper)
+    rung, hyper = engine.placed.own((move.rung, move.hyper))
+    moved = replicas._replace(rung=rung, hyper=hyper)
+    if engine.rescale_momentum is None:
+        return moved
+    before, after = (
+        jax.vmap(partial(in_force, engine.schedule), (0, None))(r.hyper, step)[engine.rescale_momentum]
+        for r in (replicas, moved)
+    )
+    return moved._replace(opt_state=rescale_momentum(moved.opt_state, before / after))
+
+
+def per_seed(
+    key: Key[Array, "..."], function: Callable[..., T], in_axes: Any = 0, out_axes: Any = 0
+) -> Callable[..., T]:
+    """Lifts a function of one seed's ladder to all seeds; the function itself when the run has one seed."""
+    return jax.vmap(function, in_axes, out_axes) if key.ndim else function
+
+
+def over_seeds(
+    engine: "Engine", key: Key[Array, "..."], function: Callable[..., T], in_axes: tuple[int | None, ...] = (0,)
+) -> Callable[..., T]:
+    """The same for what is heavy, executed like the replicas."""
+    return _over_replicas(engine, function, in_axes, seeds=True) if key.ndim else function
+
+
+def _over_replicas(
+    engine: "Engine", function: Callable[..., T], in_axes: tuple[int | None, ...], seeds: bool = False
+) -> Callable[..., T]:
+    placed = engine.placed
+    return over_replicas(
+        engine.replica_axis, placed.platform, placed.num_devices, function, in_axes, seeds, engine.at_once
+    )

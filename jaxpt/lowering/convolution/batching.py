@@ -1,0 +1,145 @@
+"""The convolution of stacked replicas with gradients and a batching rule of its own.
+
+Three functions that are linear in both arguments: the convolution and its two gradients. Each has the other two for
+its gradients, so there are gradients of any order, and each has one batching rule: what vmap adds becomes more
+replicas where both arguments have it, else more examples, features or channels. So a first layer whose images are the
+same for all replicas is one ordinary convolution with M times the features, and a vmap over seeds of a vmap over
+replicas is a convolution of S * M replicas.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array, DTypeLike, Float
+
+from jaxpt.lowering.convolution import choice, direct, products
+from jaxpt.lowering.convolution.geometry import Geometry
+
+UNROLLED = 8
+"""Direct convolutions unrolled in one pass of the loop over replicas: enough to fill cores, few enough to compile."""
+
+
+class Static(NamedTuple):
+    """What is known when a convolution is traced."""
+
+    shape: Geometry
+    """Sizes, strides and padding."""
+    lowering: str | None
+    """One of `choice.LOWERINGS`; None: chosen by `choice.choose`."""
+    precision: Any
+    """Precision of the products, as in lax."""
+    preferred: DTypeLike | None
+    """`preferred_element_type`, as in lax."""
+    dtype: DTypeLike | None
+    """What the result is cast to; None: nothing."""
+
+
+_GRADIENTS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    # function(a, b): (part, arguments) of the gradients at the cotangent u, with respect to a and to b
+    "forward": (lambda a, b, u: ("input_gradient", u, b), lambda a, b, u: ("kernel_gradient", a, u)),
+    "input_gradient": (lambda a, b, u: ("forward", u, b), lambda a, b, u: ("kernel_gradient", u, a)),
+    "kernel_gradient": (lambda a, b, u: ("input_gradient", b, u), lambda a, b, u: ("forward", a, u)),
+}
+
+_FOLDS = {
+    # function(a, b): (axis of the argument, axis of the result) that a vmap over a only, over b only, is merged into
+    "forward": ((1, 1), (4, 4)),
+    "input_gradient": ((1, 1), (3, 4)),
+    "kernel_gradient": ((4, 3), (4, 4)),
+}
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def apply(part: str, static: Static, a: Float[Array, "M ..."], b: Float[Array, "M ..."]) -> Float[Array, "M ..."]:
+    """Returns a convolution of M replicas, or one of its gradients.
+
+    Args:
+        part: what it is, with a and b: "forward" of images [M, B, H, W, C] and kernels [M, h, w, C, O];
+            "input_gradient" of output cotangents [M, B, rows, columns, O] and kernels; "kernel_gradient" of images
+            and output cotangents.
+        static: what is not an array.
+        a: the first argument.
+        b: the second argument.
+    """
+    return _batched(part, static)(a, b)
+
+
+def _forward(part: str, static: Static, a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
+    return apply(part, static, a, b), (a, b)
+
+
+def _backward(part: str, static: Static, saved: tuple[Array, Array], u: Array) -> tuple[Array, Array]:
+    def gradient(i: int) -> Array:
+        name, *arguments = _GRADIENTS[part][i](*saved, u)
+        return apply(name, static._replace(preferred=None, dtype=saved[i].dtype), *arguments)
+
+    return gradient(0), gradient(1)
+
+
+apply.defvjp(_forward, _backward)
+
+
+def _batched(part: str, static: Static) -> Callable[[Array, Array], Array]:
+    """Returns the function of (a, b) with its batching rule."""
+
+    @custom_vmap
+    def jaxpt_convolution(a: Array, b: Array) -> Array:  # a traced program is looked through for this name
+        return compute(part, static, a, b)
+
+    @jaxpt_convolution.def_vmap
+    def rule(size: int, batched: list[bool], a: Array, b: Array) -> tuple[Array, bool]:
+        into, out = (0, 0) if all(batched) else _FOLDS[part][0 if batched[0] else 1]
+        a, b = (_merge(x, into) if is_batched else x for x, is_batched in zip((a, b), batched, strict=True))
+        return _split(_batched(part, static)(a, b), out, size), True
+
+    return jaxpt_convolution
+
+
+def _merge(x: Float[Array, "S ..."], axis: int) -> Array:
+    """Merges the leading axis into another, counted without it."""
+    x = jnp.moveaxis(x, 0, axis)
+    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+
+def _split(x: Array, axis: int, size: int) -> Float[Array, "S ..."]:
+    """Undoes `_merge`."""
+    return jnp.moveaxis(x.reshape(*x.shape[:axis], size, -1, *x.shape[axis + 1 :]), axis, 0)
+
+
+def compute(part: str, static: Static, a: Float[Array, "M ..."], b: Float[Array, "M ..."]) -> Float[Array, "M ..."]:
+    """Returns `apply`'s result by the static or the chosen lowering."""
+    work = describe(part, static.shape, a.shape, b.shape)
+    lowering = static.lowering or choice.choose(work, jax.default_backend())
+    dtype = jnp.promote_types(a.dtype, b.dtype)
+    options: dict[str, Any] = {"precision": static.precision, "preferred_element_type": static.preferred}
+    canonical = {} if part == "forward" else {"canonical": lowering == "direct"}
+    if lowering in ("direct", "grouped"):
+        one = partial(getattr(direct, part), shape=static.shape, **canonical, **options)
+    else:
+        blocks = {"block": choice.block(lowering, work), "by_rows": lowering == "rows"}
+        one = partial(getattr(products, part), shape=static.shape, **blocks, **options)
+    out = _over_replicas(one, lowering)(a.astype(dtype), b.astype(dtype))
+    return out if static.dtype is None else out.astype(static.dtype)
+
+
+def describe(part: str, shape: Geometry, a: tuple[int, ...], b: tuple[int, ...]) -> choice.Work:
+    """Returns the work for arguments of these shapes."""
+    channels = b[3] if part != "kernel_gradient" else a[4]
+    return choice.Work(part, shape, a[0], a[1], channels, b[4])
+
+
+def _over_replicas(one: Callable[[Array, Array], Array], lowering: str) -> Callable[[Array, Array], Array]:
+    def stacked(a: Array, b: Array) -> Array:
+        if a.shape[0] == 1:
+            return one(a[0], b[0])[None]
+        if lowering != "direct":
+            return jax.vmap(one)(a, b)
+        _, out = lax.scan(lambda _, pair: (None, one(*pair)), None, (a, b), unroll=min(UNROLLED, a.shape[0]))
+        return out
+
+    return stacked

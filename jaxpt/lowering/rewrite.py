@@ -1,0 +1,153 @@
+"""Any traced program as XLA:CPU is fast at it: layout and lowering of convolutions, small axes, random bits."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxprs_in_params
+from jax.extend.core.primitives import conv_general_dilated_p
+from jaxtyping import Array
+
+from jaxpt.lowering import elementwise, narrow, reductions
+from jaxpt.lowering.convolution.batching import Static, compute, describe
+from jaxpt.lowering.convolution.choice import choose
+from jaxpt.lowering.convolution.direct import in_portions
+from jaxpt.lowering.convolution.geometry import Geometry, geometry
+
+_OTHERS = (elementwise, reductions, narrow)
+"""What writes single equations in another way."""
+
+
+def has_convolutions(jaxpr: Jaxpr) -> bool:
+    """Whether a traced program holds a convolution of lax or of jaxpt, at any depth."""
+    return any(map(_convolves, jaxpr.eqns))
+
+
+def evaluate(closed: ClosedJaxpr, *args: Array) -> list[Array]:
+    """Computes a traced program with its convolutions as channels-last ones, and the like.
+
+    XLA:CPU has a fast convolution for images [B, H, W, C] and kernels [h, w, C, O] only. It brings others into that
+    form, but in the entry computation, not inside a loop; and gradients of convolutions have other forms. Here all are
+    written with the transpositions spelled out, or as the matrix products that `lowering.convolution` takes for such
+    shapes. That changes nothing but the order of sums, as long as all numbers are finite: products multiply zeros with
+    pixels nearby, so one that is not finite spreads further. Elementwise functions and random bits are computed by
+    `lowering.elementwise`, pooling and sums over few features by `lowering.reductions`, products that jaxlib may get
+    wrong by `lowering.narrow`.
+
+    Args:
+        closed: the program; what is in loops, branches and calls of it is treated alike.
+        args: its arguments, flat.
+    """
+    jaxpr = closed.jaxpr
+    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args), strict=True))
+    made_by: dict[Any, JaxprEqn] = {}
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    debug = jaxpr.debug_info.with_unknown_names()
+    for eqn in jaxpr.eqns:
+        other = next((module for module in _OTHERS if module.applies(eqn)), None)
+        if other is not None:
+            values[eqn.outvars[0]] = other.apply(eqn, read, made_by)
+        else:
+            inputs = [read(atom) for atom in eqn.invars]
+            values.update(zip(eqn.outvars, _apply(eqn, inputs, debug), strict=True))
+        made_by.update(dict.fromkeys(eqn.outvars, eqn))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _apply(eqn: JaxprEqn, inputs: Sequence[Any], debug: Any) -> Sequence[Any]:
+    """Returns the outputs of one equation."""
+    if eqn.primitive is conv_general_dilated_p:
+        return [_channels_last(*inputs, **eqn.params)]
+    if _slow(eqn):
+        eqn = eqn.replace(params={name: _rewritten(value) for name, value in eqn.params.items()})
+    # A program of one equation: JAX's own interpreter knows how each primitive wants to be applied.
+    given = {atom: value for atom, value in zip(eqn.invars, inputs, strict=True) if not isinstance(atom, Literal)}
+    one = Jaxpr((), list(given), eqn.outvars, [eqn], eqn.effects, debug)
+    return jax.core.eval_jaxpr(one, (), *given.values())
+
+
+def _convolves(eqn: JaxprEqn) -> bool:
+    stock = eqn.primitive is conv_general_dilated_p
+    return stock or _is_own(eqn) or any(map(has_convolutions, jaxprs_in_params(eqn.params)))
+
+
+def _slow(eqn: JaxprEqn) -> bool:
+    """Whether it, or something in it, is written in another way."""
+    if eqn.primitive is conv_general_dilated_p or any(module.applies(eqn) for module in _OTHERS):
+        return True
+    return not _is_own(eqn) and any(_slow(inner) for jaxpr in jaxprs_in_params(eqn.params) for inner in jaxpr.eqns)
+
+
+def _is_own(eqn: JaxprEqn) -> bool:
+    """Whether it is a call of `lowering.convolution`, which has been lowered as its shapes ask for."""
+    call = eqn.params.get("call") if eqn.primitive.name == "custom_vmap_call" else None
+    return call is not None and call.jaxpr.debug_info.func_name.endswith("jaxpt_convolution")
+
+
+def _rewritten(value: Any) -> Any:
+    """Returns an equation's parameter with the programs in it (a loop's body, branches) rewritten."""
+    if isinstance(value, tuple) and any(isinstance(v, ClosedJaxpr) for v in value):
+        return tuple(map(_rewritten, value))
+    if isinstance(value, ClosedJaxpr):
+        return jax.make_jaxpr(partial(evaluate, value))(*value.in_avals)
+    if isinstance(value, Jaxpr) and not value.constvars:  # the body of `jax.checkpoint`
+        return _rewritten(ClosedJaxpr(value, ())).jaxpr
+    return value
+
+
+def _ungrouped(lhs: Array, rhs: Array, params: dict[str, Any]) -> Array:
+    """Returns a channels-last convolution by the lowering that its shapes ask for (`convolution.choice`)."""
+    preferred, plain = params["preferred_element_type"], {1} == {*params["lhs_dilation"], *params["rhs_dilation"]}
+    if lhs.ndim == 4 and plain and min(*lhs.shape, *rhs.shape) > 0 and jnp.issubdtype(lhs.dtype, jnp.floating):
+        shape = geometry(lhs.shape[1:3], rhs.shape[:2], params["window_strides"], params["padding"])
+        if min(shape.output) > 0:
+            part, shape, a, b = _described(shape, lhs, rhs)
+            lowering = choose(describe(part, shape, (1, *a.shape), (1, *b.shape)), "cpu")
+            if lowering != "direct":
+                out = compute(part, Static(shape, lowering, params["precision"], preferred, None), a[None], b[None])[0]
+                return out.transpose(2, 0, 1, 3) if part == "kernel_gradient" else out
+
+    def convolve(lhs: Array, rhs: Array, preferred: Any) -> Array:
+        return conv_general_dilated_p.bind(lhs, rhs, **{**params, "preferred_element_type": preferred})
+
+    return in_portions(convolve, lhs, rhs, preferred)
+
+
+def _described(shape: Geometry, lhs: Array, rhs: Array) -> tuple[str, Geometry, Array, Array]:
+    """Returns what a convolution is, itself or a gradient of another one, with the arguments of `batching.compute`."""
+    (height, width), ((top, bottom), (left, right)), (h, w) = shape.image, shape.padding, shape.kernel
+    if shape.strides == (1, 1) and h * w > math.prod(shape.output) > 1:
+        # The gradient of a kernel: the cotangent slides over the images, summed over the examples.
+        return (
+            "kernel_gradient",
+            shape._replace(kernel=shape.output),
+            lhs.transpose(3, 1, 2, 0),
+            rhs.transpose(2, 0, 1, 3),
+        )
+    if shape.strides == (1, 1) and (height + top + bottom) * (width + left + right) > 1.5 * height * width:
+        # Much of what is read is padding: the gradient of a convolution with less of it.
+        less = (h - 1 - top, h - 1 - bottom), (w - 1 - left, w - 1 - right)
+        of = shape._replace(image=shape.output, padding=less)
+        return "input_gradient", of, lhs, rhs[::-1, ::-1].transpose(0, 1, 3, 2)
+    return "forward", shape, lhs, rhs
+
+
+def _channels_last(lhs: Array, rhs: Array, *, dimension_numbers: lax.ConvDimensionNumbers, **params: Any) -> Array:
+    """Returns the convolution with any dimension numbers, computed by one with those of Flax."""
+    images, kernel, out = dimension_numbers
+    last = lhs.ndim - 1
+    space = tuple(range(1, last))
+    channels_last = lax.ConvDimensionNumbers((0, last, *space), (last, last - 1, *range(last - 1)), (0, last, *space))
+    lhs = jnp.transpose(lhs, (images[0], *images[2:], images[1]))
+    rhs = jnp.transpose(rhs, (*kernel[2:], kernel[1], kernel[0]))
+    params["dimension_numbers"] = channels_last
+    grouped = params["feature_group_count"] > 1 or params["batch_group_count"] > 1
+    result = conv_general_dilated_p.bind(lhs, rhs, **params) if grouped else _ungrouped(lhs, rhs, params)
+    return jnp.transpose(result, [(out[0], *out[2:], out[1]).index(axis) for axis in range(last + 1)])

@@ -1,0 +1,240 @@
+"""From a Flax NNX model and a loss to a `Problem`."""
+
+import functools
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from jaxpt.core.arguments import check_takes
+from jaxpt.core.types import Batch, ModelState, Params, Problem
+from jaxpt.models.nnx_layers import Hyperparameter
+from jaxpt.models.scores import Prediction, Score, declared_metrics, predictions, scores, takes_hyper, unknown
+
+_VALUES = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
+
+
+def nnx_problem(
+    make: Callable[..., nnx.Module],
+    loss: Callable[..., Float[Array, " B"]],
+    *,
+    energy: Score | None = None,
+    metrics: Mapping[str, Score] | None = None,
+    predict: Callable[[Any, Batch], Float[Array, "B *K"]] | None = None,
+    prediction: Prediction | None = None,
+) -> Problem:
+    """A Flax NNX model with a loss.
+
+    The engine puts the model into training or evaluation mode (`train()`, `eval()`), gives all its random streams new
+    keys at each step, fills its `Hyperparameter` variables by name, trains its `nnx.Param` and carries every other
+    variable (batch statistics) along. Values that the model sows in a call can be read by the loss, as attributes of
+    their modules, and are dropped after the step, whatever their type of variable.
+
+    >>> class Net(nnx.Module):
+    ...     def __init__(self, *, rngs):
+    ...         self.hidden, self.out = nnx.Linear(2, 32, rngs=rngs), nnx.Linear(32, 2, rngs=rngs)
+    ...         self.dropout = jaxpt.Dropout("dropout_rate", rngs=rngs)
+    ...
+    ...     def __call__(self, x):
+    ...         return self.out(self.dropout(nnx.tanh(self.hidden(x))))
+    >>> sorted(jaxpt.nnx_problem(Net, loss).hyperparameters)
+    ['dropout_rate']
+
+    Args:
+        make: called as `make(rngs=nnx.Rngs(key))`: the module's class, or a function.
+        loss: `loss(model, batch)` or `loss(model, batch, hyper)` -> [B], one number per example.
+        energy: what exchanges look at, `energy(model, batch)` -> [B] in evaluation mode; the loss by default.
+            Needed when the loss reads `hyper`: all rungs must be scored by the same function.
+        metrics: further functions to record in evaluation mode, {name: function(model, batch) -> [B]}; or
+            `jaxpt.Metric`, for one with a direction or of a whole split.
+        predict: `predict(model, batch)` -> logits [B, K], for `mixture`; their softmax is the prediction. A model that
+            gives probabilities returns their logarithm.
+        prediction: what `predict` returns: "classes", logits [B, ..., K] (of each word or pixel, say); "binary", a
+            logit [B, ...] for each yes or no, whose sigmoid is the prediction; "values" [B, ...] of a regression. By
+            default classes [B, K].
+
+    Raises:
+        ValueError: the loss reads `hyper` and no energy is given, a metric is called "energy", or an argument is of the
+            wrong kind.
+    """
+    if isinstance(make, nnx.Module):
+        raise ValueError(
+            f"make must be {type(make).__name__}, the class, or a function: each replica gets fresh weights"
+        )
+    check_takes("make", make, named=["rngs"], hint="give a class, or lambda rngs: Net(64, rngs=rngs)")
+    scored = scores(loss, energy, metrics)
+    reads_hyper = takes_hyper(loss)
+
+    def separate(model: nnx.Module) -> Any:
+        return nnx.split(model, nnx.Param, Hyperparameter, nnx.RngState, ...)
+
+    def made(key: Any) -> nnx.Module:
+        # What does not depend on the key is computed at once, so that a constructor may ask for its value.
+        try:
+            with jax.ensure_compile_time_eval():
+                model = make(rngs=nnx.Rngs(key))
+        except _VALUES as error:
+            raise ValueError(
+                "make asks for the value of an array that is drawn from its random key, as float(array) does; such "
+                "a value is only known when the program runs, so keep the array itself: nnx.Variable(array)"
+            ) from error
+        if not isinstance(model, nnx.Module):
+            raise ValueError(f"make must return an nnx.Module, but make(rngs=...) returns {model!r}")
+        return _with_arrays_as_data(model)
+
+    graphs: dict[bool, Any] = {}
+
+    def structures(key: Key[Array, ""]) -> Any:
+        model = made(key)
+        for training in (True, False):
+            model.train() if training else model.eval()
+            graphs[training], *states = separate(model)
+        return states
+
+    declared, hypers, streams, _ = jax.eval_shape(structures, jax.random.key(0))
+
+    def init(key: Key[Array, ""]) -> tuple[Params, ModelState]:
+        _, params, _, _, rest = separate(made(key))
+        return params, rest
+
+    def build(
+        graph: Any, params: Params, rest: ModelState, hyper: Mapping[str, Array], key: Key[Array, ""]
+    ) -> nnx.Module:
+        model = nnx.merge(graph, params, _fill(hypers, hyper), _reseed(streams, key), rest, copy=True)
+        return _computing_in(model, _kinds(params) - _kinds(declared))
+
+    def training_loss(
+        params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array], key: Key[Array, ""]
+    ) -> tuple[Array, ModelState]:
+        model = build(graphs[True], params, rest, hyper, key)
+        value = loss(model, batch, hyper) if reads_hyper else loss(model, batch)
+        nnx.pop(model, nnx.Intermediate)
+        _, _, _, _, after = separate(model)
+        return value, _without_new(after, rest)
+
+    def rebuild(params: Params, rest: ModelState) -> nnx.Module:
+        return build(graphs[False], params, rest, unknown(names), jax.random.key(0))
+
+    def evaluate(params: Params, rest: ModelState, batch: Batch) -> dict[str, Array]:
+        model = rebuild(params, rest)
+        return {name: score(model, batch) for name, score in scored.items()}
+
+    names = frozenset(variable.tag for _, variable in nnx.to_flat_state(hypers))
+    return Problem(
+        init,
+        training_loss,
+        evaluate,
+        names,
+        reads_hyper,
+        rebuild,
+        predictions(rebuild, predict, prediction),
+        prediction,
+        declared_metrics(metrics),
+    )
+
+
+def _with_arrays_as_data(model: nnx.Module) -> nnx.Module:
+    """Returns a model, made while JAX traces, in which plain arrays are data, as they are in a model made outside.
+
+    Flax recognises arrays by their class, and a traced one has another: it would become part of the static structure.
+    """
+    nodes = [(path, node) for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Pytree)]
+    for _, node in nodes:
+        for name, value in list(vars(node).items()):
+            if isinstance(value, jax.core.Tracer):
+                setattr(node, name, nnx.data(value))
+    found = set(map(id, [*(node for _, node in nodes), *jax.tree.leaves(nnx.state(model))]))
+    for path, node in nodes:
+        for name, value in vars(node).items():
+            if not isinstance(value, nnx.Variable) and _holds_traced(value, found):
+                place = ".".join(map(str, (*path, name)))
+                raise ValueError(
+                    f"the model keeps an array drawn from its random key in {place}, a {type(value).__name__}, where "
+                    "Flax does not find it; each replica has its own, so make it an attribute: nnx.Variable(array)"
+                )
+    return model
+
+
+def _holds_traced(value: Any, found: set[int]) -> bool:
+    """Returns whether a traced array is in an object, a function's closure, or what these hold.
+
+    Args:
+        value: where to look.
+        found: the ids of those arrays and modules that Flax finds; what has been looked at is added.
+    """
+    if id(value) in found or isinstance(value, type | types.ModuleType):
+        return False
+    found.add(id(value))
+    if isinstance(value, jax.core.Tracer):
+        return True
+    held: list[Any] = list(getattr(value, "__dict__", {}).values())
+    if isinstance(value, Mapping):
+        held += value.values()
+    elif isinstance(value, list | tuple | set | frozenset):
+        held += value
+    elif isinstance(value, functools.partial):
+        held += (value.func, *value.args, *value.keywords.values())
+    elif isinstance(value, types.MethodType):
+        held.append(value.__self__)
+    elif isinstance(value, types.FunctionType):
+        cells = (cell.cell_contents for cell in value.__closure__ or () if _is_full(cell))
+        held += (*cells, *(value.__defaults__ or ()))
+    return any(_holds_traced(each, found) for each in held)
+
+
+def _is_full(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:  # a name that is not bound yet
+        return False
+
+
+def _without_new(after: nnx.State, before: nnx.State) -> nnx.State:
+    """Returns what a model carries along after a step, without variables that the step added: what it sowed."""
+    known = set(dict(nnx.to_flat_state(before)))
+    return nnx.from_flat_state([(path, value) for path, value in nnx.to_flat_state(after) if path in known])
+
+
+def _fill(hypers: nnx.State, values: Mapping[str, Array]) -> nnx.State:
+    """Returns the state of `Hyperparameter` variables with their named values."""
+    return _replace_variables(hypers, lambda i, v: jnp.broadcast_to(jnp.asarray(values[v.tag]), v.shape))
+
+
+def _kinds(params: Params) -> set[Any]:
+    """Returns the floating-point types of weights."""
+    return {leaf.dtype for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.floating)}
+
+
+def _computing_in(model: nnx.Module, kinds: set[Any]) -> nnx.Module:
+    """Tells stock layers to compute in the type that weights were cast to (`with_compute_dtype`), if there is one.
+
+    Else BatchNorm, whose statistics are float32, would make float32 of everything behind it.
+    """
+    for kind in kinds:
+        for _, node in nnx.iter_graph(model):
+            layer: Any = node if isinstance(node, nnx.Module) and hasattr(node, "param_dtype") else None
+            if getattr(layer, "dtype", kind) is None:
+                layer.dtype = kind
+    return model
+
+
+def _reseed(streams: nnx.State, key: Key[Array, ""]) -> nnx.State:
+    """Returns the state of random streams, each with a key of its own and its counter at zero."""
+
+    def fresh(i: int, variable: Any) -> Array:
+        if isinstance(variable, nnx.RngCount):
+            return jnp.zeros(variable.shape, variable.dtype)
+        own = jax.random.fold_in(key, i)
+        return own if variable.shape == () else jax.random.split(own, variable.shape)
+
+    return _replace_variables(streams, fresh)
+
+
+def _replace_variables(state: nnx.State, value: Callable[[int, Any], Array]) -> nnx.State:
+    """Returns the state with variable i (in the order of its leaves) holding `value(i, variable)`."""
+    variables, treedef = jax.tree.flatten(state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return jax.tree.unflatten(treedef, [v.replace(value(i, v)) for i, v in enumerate(variables)])

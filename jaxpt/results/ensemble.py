@@ -1,0 +1,235 @@
+"""The mixture of replicas: the mean of their predicted probabilities, for all of them or for the coldest few."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jaxpt.core import tree
+from jaxpt.core.ladder import require_beta
+from jaxpt.core.types import Batch, Problem
+from jaxpt.devices.execution import over_replicas
+from jaxpt.devices.placement import AXIS, EVERYWHERE, SEED, Placement, single
+from jaxpt.devices.precision import tracing_with
+from jaxpt.engine.engine import Engine, RunState
+from jaxpt.engine.replica import Replicas, mean_in_chunks
+from jaxpt.models.scores import require_kind
+
+MixtureMetric = Callable[[Float[Array, "B *K"], Batch], Array]
+"""(mean prediction, batch) -> [B], one number per example."""
+
+
+def mixture(
+    engine: Engine,
+    state: RunState,
+    examples: PyTree,
+    metrics: Mapping[str, MixtureMetric],
+    *,
+    coldest: int | Sequence[int] | None = None,
+    ladder: str | None = None,
+) -> dict[str, Float[Array, "..."]]:
+    """Returns {metric: []} of the mean predicted probability of several replicas, means over all the examples.
+
+        >>> mixed = jaxpt.mixture(result.engine, result.state, valid, {
+        ...     "error": lambda p, batch: jaxpt.errors(p, batch["y"]),
+        ...     "nll": lambda p, batch: jaxpt.negative_log_likelihood(p, batch["y"]),
+        ... }, coldest=3)
+        >>> {name: value.shape for name, value in mixed.items()}
+        {'error': (), 'nll': ()}
+
+    Evaluated on the device, at most `engine.evaluation_batch` examples at a time. A replica is left out wherever its
+    probabilities are not finite; where that leaves none the metrics are computed from NaN. Pass the same `metrics`
+    object again, or the same functions, and nothing is compiled again, whatever `coldest` is.
+
+    Args:
+        engine: its problem needs `predict`.
+        state: whose replicas; with S seeds there is one mixture per seed, and metrics are [S] (or [K, S]).
+        examples: leaves [N, ...].
+        metrics: {name: function(predictions [B, ...], batch) -> [B]}: probabilities of classes, or values, as the
+            problem's `prediction` says.
+        coldest: only the replicas on this many coldest rungs, where they stand now; by default all. A sequence of K
+            such numbers gives K mixtures, metrics [K], for the price of one.
+        ladder: which ladder's rungs; needed with `coldest` if there are several ladders.
+
+    Raises:
+        ValueError: the problem has no `predict`, or it or a metric gives another shape; coldest is not 1 .. M; ladder
+            is not given or not one of the engine's.
+    """
+    _require_predict(engine)
+    if not isinstance(metrics, Mapping):
+        raise ValueError(f"metrics must be {{name: function(probabilities, batch)}}, but it is {metrics!r}")
+    if not metrics:
+        raise ValueError('metrics is empty; give one at least, e.g. {"error": lambda p, batch: errors(p, batch["y"])}')
+    tree.leading(examples, "examples")
+    require_kind(engine.problem, examples)
+    counts = np.asarray(engine.num_replicas if coldest is None else coldest)
+    name = ladder_of(engine, ladder, coldest)
+    # Not the engine: whatever its rule, the program is the same.
+    how = _How(
+        engine.problem,
+        tuple(metrics.items()),
+        engine.evaluation_batch,
+        engine.placed,
+        engine.replica_axis,
+        engine.at_once,
+        engine.precision,
+        bool(state.key.ndim),
+    )
+    rung = state.replicas.rung[name]
+    found = _mixture(how, state.replicas, rung, examples, jnp.asarray(counts.ravel(), jnp.int32))
+    return found if counts.ndim else jax.tree.map(lambda metric: metric[0], found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """Several replicas that predict together: calling it gives the mean of their predicted probabilities.
+
+    A replica is left out wherever its probabilities are not finite. Compiled once for each shape of batch.
+
+    Attributes:
+        replicas: their slots, coldest first if they were chosen so.
+        seed: which seed's ladder they belong to; None for a run with one seed.
+        params: their weights stacked, leaves [K, ...].
+        model_state: what else their models carry (batch statistics), stacked likewise.
+    """
+
+    replicas: tuple[int, ...]
+    seed: int | None
+    params: PyTree = dataclasses.field(repr=False)
+    model_state: PyTree = dataclasses.field(repr=False)
+    _how: "_How" = dataclasses.field(repr=False)
+
+    def __call__(self, batch: Batch) -> Float[Array, "B *K"]:
+        """Returns the mean prediction for each example of a batch, as the problem's `predict` takes it."""
+        return _together(self._how, self.params, self.model_state, batch)
+
+
+def together(engine: Engine, replicas: Sequence[int], seed: int | None, params: PyTree, model_state: PyTree) -> Mixture:
+    """Returns stacked replicas, on one device, as a `Mixture`.
+
+    Raises:
+        ValueError: the problem has no `predict`.
+    """
+    _require_predict(engine)
+    how = _How(engine.problem, (), 0, single(), engine.replica_axis, engine.at_once, engine.precision, False)
+    return Mixture(tuple(replicas), seed, params, model_state, how)
+
+
+def ladder_of(engine: Engine, ladder: str | None, coldest: int | Sequence[int] | None) -> str:
+    """Returns on which ladder `coldest` replicas are looked for; the first if all are wanted.
+
+    Raises:
+        ValueError: coldest is not 1 .. M; ladder is not given or not one of the engine's; it has no temperatures.
+    """
+    replicas, ladders = engine.num_replicas, list(engine.ladders)
+    counts = np.asarray(replicas if coldest is None else coldest)
+    if counts.size == 0 or counts.dtype.kind not in "iu" or counts.min() < 1 or counts.max() > replicas:
+        raise ValueError(f"coldest must be 1 .. {replicas}, the number of replicas, but it is {coldest}")
+    if ladder is not None and ladder not in ladders:
+        raise ValueError(f"ladder={ladder!r} is none of the engine's; there are {', '.join(ladders)}")
+    if ladder is None and coldest is not None and len(ladders) > 1:
+        raise ValueError(f"coldest on which ladder? give ladder=..., one of {', '.join(ladders)}")
+    if coldest is not None:
+        require_beta(engine.ladders[ladder or ladders[0]])
+    return ladder or ladders[0]
+
+
+def _require_predict(engine: Engine) -> None:
+    if engine.problem.predict is None:
+        raise ValueError(
+            "the problem has no predictions; give nnx_problem or linen_problem predict=..., a function "
+            "(model, batch) -> logits [B, K], or other numbers and prediction=..."
+        )
+
+
+class _How(NamedTuple):
+    """What selects a program."""
+
+    problem: Problem
+    metrics: tuple[tuple[str, MixtureMetric], ...]
+    chunk: int
+    placed: Placement
+    replica_axis: str
+    at_once: int
+    precision: str
+    seeds: bool
+
+    def over(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Lifts a function of two stacked arguments as the engine does."""
+        axis, placed = self.replica_axis, self.placed
+        return over_replicas(axis, placed.platform, placed.num_devices, function, (0, 0), at_once=self.at_once)
+
+
+def _mean(each: Float[Array, "M B *K"], chosen: Bool[Array, " M"]) -> Float[Array, "B *K"]:
+    """Returns the mean over the chosen replicas, without those that are not finite."""
+    # `where`, not a weight: a number that is not finite must not come through as 0 times itself.
+    known = chosen[:, None] & jnp.isfinite(each).all(tuple(range(2, each.ndim)))
+    return jnp.mean(each, 0, where=known.reshape(known.shape + (1,) * (each.ndim - 2)))
+
+
+def _check_count(each: Array, count: int) -> None:
+    if each.ndim < 2 or each.shape[1] != count:
+        raise ValueError(
+            f"predict must return a row for each example, shape ({count}, ...), but it returns {each.shape[1:]}"
+        )
+
+
+@partial(jax.jit, static_argnums=0)
+def _together(how: _How, params: PyTree, model_state: PyTree, batch: Batch) -> Float[Array, "B *K"]:
+    predict: Any = how.problem.predict
+    with tracing_with(how.precision):
+        each = how.over(lambda params, rest: predict(params, rest, batch))(params, model_state)
+        _check_count(each, tree.leading(batch, "batch"))
+        return _mean(each, jnp.ones(len(each), bool))
+
+
+@partial(jax.jit, static_argnums=0)
+def _mixture(
+    how: _How, replicas: Replicas, rung: Int[Array, "*S M"], examples: PyTree, coldest: Int[Array, " K"]
+) -> dict[str, Array]:
+    def all_seeds(replicas: Replicas, rung: Array, examples: PyTree, coldest: Array) -> dict[str, Array]:
+        one = partial(_of_one_seed, how, examples=examples, coldest=coldest)
+        if not how.seeds:
+            return one(replicas, rung)
+        return jax.tree.map(lambda metric: jnp.moveaxis(metric, 0, 1), how.over(one)(replicas, rung))
+
+    lead = (SEED,) * how.seeds
+    cut = P(*lead, AXIS)
+    with tracing_with(how.precision):
+        run = how.placed.over_shards(all_seeds, (cut, cut, EVERYWHERE, EVERYWHERE), P(None, *lead))
+        return how.placed.readable(run(replicas, rung, examples, coldest))
+
+
+def _of_one_seed(
+    how: _How, replicas: Replicas, rung: Int[Array, " m"], *, examples: PyTree, coldest: Int[Array, " K"]
+) -> dict[str, Float[Array, " K"]]:
+    """Returns the metrics of the mixtures of one seed's replicas; here are those of one device."""
+    predict: Any = how.problem.predict
+    rung = how.placed.whole(rung)
+
+    def score(batch: PyTree) -> dict[str, Array]:
+        count = tree.leading(batch, "examples")
+        each = how.over(lambda params, rest: predict(params, rest, batch))(replicas.params, replicas.model_state)
+        each = how.placed.whole(each)
+        _check_count(each, count)
+
+        def mixed(coldest: Int[Array, ""]) -> dict[str, Array]:
+            mean = _mean(each, rung < coldest)
+            return {name: metric(mean, batch) for name, metric in how.metrics}
+
+        found = jax.vmap(mixed)(coldest)
+        for name, value in found.items():
+            if jnp.shape(value)[1:] != (count,):
+                raise ValueError(
+                    f"metric {name!r} must give one number per example, shape ({count},), but it gives shape "
+                    f"{jnp.shape(value)[1:]}; leave out the mean"
+                )
+        return found
+
+    return mean_in_chunks(score, examples, how.chunk)[0]

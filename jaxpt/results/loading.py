@@ -1,0 +1,96 @@
+"""A run's directory read again: the state and the trace of any checkpoint that it keeps."""
+
+import os
+import re
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpt.core.state import Trace
+from jaxpt.core.types import Info
+from jaxpt.devices.execution import Execution
+from jaxpt.engine.engine import Engine
+from jaxpt.results.result import Result
+from jaxpt.saving.files import local_path
+from jaxpt.saving.keeping import in_order
+
+
+def load_run(
+    engine: Engine, directory: str | os.PathLike[str], *, step: int | Literal["latest", "best"] = "latest"
+) -> Result:
+    """Returns what a run had come to at a checkpoint that its directory keeps: the latest two, and the best.
+
+    No data is needed. The scores of the result are those of the checkpoint's last period.
+
+    Args:
+        engine: the one that ran, or one with the same problem, optimizer, ladders and rule.
+        directory: the `directory` of `fit`; no run may be using it.
+        step: the checkpoint of so many steps; or "latest"; or "best", the one of the lowest energy (of several seeds:
+            on average) at its end.
+
+    Raises:
+        ValueError: there is no such checkpoint; the engine has replicas of other shapes.
+        CheckpointError: a checkpoint is damaged, or a run is using the directory.
+    """
+    from jaxpt.saving.checkpoint import Checkpoints  # Orbax takes a second to import
+
+    place = local_path("directory", directory)
+    if not (place / "settings.json").exists():
+        raise ValueError(f"{place} holds no run; give the directory that was given to fit")
+    store = Checkpoints(place)
+    try:
+        kept_steps = store.steps
+        if step not in ("latest", "best") and step not in kept_steps:
+            raise ValueError(f"{place} keeps no checkpoint of step {step!r}; it keeps {kept_steps}, or none yet")
+        if not kept_steps:
+            raise ValueError(f"{place} keeps no checkpoint yet")
+        if step == "best":
+            step = min((_last_energy(store.rows(kept)), kept) for kept in kept_steps)[1]
+        chosen = int(kept_steps[-1] if step == "latest" else step)
+        key = _key(store.settings()["seeds"])
+        form, row = engine.abstract(key), _trace(store.rows(chosen))
+        state, trace, progress, kept = store.load(form, row, jax.random.key_impl(key), chosen)
+    finally:
+        store.close()
+    last: Any = jax.tree.map(lambda leaf: np.asarray(leaf)[-1], (trace.valid, trace.test))
+    placed = engine.placed
+    execution = Execution(
+        str(engine.replica_axis), placed.platform, engine.num_replicas // placed.num_shards, placed.num_devices
+    )
+    return Result(
+        engine,
+        state,
+        trace,
+        valid=last[0],
+        test=last[1],
+        seconds=progress.seconds,
+        compile_seconds=0.0,
+        replica_images=progress.images,
+        execution=execution,
+        kept=tuple(in_order(kept, key.shape[0] if key.ndim else 1)) if kept else None,
+    )
+
+
+def _last_energy(rows: dict[str, np.ndarray]) -> float:
+    energy = rows["valid/energy"][-1]
+    return float(np.min(np.where(np.isfinite(energy), energy, np.inf), -1).mean())
+
+
+def _key(seeds: dict[str, Any]) -> jax.Array:
+    """Returns the run's key, or its keys, from what the directory notes of them."""
+    return jax.random.wrap_key_data(jnp.asarray(seeds["keys"], jnp.uint32), impl=re.sub(r"\W", "", seeds["prng"]))
+
+
+def _trace(rows: dict[str, np.ndarray]) -> Trace:
+    """Returns a trace from its arrays by name."""
+    parts: dict[str, dict[str, np.ndarray]] = {name: {} for name in ("valid", "test", "rung", "hyper", "info")}
+    for name, array in rows.items():
+        room, _, inner = name.partition("/")
+        if inner:
+            parts[room][inner] = array
+    trace: Any = Trace
+    info: Any = Info
+    splits = (parts[name] for name in ("valid", "test", "rung", "hyper"))
+    return trace(rows["step"], rows["loss"], *splits, info(**parts["info"]))

@@ -1,0 +1,65 @@
+"""All pictures that a result has numbers for."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from jaxpt.core.state import Trace
+from jaxpt.diagnostics import acceptance, energy_by_rung, exchanges, flow
+from jaxpt.results import plots
+from jaxpt.results.result import Result
+from jaxpt.rules import PBT, CopyBest
+
+
+def pictures(result: Result, seed: int | None = None) -> dict[str, Figure]:
+    """Returns {name: figure}, see `Result.plot`; names end in the ladder's where there are several."""
+    trace, engine = result.trace, result.engine
+    shown = 0 if seed is None and result.num_seeds else seed
+    best = result._pick("energy", shown)
+    ladders = engine.placed.to_host(result.state.ladders)
+    found: dict[str, Figure] = {}
+    for name, ladder in sorted(ladders.items()):
+        last = "" if len(ladders) == 1 else f"-{name}"
+        label = ladder.source or next(iter(ladder.values))
+        grid = ladder.values[label]
+        values = grid if shown is None else grid[shown]
+        path = trace.rung[name] if shown is None else trace.rung[name][:, shown]
+        moves = bool(len(exchanges(trace, name).step))
+        if moves:
+            found[f"paths{last}"] = plots.exchange_picture(
+                trace.step, path, values, best, name=label, burn_in=int(engine.burn_in)
+            )
+            found[f"acceptance{last}"] = plots.acceptance_picture(acceptance(trace, name), values, name=label)
+            found[f"flow{last}"] = plots.flow_picture(flow(trace, name), values, name=label)
+        if not isinstance(engine.rule, PBT | CopyBest):  # these change the values, so rungs mean nothing
+            energies = energy_by_rung(trace, name) if moves else _last_by_rung(result, name)
+            found[f"energies{last}"] = plots.energy_picture(energies, values, name=label)
+    for score in trace.valid:
+        curves = {"validation": best_curve(trace, trace.valid[score])}
+        if score in trace.test:
+            curves["test"] = best_curve(trace, trace.test[score])
+        found[f"score-{score}"] = plots.error_curves(
+            trace.step,
+            curves,
+            ylabel=f"{score.replace('_', ' ')} of the replica\nthen best on validation",
+            burn_in=int(engine.burn_in),
+            window=max(1, len(trace.step) // 20),
+            least_span=0.0,
+        )
+    found["lineage"] = plots.lineage_picture(result.lineage(best, shown), burn_in=int(engine.burn_in))
+    return found
+
+
+def best_curve(trace: Trace, scores: Any) -> Float[np.ndarray, "P S"]:
+    """Returns, at each period, the score of the replica that then has the lowest energy on validation."""
+    energy = np.asarray(trace.valid["energy"])
+    order = np.where(np.isfinite(energy), energy, np.inf).argmin(-1)[..., None]
+    return np.take_along_axis(np.asarray(scores, np.float64), order, -1).reshape(len(energy), -1)
+
+
+def _last_by_rung(result: Result, ladder: str) -> np.ndarray:
+    """Returns the energies at the end on the whole validation split, coldest rung first."""
+    on_rung = np.argsort(result.trace.rung[ladder][-1], -1)
+    return np.take_along_axis(np.asarray(result.valid["energy"], np.float64), on_rung, -1)

@@ -1,0 +1,22 @@
+"""Pictures of a run, one function each; matplotlib figures. Needs matplotlib: `pip install "jaxpt[plots]"`.
+
+`Result.plot` draws all that a run has numbers for, `Result.report` puts them on one page. The functions here take
+arrays, most of them from `jaxpt.diagnostics`.
+"""
+
+from jaxpt.results.plots.curves import error_curves, lineage_picture
+from jaxpt.results.plots.diffusion import diffusion_panels, diffusion_picture
+from jaxpt.results.plots.exchanges import acceptance_picture, energy_picture, exchange_picture, flow_picture
+from jaxpt.results.plots.style import COLORS
+
+__all__ = [
+    "COLORS",
+    "acceptance_picture",
+    "diffusion_panels",
+    "diffusion_picture",
+    "energy_picture",
+    "error_curves",
+    "exchange_picture",
+    "flow_picture",
+    "lineage_picture",
+]

@@ -1,0 +1,152 @@
+"""A run in a few numbers, for people and for JSON; and what it ran on."""
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxpt.core import tree
+from jaxpt.core.decimals import shortest
+from jaxpt.core.extras import extra, versions
+from jaxpt.diagnostics import acceptance, acceptance_rate, exchanges, round_trips
+from jaxpt.results.result import Best, Result
+
+_MOVES_VALUES = ("PBT", "CopyBest")  # rules whose rungs say nothing of values
+
+
+class Summary(dict[str, Any]):
+    """The numbers, ready for JSON (None where there is no number); `str` says the same in a few lines."""
+
+    def __str__(self) -> str:
+        seeds = "" if self["seeds"] is None else f", {self['seeds']} seed{'s' * (self['seeds'] > 1)}"
+        ended = f", ended by {self['stopped']}" if self["stopped"] else ""
+        lines = [
+            f"{self['replicas']} replicas{seeds}, {self['steps']:,} steps{ended}, in {_duration(self['seconds'])}"
+            f" (compiled in {_duration(self['compile_seconds'])}), {self['replica_images_per_second']:,.0f}"
+            f" replica-images/s; {self['execution']}"
+        ]
+        for name, ladder in self["ladders"].items():
+            ends = ", ".join(f"{key} {v[0]:.4g} to {v[-1]:.4g}" for key, v in ladder["values"].items())
+            swaps = "no exchanges"
+            if ladder["exchanges"]:
+                swaps = f"{ladder['exchanges']} exchanges, {_share(ladder['accepted'])} of the swaps accepted"
+                swaps += f", {ladder['round_trips']} round trip{'s' * (ladder['round_trips'] != 1)}"
+            named = "" if list(ladder["values"]) == [name] else f"{name}: "
+            lines.append(f"{self['rule']} over {named}{ends}: {swaps}")
+        if self["copies"] is not None:
+            lines.append(f"weights copied {self['copies']:,} times")
+        lines += [_line(best, self["rule"] not in _MOVES_VALUES) for best in self["best"]]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def summary(result: Result) -> Summary:
+    """Returns `Result.summary()`."""
+    trace, engine = result.trace, result.engine
+    seeds = [None] if result.num_seeds is None else range(result.num_seeds)
+    ladders = {}
+    for name, ladder in sorted(engine.placed.to_host(result.state.ladders).items()):
+        made = exchanges(trace, name)
+        ladders[name] = {
+            # Those of the first seed: rungs may have been spaced anew, by each seed for itself.
+            "values": {key: np.asarray(v).reshape(-1, engine.num_replicas)[0] for key, v in ladder.values.items()},
+            "exchanges": len(made.step),
+            "accepted": acceptance_rate(made.info.attempted, made.info.accepted),
+            "acceptance": acceptance(trace, name) if len(made.step) else [],
+            "round_trips": int(round_trips(trace.rung[name]).sum()),
+        }
+    chosen = [result._replicas([result._pick("energy", seed)], seed, models=False)[0] for seed in seeds]
+    parents = trace.info.parents
+    copies = None if parents is None else int((parents != np.arange(engine.num_replicas)).sum())
+    found = {
+        "replicas": engine.num_replicas,
+        "seeds": result.num_seeds,
+        "steps": int(result.state.step),
+        "stopped": result.stopped,
+        "rule": type(engine.rule).__name__,
+        "C": None if trace.info.C is None else trace.info.C[-1],
+        "copies": copies,
+        "ladders": ladders,
+        "best": [about_replica(best) for best in chosen],
+        "seconds": result.seconds,
+        "compile_seconds": result.compile_seconds,
+        "replica_images": result.replica_images,
+        "replica_images_per_second": result.replica_images / result.seconds,
+        "execution": str(result.execution),
+        "device": device(),
+        "versions": versions(),
+    }
+    return Summary(plain(found))
+
+
+def frame(result: Result) -> Any:
+    """Returns `Result.frame()`."""
+    pandas = extra("pandas", "pandas", "result.frame()")
+    trace = result.trace
+    shape = (len(trace.step), result.num_seeds or 1, result.engine.num_replicas)
+    period, seed, replica = (index.ravel() for index in np.indices(shape))
+    columns = {"period": period, "step": np.asarray(trace.step)[period], "seed": seed, "replica": replica}
+    scores = {"loss": trace.loss, "valid": trace.valid, "test": trace.test, "rung": trace.rung, "hyper": trace.hyper}
+    if trace.info.parents is not None:
+        scores["parent"] = trace.info.parents
+    columns |= {tree.name(path): np.asarray(leaf).ravel() for path, leaf in jax.tree.leaves_with_path(scores)}
+    return pandas.DataFrame(columns)
+
+
+def about_replica(best: Best) -> dict[str, Any]:
+    """Returns all that there is to say of a replica but its model, ready for JSON."""
+    names = ("replica", "seed", "rung", "hyper", "valid", "test")
+    return plain({name: getattr(best, name) for name in names})
+
+
+def device() -> str:
+    """Returns what the first device is, and of CPUs how many cores this process may use."""
+    first = jax.devices()[0]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return first.device_kind + (f", {cores} cores" if first.platform == "cpu" else "")
+
+
+def plain(value: Any) -> Any:
+    """Returns numbers and arrays in dicts and lists as JSON has them; None for what is not finite."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(one) for name, one in value.items()}
+    if isinstance(value, np.ndarray | jax.Array | np.generic):
+        return plain(shortest(value))
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _line(best: Mapping[str, Any], on_rungs: bool) -> str:
+    """One replica in one line, with its rungs where they say something of its hyperparameters."""
+    of = "" if best["seed"] is None else f" of seed {best['seed']}"
+    scores = "; ".join(
+        f"{split} " + ", ".join(f"{name} {_number(value)}" for name, value in best[key].items())
+        for split, key in (("validation", "valid"), ("test", "test"))
+        if best[key]
+    )
+    rungs = ", ".join(
+        f"rung {rung}" + (f" of {name}" if len(best["rung"]) > 1 else "") for name, rung in best["rung"].items()
+    )
+    hyper = ", ".join(f"{name} {_number(value)}" for name, value in best["hyper"].items())
+    place = f"on {rungs} ({hyper})" if on_rungs else f"with {hyper}"
+    return f"best replica {best['replica']}{of}, {place}: {scores}"
+
+
+def _number(value: float | None) -> str:
+    return "diverged" if value is None else f"{value:.4g}"
+
+
+def _share(value: float | None) -> str:
+    return "none" if value is None else f"{value:.0%}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,130 @@
+"""The best replica of a whole run, with its weights as they were then: what early stopping goes back to."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxpt.core import tree
+from jaxpt.core.state import RunState, Trace
+from jaxpt.engine.engine import Engine
+
+
+class Kept(NamedTuple):
+    """One replica at the end of an earlier period; NumPy arrays.
+
+    Attributes:
+        step: optimiser steps done then.
+        replica: its slot.
+        weights: (params, model_state) of it alone.
+        valid: {"energy": ..., metric: ...} then, on the validation split or the period's probe.
+        test: the same on the test split.
+        rung: {ladder: rung} during that period.
+        hyper: {name: value} during that period.
+    """
+
+    step: np.ndarray
+    replica: np.ndarray
+    weights: PyTree
+    valid: dict[str, np.ndarray]
+    test: dict[str, np.ndarray]
+    rung: dict[str, np.ndarray]
+    hyper: dict[str, np.ndarray]
+
+
+class Keeper:
+    """Keeps the replica of the lowest energy of each seed, period after period.
+
+    Args:
+        engine: what runs.
+        seeds: how many ladders the run has; None: one, without an axis of seeds.
+        kept: what an earlier part of the run has kept, one for each seed; None: nothing.
+    """
+
+    def __init__(self, engine: Engine, seeds: int | None, kept: Sequence[Kept | None] | None = None):
+        self._engine = engine
+        self._leads: list[tuple[int, ...]] = [()] if seeds is None else [(seed,) for seed in range(seeds)]
+        self.kept: list[Kept | None] = list(kept) if kept else [None] * len(self._leads)
+
+    def look(self, state: RunState, row: Trace) -> None:
+        """Looks at one period: `row` is its row of the trace [1, ...], `state` the one after it.
+
+        Weights come to the host where they are better than all before. Where the rule has copied weights since, the
+        replica that goes on with them has them.
+        """
+        for place, lead in enumerate(self._leads):
+            energy = np.asarray(row.valid["energy"][0][lead])
+            replica = int(np.argmin(np.where(np.isfinite(energy), energy, np.inf)))
+            before = self.kept[place]
+            if not np.isfinite(energy[replica]) or (before is not None and energy[replica] >= before.valid["energy"]):
+                continue
+            slot = replica
+            if row.info.parents is not None:
+                heirs = np.flatnonzero(np.asarray(row.info.parents[0][lead]) == replica)
+                if not heirs.size:  # its weights are gone
+                    continue
+                slot = int(heirs[0])
+            found: Any = tree.take((state.replicas.params, state.replicas.model_state), (*lead, slot))
+            weights = jax.tree.map(np.array, self._engine.placed.gathered(found))
+            index = (0, *lead, replica)
+            scores = (
+                {name: np.asarray(v[index]) for name, v in part.items()}
+                for part in (row.valid, row.test, row.rung, row.hyper)
+            )
+            self.kept[place] = Kept(np.asarray(row.step[0]), np.asarray(replica), weights, *scores)
+
+    def saved(self) -> dict[str, Kept]:
+        """Returns what a checkpoint holds, {place of the seed: replica}."""
+        return {str(place): kept for place, kept in enumerate(self.kept) if kept is not None}
+
+
+def abstract(state: RunState, trace: Trace) -> dict[str, Kept]:
+    """Returns the shapes of `Keeper.saved`, given those of the state and of a trace, for every seed."""
+    lead = state.key.ndim
+
+    def one(leaf: Any, skip: int) -> np.ndarray:
+        return np.zeros(leaf.shape[skip:], leaf.dtype)
+
+    weights = jax.tree.map(lambda leaf: one(leaf, lead + 1), (state.replicas.params, state.replicas.model_state))
+    parts = (
+        {name: one(leaf, lead + 2) for name, leaf in part.items()}
+        for part in (trace.valid, trace.test, trace.rung, trace.hyper)
+    )
+    shapes = Kept(np.zeros((), trace.step.dtype), np.zeros((), int), weights, *parts)
+    return {str(place): shapes for place in range(state.key.shape[0] if lead else 1)}
+
+
+def in_order(loaded: Mapping[str, Kept], seeds: int) -> list[Kept | None]:
+    """Returns what `Keeper` was given back, from what a checkpoint held."""
+    return [loaded.get(str(place)) for place in range(seeds)]
+
+
+def best_kept(kept: Sequence[Kept | None] | None, trace: Trace, lead: tuple[int, ...]) -> Kept:
+    """Returns what a run has kept of one seed; warns if a lower energy came before it began to keep.
+
+    Args:
+        kept: one for each seed; None: the run kept none.
+        trace: of the whole run.
+        lead: the seed's index, () in a run with one.
+
+    Raises:
+        ValueError: the run kept none, or none of its energies were finite.
+    """
+    if kept is None:
+        raise ValueError("the run has not kept its best replica; give fit(..., keep_best=True), or patience=...")
+    found = kept[lead[0] if lead else 0]
+    if found is None:
+        raise ValueError("no period of the run had a finite energy, so none is the best")
+    index: Any = (slice(None), *lead)
+    energy = np.asarray(trace.valid["energy"])[index]
+    lowest = np.where(np.isfinite(energy), energy, np.inf).min()
+    if lowest < found.valid["energy"]:
+        warnings.warn(
+            f"the lowest energy, {lowest:.4g}, was reached before the run began to keep its best replica; this is the "
+            "best since then",
+            stacklevel=4,
+        )
+    return found

@@ -1,0 +1,204 @@
+"""One replica's weights as a file of their own: by Orbax, or as safetensors, with what there is to know about them."""
+
+import contextlib
+import json
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import PyTree
+
+from jaxpt.core import tree
+from jaxpt.core.extras import extra
+from jaxpt.core.types import ModelState, Params
+from jaxpt.devices.processes import is_first, refuse_together
+from jaxpt.saving import files
+
+FORMAT = 1
+"""Of model files; another number cannot be read."""
+
+
+def save_model(path: str | os.PathLike[str], params: Params, model_state: ModelState, about: Mapping[str, Any]) -> None:
+    """Writes one replica's weights; see `Result.save_model`.
+
+    Args:
+        path: a folder, or a file NAME.safetensors.
+        params: trained weights of one replica.
+        model_state: what else its model carries.
+        about: what is written beside them, ready for JSON.
+    """
+    file = files.local_path("path", path).absolute()
+    leaves = jax.tree.leaves_with_path(_weights(params, model_state))
+    places = [[_key(part) for part in place] for place, _ in leaves]
+    names = list(map(_flat_name, places))
+    _require_different(names)
+    arrays = [np.asarray(leaf) for _, leaf in leaves]
+    described = [
+        {"path": place, "shape": list(array.shape), "dtype": str(array.dtype)}
+        for place, array in zip(places, arrays, strict=True)
+    ]
+    content = json.dumps({"format": FORMAT, **about, "arrays": described}, indent=1, allow_nan=False)
+    if file.suffix == ".safetensors":
+        _save_flat(file, dict(zip(names, arrays, strict=True)), content)
+    else:
+        _save_nested(file, _nested(described, arrays, str), content)
+
+
+def check_names(params: Params, model_state: ModelState) -> None:
+    """Raises ValueError if two arrays of a model would share a name in a file of weights, or in a checkpoint.
+
+    Args:
+        params: trained weights, as arrays or shapes.
+        model_state: what else the model carries.
+    """
+    places = [place for place, _ in jax.tree.leaves_with_path(_weights(params, model_state))]
+    _require_different([_flat_name([_key(part) for part in place]) for place in places])
+    _require_different([tree.name(path) for path, _ in jax.tree.leaves_with_path((params, model_state))])
+
+
+def _require_different(names: Sequence[str]) -> None:
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise ValueError(f"two arrays would share a name in the file: {', '.join(twice)}; rename the parameters")
+
+
+def load_model(path: str | os.PathLike[str]) -> PyTree:
+    """Returns the weights that `Result.save_model` wrote, as a tree of arrays, to be put into a model.
+
+        nnx.update(model, jaxpt.load_model("best"))            # Flax NNX
+        module.apply(jaxpt.load_model("best"), x)              # Flax Linen, whose variables it returns
+        jaxpt.load_model("best")                               # of an `energy_problem`: its parameters
+
+    Containers come back as dicts; those of lists and tuples have the places as keys, 0, 1, ...
+
+    Args:
+        path: of the folder, or of the file NAME.safetensors.
+
+    Raises:
+        ValueError: path is a URL; there is no such model, it is not whole, or it is in the form of another release.
+        ModuleNotFoundError: the file is of safetensors, and that is not installed.
+    """
+    file = files.local_path("path", path).absolute()
+    if not file.exists():
+        raise ValueError(f"{file} does not exist; give the path that was given to save_model")
+    if file.suffix == ".safetensors":
+        with extra("safetensors", "safetensors", "a .safetensors file").safe_open(file, framework="flax") as opened:
+            about = _checked(file, (opened.metadata() or {}).get("jaxpt"))
+            arrays = [opened.get_tensor(_flat_name(entry["path"])) for entry in about["arrays"]]
+        return _nested(about["arrays"], arrays)
+    described = file / "model.json"
+    about = _checked(file, described.read_text() if described.exists() else None)
+    like = [np.zeros(entry["shape"], jnp.dtype(entry["dtype"])) for entry in about["arrays"]]
+    with _quietly() as ocp:
+        nested = ocp.load_pytree(file / "weights", _nested(about["arrays"], like, str))
+    found = {tuple(str(_key(part)) for part in place): leaf for place, leaf in jax.tree.leaves_with_path(nested)}
+    names = [tuple(map(str, entry["path"])) or ("value",) for entry in about["arrays"]]
+    # Those without elements are in no file.
+    arrays = [jnp.asarray(found[name] if empty.size else empty) for name, empty in zip(names, like, strict=True)]
+    return _nested(about["arrays"], arrays)
+
+
+def _weights(params: Params, model_state: ModelState) -> PyTree:
+    """Returns weights and batch statistics in the form in which the model's library takes them."""
+    if isinstance(params, nnx.State):
+        return nnx.to_pure_dict(nnx.merge_state(params, model_state))
+    if not jax.tree.leaves(model_state):
+        return {"params": params} if isinstance(model_state, dict) else params
+    if isinstance(model_state, dict):
+        return {"params": params, **model_state}
+    return {"params": params, "model_state": model_state}
+
+
+def _key(part: Any) -> str | int:
+    """Returns a dict's key, a list's index or an attribute's name."""
+    if isinstance(part, jax.tree_util.DictKey):
+        return part.key if isinstance(part.key, int) else str(part.key)
+    if isinstance(part, jax.tree_util.GetAttrKey):
+        return part.name
+    return getattr(part, "idx", getattr(part, "key", str(part)))
+
+
+def _flat_name(place: list[str | int]) -> str:
+    return ".".join(map(str, place)) or "value"
+
+
+def _nested(entries: list[dict[str, Any]], arrays: list[Any], key: Any = lambda part: part) -> Any:
+    """Returns arrays as nested dicts; without those that have no elements, if keys are made strings for Orbax."""
+    if [entry["path"] for entry in entries] == [[]]:
+        return {"value": arrays[0]} if key is str else arrays[0]
+    tree: dict[Any, Any] = {}
+    for entry, array in zip(entries, arrays, strict=True):
+        if key is str and not array.size:  # Orbax cannot save them
+            continue
+        node = tree
+        for part in entry["path"][:-1]:
+            node = node.setdefault(key(part), {})
+        node[key(entry["path"][-1])] = array
+    return tree
+
+
+def _save_nested(file: Path, arrays: PyTree, content: str) -> None:
+    _by_first(lambda: _make_room(file))
+    with _quietly() as ocp:
+        ocp.save_pytree(file / "weights", arrays, overwrite=True)
+    _by_first(lambda: files.write(file / "model.json", content + "\n"))  # last: it says that the weights are whole
+
+
+def _make_room(file: Path) -> None:
+    def taken() -> bool:
+        return not file.is_dir() or not all(files.is_stray(found.name) for found in file.iterdir())
+
+    if file.exists() and not (file / "model.json").exists() and taken():
+        raise ValueError(f"{file} exists and is no model that save_model wrote, so it stays; give another path")
+    file.mkdir(parents=True, exist_ok=True)
+    files.write(file / "model.json", json.dumps({"format": FORMAT}))  # ours, but not whole yet
+
+
+def _save_flat(file: Path, arrays: dict[str, np.ndarray], content: str) -> None:
+    save = extra("safetensors.flax", "safetensors", "a .safetensors file").save_file
+
+    def write() -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part")
+        save({name: jnp.asarray(array) for name, array in arrays.items()}, part, {"jaxpt": content})
+        part.replace(file)
+
+    _by_first(write)
+
+
+def _by_first(act: Callable[[], None]) -> None:
+    """Lets the first process act; the others wait for it, and what it cannot do is said in all of them."""
+    refused: Exception | None = None
+    if is_first():
+        try:
+            act()
+        except (OSError, ValueError) as error:
+            refused = error
+    refuse_together(refused, ValueError)
+
+
+def _checked(file: Path, content: str | None) -> dict[str, Any]:
+    try:
+        about = json.loads(content or "")
+        release, _ = about["format"], about["arrays"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} holds no model as save_model writes it, or not all of it") from error
+    if release != FORMAT:
+        raise ValueError(f"{file} is in format {release}, but this release reads format {FORMAT}")
+    return about
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[Any]:
+    """Yields Orbax, which takes a second to import, without the warnings that it gives its developers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from orbax.checkpoint import v1 as ocp
+
+        yield ocp

@@ -1,0 +1,1 @@
+"""Whole experiments in a call: diffusion of weights, sampling, replay of a path."""

@@ -1,0 +1,279 @@
+"""Is a hyperparameter like a temperature? How fast replicas at its different values diffuse from the same weights."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
+from tqdm.auto import tqdm
+
+from jaxpt.core import tree
+from jaxpt.core.data import Data
+from jaxpt.core.decimals import shortest
+from jaxpt.core.ladder import BETA, Ladder
+from jaxpt.core.seeds import keys
+from jaxpt.core.state import state_axes
+from jaxpt.core.types import Batch, ModelState, Optimizer, Params, Problem, Schedule
+from jaxpt.devices.placement import Placement, single
+from jaxpt.devices.processes import is_first
+from jaxpt.diagnostics import interval
+from jaxpt.engine.engine import Engine, RunState
+from jaxpt.rules import Independent
+
+Answer = Literal["temperature-like", "not temperature-like", "undecided"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Whether hotter values diffuse faster, early and late, and the numbers that say so; see `Diffusion.verdict`.
+
+    Attributes:
+        answer: what the intervals say.
+        steps: the early and the late time, in steps since t0.
+        difference: early and late: mean over seeds of |W(t) - W(t0)| at rung i + 1 less that at rung i, the next colder
+            one.
+        low: lower end of its Student t interval at the level asked for; all above zero: temperature-like.
+        high: upper end of its interval, widened for the number of pairs and times; any below zero: not
+            temperature-like.
+    """
+
+    answer: Answer
+    steps: tuple[int, int]
+    difference: Float[np.ndarray, "2 pairs"]
+    low: Float[np.ndarray, "2 pairs"]
+    high: Float[np.ndarray, "2 pairs"]
+
+    def __str__(self) -> str:
+        lines = [str(self.answer)]
+        for row, when in enumerate(("early", "late")):
+            pairs = zip(self.difference[row], self.low[row], self.high[row], strict=True)
+            shown = ", ".join(f"{mean:.3g} (> {low:.3g}, < {high:.3g})" for mean, low, high in pairs)
+            lines.append(f"{when}, step {self.steps[row]}: hotter less colder, coldest pair first: {shown}")
+        return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Diffusion:
+    """Distances from the weights W(t0), for every value and seed.
+
+    Attributes:
+        name: the hyperparameter.
+        values: its values, coldest first.
+        steps: steps since t0 at each record.
+        displacement: |W(t) - W(t0)|, Euclidean over all trained weights.
+    """
+
+    name: str
+    values: Float[np.ndarray, " M"]
+    steps: Int[np.ndarray, " P"]
+    displacement: Float[np.ndarray, "P S M"]
+
+    @property
+    def mean_square(self) -> Float[np.ndarray, "P M"]:
+        """Mean over seeds of |W(t) - W(t0)|^2."""
+        return np.square(self.displacement).mean(1)
+
+    def verdict(self, *, early: int | None = None, late: int | None = None, level: float = 0.95) -> Verdict:
+        """Returns whether the hyperparameter acts like a temperature: the hotter, the farther, early AND late.
+
+        At both times and for each pair of adjacent values, the differences of the displacements of one seed, hotter
+        less colder, are a sample over seeds (paired: same first weights, same minibatches). Then
+
+        - *temperature-like*: the Student t interval of every pair at both times lies above zero. All must hold, so the
+          level needs no correction.
+        - *not temperature-like*: the interval of some pair at some time lies below zero: a hotter value is slower. One
+          of 2 (M - 1) is enough, so these intervals are widened by Bonferroni's correction.
+        - *undecided*: neither. So it is with one seed, with too few for the spread, and where a replica diverged.
+
+        Args:
+            early: steps since t0 of the early time (the nearest record counts); by default a tenth of the last record.
+            late: steps since t0 of the late time; by default the last record.
+            level: of the intervals.
+
+        Raises:
+            ValueError: there is only one value; the level is not between 0 and 1; early and late are the same record.
+        """
+        if len(self.values) < 2:
+            raise ValueError(f"a verdict compares values of {self.name}, but there is one only: {self.values[0]:g}")
+        if not 0 < level < 1:
+            raise ValueError(f"level must lie between 0 and 1, but it is {level}")
+        last = int(self.steps[-1])
+        asked = np.array([last / 10 if early is None else early, last if late is None else late])
+        rows = np.abs(self.steps[:, None] - asked).argmin(0)
+        if rows[0] >= rows[1]:
+            raise ValueError(
+                f"the early time {asked[0]:g} and the late time {asked[1]:g} fall on the records of steps "
+                f"{self.steps[rows[0]]} and {self.steps[rows[1]]}; the first must come before: record more often"
+            )
+        sample = np.moveaxis(np.diff(self.displacement[rows], axis=-1), 1, -1)  # [2, pairs, S]
+        mean, low, _ = interval(sample, level)
+        _, _, high = interval(sample, 1 - (1 - level) / mean.size)
+        answer: Answer = "undecided"
+        if np.all(low > 0):
+            answer = "temperature-like"
+        elif np.any(high < 0):
+            answer = "not temperature-like"
+        return Verdict(answer, (int(self.steps[rows[0]]), int(self.steps[rows[1]])), mean, low, high)
+
+
+def diffusion(
+    problem: Problem,
+    optimizer: Optimizer,
+    train: PyTree = None,
+    *,
+    name: str,
+    values: Sequence[float] | np.ndarray,
+    steps: int,
+    every: int,
+    burn_in: int = 0,
+    own_burn_in: bool = False,
+    seeds: Sequence[int] = range(5),
+    beta: Callable[[np.ndarray], np.ndarray] | None = None,
+    batch_size: int = 128,
+    fixed: Mapping[str, float] | None = None,
+    schedule: Schedule | None = None,
+    own_batches: bool = False,
+    drop_remainder: bool = False,
+    placement: Placement | Literal["auto"] = "auto",
+    progress: bool | None = None,
+) -> Diffusion:
+    """Trains replicas at different values of ONE hyperparameter from the same weights and records how far they get.
+
+    Figure 1 of arXiv 1909.04013: |W(t) - W(t0)|. The replicas of a seed share W(t0), the optimiser's state and the
+    minibatches; dropout and noise are each one's own. It is a run of `Engine` with `Independent`.
+
+        >>> sgd = lambda h: optax.sgd(h["learning_rate"])
+        >>> found = jaxpt.diffusion(problem, sgd, train, name="learning_rate", values=[0.01, 0.02, 0.04],
+        ...                         steps=100, every=10, batch_size=32)
+        >>> found.displacement.shape, found.verdict().answer  # [records, seeds, values]
+        ((10, 5, 3), 'temperature-like')
+
+    Args:
+        problem: what is trained; its energy and metrics are not computed.
+        optimizer: {name: scalar} -> optax transformation.
+        train: training split, leaves [N, ...]; None for a problem without data.
+        name: the hyperparameter.
+        values: its values, monotone in beta. Results list them coldest first.
+        steps: steps of each replica after t0, a multiple of `every`.
+        every: steps between records.
+        burn_in: t0: so many steps at the first of the values, as given, lead to the common weights W(t0).
+        own_burn_in: let each replica do the burn-in at its own value, so that only the weights before it are common.
+            From common weights a value that has another equilibrium first drifts there, which is no diffusion: a
+            strong weight decay, say, looks hot until it has arrived.
+        seeds: one set of M replicas each, all in one program.
+        beta: inverse temperature of the values: only its order counts. By default the entry in `core.ladder.BETA`,
+            and for a name that is not there, the larger the hotter.
+        batch_size: examples in a minibatch; if it is the hyperparameter, the largest value.
+        fixed: the other hyperparameters, {name: value}.
+        schedule: as in `Engine`; its step counts from the first step of the burn-in.
+        own_batches: each replica draws minibatches of its own.
+        drop_remainder: leave out an epoch's short last minibatch.
+        placement: as in `Engine`.
+        progress: show a progress bar on stderr; by default if that is a terminal.
+
+    Raises:
+        ValueError: steps is not a positive multiple of every; burn_in is negative, or 0 with own_burn_in; no seeds, or
+            one twice; values not monotone in beta; what `Engine` refuses.
+    """
+    if steps < 1 or every < 1 or steps % every:
+        raise ValueError(f"steps must be a positive multiple of every, but steps={steps} and every={every}")
+    if burn_in < 0:
+        raise ValueError(f"burn_in must be at least 0, but it is {burn_in}")
+    if own_burn_in and not burn_in:
+        raise ValueError("own_burn_in=True asks for a burn-in; give burn_in, its steps")
+    if not isinstance(seeds, Sequence | np.ndarray) or not len(seeds) or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be one or more different integers, e.g. range(5), but they are {seeds!r}")
+    make = partial(
+        Engine,
+        _from_start(problem),
+        optimizer,
+        rule=Independent(),
+        batch_size=batch_size,
+        fixed=fixed or {},
+        schedule=schedule,
+        own_batches=own_batches,
+        drop_remainder=drop_remainder,
+    )
+    engine = make(_ladder(name, values, beta), every=every, placement=placement)
+    # The displacement is scored instead of examples; one is enough to say that there are any.
+    one = jax.tree.map(lambda leaf: leaf[:1], train)
+    data = Data(train, one)
+    engine.check(data)
+    placed = engine.placed.put(data)
+    made = keys(0, seeds, None)
+    state = common = engine.init(made)
+    if burn_in and not own_burn_in:
+        first = make(Ladder(**{name: [values[0]]}, beta=[1.0], name=name), every=burn_in, placement=single())
+        common, _ = first.run(first.init(made), data, periods=1)
+    # Each process has the common weights for itself and puts them, the same ones, on its devices.
+    state = engine.placed.put(_same_weights(state._replace(step=common.step), common), state_axes(1))
+    if burn_in and own_burn_in:
+        state, _ = dataclasses.replace(engine, every=burn_in).run(state, placed, periods=1)
+        state = _start_here(state)
+
+    records = []
+    hidden = None if progress is None else not progress  # None: tqdm shows the bar on a terminal only
+    hidden = hidden if is_first() else True
+    with tqdm(total=steps, desc="diffusion", unit="step", disable=hidden, dynamic_ncols=True) as bar:
+        for _ in range(steps // every):
+            state, trace = engine.run(state, placed, periods=1)
+            records.append(np.asarray(trace.valid["energy"][0]))
+            bar.update(every)
+    ladder = engine.ladders[name]
+    displacement = np.sqrt(np.stack(records).astype(np.float64))
+    return Diffusion(name, np.asarray(ladder.values[name]), np.arange(every, steps + 1, every), displacement)
+
+
+def _ladder(name: str, values: Sequence[float] | np.ndarray, beta: Callable[[np.ndarray], np.ndarray] | None) -> Ladder:
+    """Returns the values as a ladder whose betas are ranks, so that an infinite one (dropout 0) is no obstacle."""
+    values = np.asarray(values, np.float64)
+    with np.errstate(divide="ignore"):
+        inverse = np.asarray((beta or BETA.get(name, np.negative))(values))
+    ranks = np.argsort(np.argsort(inverse)) if len(np.unique(inverse)) == values.size else np.empty(0)
+    if values.ndim != 1 or not ranks.size:
+        raise ValueError(f"values must be different numbers with different beta, but {name} has {shortest(values)}")
+    return Ladder(**{name: values}, beta=ranks, name=name)
+
+
+def _from_start(problem: Problem) -> Problem:
+    """The same problem, remembering W(t0) in its model state; its energy is |W - W(t0)|^2."""
+
+    def init(key: Key[Array, ""]) -> tuple[Params, ModelState]:
+        params, rest = problem.init(key)
+        return params, (rest, params)
+
+    def loss(
+        params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array], key: Key[Array, ""]
+    ) -> tuple[Array, ModelState]:
+        value, inner = problem.loss(params, rest[0], batch, hyper, key)
+        return value, (inner, rest[1])
+
+    def evaluate(params: Params, rest: ModelState, batch: Batch) -> dict[str, Array]:
+        squares = jax.tree.map(lambda w, w0: jnp.sum(jnp.square(jnp.abs(w - w0).astype(jnp.float32))), params, rest[1])
+        examples = 1 if batch is None else tree.leading(batch)
+        return {"energy": jnp.full(examples, sum(jax.tree.leaves(squares)))}
+
+    return problem._replace(init=init, loss=loss, evaluate=evaluate, model=None, predict=None, metrics=())
+
+
+def _start_here(state: RunState) -> RunState:
+    """Returns the state with W(t0) the weights that each replica has now."""
+    replicas = state.replicas
+    rest, _ = replicas.model_state
+    return state._replace(replicas=replicas._replace(model_state=(rest, jax.tree.map(jnp.copy, replicas.params))))
+
+
+def _same_weights(state: RunState, common: RunState) -> RunState:
+    """Returns the state with the first replica of `common` in every slot of its seed, and W(t0) its weights."""
+    replicas = state.replicas.key.shape[1]
+
+    def spread(leaf: Array) -> Array:
+        return jnp.broadcast_to(leaf[:, :1], (leaf.shape[0], replicas, *leaf.shape[2:]))
+
+    params, (rest, _), opt_state = jax.tree.map(spread, tuple(common.replicas[:3]))
+    start = state.replicas._replace(params=params, model_state=(rest, params), opt_state=opt_state)
+    return state._replace(replicas=start)

@@ -1,0 +1,1 @@
+"""`fit`: the loop between dispatches, and all that watches it."""

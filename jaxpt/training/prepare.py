@@ -1,0 +1,173 @@
+"""What has to be done before a run: its data on the devices, its programs compiled, and a check that it fits."""
+
+import dataclasses
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+from jaxtyping import PyTree
+
+from jaxpt.core import tree
+from jaxpt.core.data import Batches, Data
+from jaxpt.core.labels import StreamLabels
+from jaxpt.core.state import RunState, Trace
+from jaxpt.devices import memory
+from jaxpt.devices.execution import Execution
+from jaxpt.engine.checks import check_minibatch
+from jaxpt.engine.company import warn_of_company
+from jaxpt.engine.engine import Engine
+from jaxpt.saving import settings
+from jaxpt.saving.keeping import Keeper, in_order
+from jaxpt.saving.model_files import check_names
+from jaxpt.training.rows import counted, drawn, replica_images
+from jaxpt.training.stream import is_stream, prefetch
+
+if TYPE_CHECKING:
+    from jaxpt.saving.checkpoint import Checkpoints
+
+NEVER = np.iinfo(np.int32).max
+"""A step that no run comes to."""
+_ROOMS = (64, 1024)  # periods that a dispatch may hold, its trace's rows; few kinds, so that runs share programs
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run that is ready to go: data on its devices, programs compiled."""
+
+    engine: Engine
+    short: Engine
+    """For the last period, if it is short."""
+    key: jax.Array
+    data: Data
+    batches: Batches | None
+    """Of the first period, if they come from a stream, and then of the further ones."""
+    feed: Iterator[Batches | None]
+    room: int
+    """Periods that a dispatch may hold."""
+    form: RunState
+    """The state as shapes with their places."""
+    row: Trace
+    """A trace as shapes, of any number of rows."""
+    execution: Execution
+    compile_seconds: float
+
+    def begin(self, store: "Checkpoints | None") -> tuple[RunState, list[Trace], float, int, Keeper]:
+        """Returns where to go on from, of a checkpoint if any: state, rows, seconds, images and the best so far."""
+        seeds = self.key.shape[0] if self.key.ndim else None
+        if store is None or not store.steps:
+            return self.engine.init(self.key), [], 0.0, 0, Keeper(self.engine, seeds)
+        state, trace, progress, kept = store.load(self.form, self.row, jax.random.key_impl(self.key))
+        return state, [trace], progress.seconds, progress.images, Keeper(self.engine, seeds, in_order(kept, seeds or 1))
+
+    def images(self, engine: Engine, trace: Trace, batches: Batches | None) -> int:
+        """Returns how many training examples these rows stand for."""
+        if batches is not None:
+            return replica_images(engine, trace, partial(counted, np.asarray(batches.counts)))
+        if self.data.train is None:
+            return 0
+        return replica_images(engine, trace, partial(drawn, engine, trace, tree.leading(self.data.train)))
+
+
+def prepare(
+    engine: Engine,
+    train: Any,
+    scored: Data,
+    whole: int,
+    rest: int,
+    done: int,
+    key: jax.Array,
+    store: "Checkpoints | None",
+    first: Callable[[Iterator[Batches | None]], Batches | None],
+) -> Job:
+    """Checks the data and brings it to the devices, compiles what is left to run, and sees that it fits.
+
+    `first` takes the first minibatches from their feed.
+    """
+    feed: Iterator[Batches | None] = itertools.repeat(None)
+    if streaming := is_stream(train):
+        lengths = [engine.every] * (whole - done) + [rest] * (rest > 0)
+        # Where nothing is left to run, the first minibatch says the shapes.
+        begin = engine.every * done if lengths else 0
+        check = StreamLabels(partial(check_minibatch, engine))
+        feed, train = prefetch(train, lengths or [1], engine.batch_size, begin, check), None
+    batches = first(feed)
+    host = scored._replace(train=train)
+    seen = host if batches is None else host._replace(train=tree.take(batches.examples, (0, 0)))
+    engine.check(seen)
+    if not done:
+        _look_at_company(engine, seen, streaming)
+    data = engine.placed.put(host)  # once, to every device
+    execution = engine.execution(seen)
+    form = engine.abstract(key)
+    check_names(form.replicas.params, form.replicas.model_state)  # or the first save would fail
+    if store is not None:
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), seen.train)
+        store.match(settings.describe(engine, form, key, seen._replace(train=shapes) if streaming else host))
+        if store.steps:
+            form = _as_loaded(form)
+    short = dataclasses.replace(engine, every=rest or 1, burn_in=NEVER)
+    room = 1 if streaming else _ROOMS[whole > _ROOMS[0]]
+    started = time.perf_counter()
+    row: Any = None
+    for part, periods, left in ((engine, room, done < whole), (short, 1, rest > 0)):
+        if left or (part is engine and whole):
+            given = _shapes(batches, part.every)
+            lowered = part.lower(form, data, periods=periods, batches=given, donate=True)
+            row = lowered.out_info[1] if row is None else row
+            if left:
+                most = memory.limit(engine.placed)
+                memory.check(
+                    _compiled(lowered), form.replicas, (data, given), execution, most, engine.placed.num_shards
+                )
+    seconds = time.perf_counter() - started
+    return Job(engine, short, key, data, batches, feed, room, form, row, execution, seconds)
+
+
+def _compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Returns a compiled program; signals are answered while the compiler is at work.
+
+    Python handles signals in its main thread, between two of its instructions, and a compilation is one of them. So it
+    takes place in another thread.
+    """
+    found: Future[jax.stages.Compiled] = Future()
+
+    def compile_it() -> None:
+        try:
+            found.set_result(lowered.compile())
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=compile_it, name="jaxpt-compile", daemon=True).start()
+    return found.result()
+
+
+def _look_at_company(engine: Engine, data: Data, streaming: bool) -> None:
+    scored = {name: split for name, split in (("valid", data.valid), ("test", data.test)) if split is not None}
+    sizes = {name: tree.leading(split) for name, split in scored.items()}
+    if engine.probe is not None and "valid" in sizes:
+        sizes["valid"] = engine.probe
+    whole = streaming or data.train is None or engine.drop_remainder
+    short = 0 if whole else tree.leading(data.train) % engine.batch_size
+    warn_of_company(engine.problem, data, engine.evaluation_batch, sizes, short)
+
+
+def _as_loaded(form: RunState) -> RunState:
+    """Returns shapes with the places that loaded arrays have: the program compiled for these is the one that runs."""
+    place = SingleDeviceSharding(jax.local_devices()[0])
+
+    def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or place)
+
+    return jax.tree.map(placed, form)
+
+
+def _shapes(batches: Batches | None, every: int) -> PyTree:
+    """Returns one period's minibatches as shapes, for a period of so many steps."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, every, *leaf.shape[2:]), leaf.dtype), batches)
