@@ -8,18 +8,20 @@ The examples go on from the README's first script, made smaller: `problem`, `los
 """
 
 from jaxpt import diagnostics
+from jaxpt.core import __version__ as __version__
 from jaxpt.core.data import Batches, Data
 from jaxpt.core.errors import CheckpointError, Diverged, Interrupted
 from jaxpt.core.ladder import Ladder, geometric, linear
+from jaxpt.core.state import RunState, Trace
 from jaxpt.core.types import Info, Move, Problem, Rule
 from jaxpt.devices import allocator, placement
 from jaxpt.devices.placement import use_all_cores
-from jaxpt.devices.precision import with_compute_dtype
 from jaxpt.diagnostics import diagnose, suggest_replicas
-from jaxpt.diagnostics.lineage import Lineage, lineage, replay
-from jaxpt.engine.engine import Engine, RunState, Trace
+from jaxpt.diagnostics.lineage import Lineage, lineage
+from jaxpt.engine.engine import Engine
 from jaxpt.lowering.convolution import conv_by_products, conv_general_dilated, fast_convolutions
 from jaxpt.models import linen
+from jaxpt.models.dtype import with_compute_dtype
 from jaxpt.models.energy import energy_problem
 from jaxpt.models.linen_problem import linen_problem
 from jaxpt.models.losses import cross_entropy, errors, label_mean, negative_log_likelihood
@@ -35,12 +37,11 @@ from jaxpt.rules import PBT, CopyBest, Independent, Tempering, exchange
 from jaxpt.rules.pairing import deo, random_adjacent, seo
 from jaxpt.saving.model_files import load_model
 from jaxpt.studies.diffusion import Diffusion, diffusion
+from jaxpt.studies.replay import replay
 from jaxpt.studies.sampling import mala, sampler
 from jaxpt.training.fit import fit
 from jaxpt.training.monitor import Callback, Status
 from jaxpt.training.stream import prefetch
-
-__version__ = "0.1.0"
 
 allocator.few_arenas()
 

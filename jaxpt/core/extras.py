@@ -5,14 +5,14 @@ import importlib.metadata
 import platform
 from typing import Any
 
+from jaxpt.core import __version__
+
 _CORE = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def versions() -> dict[str, str]:
     """Returns {package: its version}, Python's too."""
-    import jaxpt  # which need not be installed, and has imported this module
-
-    own = {"python": platform.python_version(), "jaxpt": jaxpt.__version__}
+    own = {"python": platform.python_version(), "jaxpt": __version__}
     return own | {name: importlib.metadata.version(name) for name in _CORE}
 
 

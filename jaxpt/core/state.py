@@ -1,14 +1,31 @@
-"""What a run goes on from, and what it records."""
+"""The replicas of a run, its whole state, and what it records."""
 
 from typing import Any, NamedTuple
 
-from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxpt.core.ladder import Ladder
-from jaxpt.core.types import Info
-from jaxpt.devices.placement import AXIS, SEED
-from jaxpt.engine.replica import Replicas
+from jaxpt.core.types import Hyper, Info, ModelState, Params
+
+
+class Replicas(NamedTuple):
+    """The replicas of a run; every leaf leads with M (or [S, M] for S seeds).
+
+    Attributes:
+        params: [M, ...] trained weights.
+        model_state: [M, ...] what a model carries besides: batch statistics.
+        opt_state: [M, ...] the optimiser's state. Like params and model_state it stays with the replica in a swap.
+        key: [M] source of each replica's dropout and noise; steps fold their number in.
+        hyper: {name: [M]} the only source of truth for hyperparameters, those of the ladders and fixed ones.
+        rung: {ladder: [M]} where each replica stands.
+    """
+
+    params: Params
+    model_state: ModelState
+    opt_state: PyTree
+    key: Key[Array, " M"]
+    hyper: Hyper
+    rung: dict[str, Int[Array, " M"]]
 
 
 class RunState(NamedTuple):
@@ -53,22 +70,3 @@ class Trace(NamedTuple):
     rung: dict[str, Int[Array, "P M"]]
     hyper: dict[str, Float[Array, "P M"]]
     info: Info
-
-
-def state_axes(seeds: int) -> Any:
-    """Returns which axes of a `RunState`'s leaves count seeds and replicas; as `Placement` wants it.
-
-    Args:
-        seeds: 1 if the run has an axis of seeds, else 0.
-    """
-    make: Any = RunState
-    lead = (SEED,) * seeds
-    return make(replicas=P(*lead, AXIS), step=P(), period=P(), key=P(*lead), ladders=P(*lead), rule=P(*lead))
-
-
-def trace_axes(seeds: int) -> Any:
-    """Returns the same for a `Trace`, whose leaves lead with the periods."""
-    make: Any = Trace
-    lead = None, *(SEED,) * seeds
-    row = P(*lead, AXIS)
-    return make(step=P(), loss=row, valid=row, test=row, rung=row, hyper=row, info=P(*lead))

@@ -1,16 +1,13 @@
 """How the replicas of one device are executed: at once, written out one by one, or in a loop."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Key, PyTree
 
 from jaxpt.core import tree
-from jaxpt.core.types import Hyper, Problem, Schedule
-from jaxpt.engine.replica import in_force
 from jaxpt.lowering import rewrite
 
 ReplicaAxis: TypeAlias = Literal["auto", "vmap", "unroll", "map"]
@@ -71,27 +68,6 @@ def choose(platform: str, replicas: int, devices: int, convolves: bool) -> str:
     if not convolves:
         return "vmap"
     return "unroll" if devices == 1 and replicas <= _UNROLL_AT_MOST else "map"
-
-
-def convolves(
-    problem: Problem, schedule: Schedule | None, hyper: Mapping[str, Any], train: PyTree, batch_size: int
-) -> bool:
-    """Whether the training loss of a problem holds a convolution; traces it and computes nothing.
-
-    Args:
-        problem: what is trained.
-        schedule: (hyperparameters, step) -> the ones in force, or None.
-        hyper: {name: abstract scalar}.
-        train: training split, leaves [N, ...], or None.
-        batch_size: examples in a minibatch.
-    """
-
-    def loss(key: Key[Array, ""], hyper: Hyper, batch: PyTree) -> Any:
-        params, state = problem.init(key)
-        return problem.loss(params, state, batch, in_force(schedule, hyper, jnp.zeros((), jnp.int32)), key)
-
-    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), jnp.result_type(leaf)), train)
-    return rewrite.has_convolutions(jax.make_jaxpr(loss)(jax.random.key(0), dict(hyper), batch).jaxpr)
 
 
 def over_replicas(

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from jaxpt.core.state import Trace
 from jaxpt.core.types import AnyArray
 from jaxpt.diagnostics.exchanges import exchanges, rejection
-from jaxpt.engine.engine import Trace
 
 if TYPE_CHECKING:
     from scipy.interpolate import PchipInterpolator

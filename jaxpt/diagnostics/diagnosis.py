@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
+from jaxpt.core.state import Trace
 from jaxpt.diagnostics.barrier import round_trip_rate
 from jaxpt.diagnostics.exchanges import acceptance, check_trace, exchanges, ladder_name, offered, windows
 from jaxpt.diagnostics.index import energy_by_rung, flow, relaxation_time, round_trips_per_exchange, samples, time_share
-from jaxpt.engine.engine import Trace
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from jaxpt.core.state import Trace
 from jaxpt.core.types import AnyArray
-from jaxpt.engine.engine import Trace
 
 
 def window(trace: Trace, start: int = 0, stop: int | None = None) -> Trace:

@@ -3,9 +3,9 @@
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxpt.core.state import Trace
 from jaxpt.diagnostics.counts import round_trips
 from jaxpt.diagnostics.exchanges import exchanges, ladder_name
-from jaxpt.engine.engine import Trace
 
 
 def index_process(trace: Trace, ladder: str | None = None) -> Int[np.ndarray, "N *S M"]:

@@ -1,4 +1,4 @@
-"""Which path of hyperparameters led to a replica: recorded, kept as JSON, used as a schedule, followed again."""
+"""Which path of hyperparameters led to a replica: recorded, kept as JSON, used as a schedule."""
 
 import dataclasses
 import json
@@ -8,17 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from jaxpt.core.decimals import shortest
-from jaxpt.core.ladder import Ladder
+from jaxpt.core.state import Trace
 from jaxpt.core.types import Schedule
-from jaxpt.devices.placement import single
 from jaxpt.diagnostics.exchanges import check_trace
-from jaxpt.engine.engine import Engine, Trace
-from jaxpt.results.result import Result
-from jaxpt.rules import Replay
-from jaxpt.training.fit import fit
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -150,56 +145,3 @@ def _in_force(schedule: Schedule, step: np.ndarray, hyper: dict[str, np.ndarray]
     values = {name: jnp.asarray(v)[at] for name, v in hyper.items()}
     made = jax.vmap(lambda h, count: dict(schedule(h, count)))(values, jnp.arange(len(at)))
     return {name: np.asarray(jnp.broadcast_to(v, at.shape), np.float32) for name, v in made.items()}
-
-
-def replay(
-    path: Lineage,
-    engine: Engine,
-    train: PyTree,
-    valid: PyTree = None,
-    *,
-    steps: int | None = None,
-    **options: Any,
-) -> Result:
-    """Trains one model along a path; the values that it trains with are the recorded ones, bit by bit.
-
-    The model starts with weights of its own. Its result is that of `fit`, with one replica, whose trace records the
-    hyperparameters again.
-
-    >>> path = jaxpt.lineage(result.trace, result.best().replica)
-    >>> alone = jaxpt.replay(path, engine, train, valid, seed=1)
-    >>> bool((alone.trace.hyper["learning_rate"][:, 0] == path.hyper["learning_rate"]).all())
-    True
-
-    Args:
-        path: `lineage(result.trace, result.best().replica)`.
-        engine: the one that made the path: its problem, optimiser, schedule and periods are used.
-        train: as in `fit`.
-        valid: as in `fit`.
-        steps: as many as the path has, by default.
-        **options: `seed`, `seeds`, `test` and so on, as in `fit`.
-
-    Raises:
-        ValueError: the path lacks hyperparameters of the engine, or its periods have another length; see also `fit`.
-    """
-    if not isinstance(path, Lineage) or not isinstance(engine, Engine):
-        raise ValueError(
-            "replay(path, engine, train, valid) takes what jaxpt.lineage gave, and the engine that made it, but they "
-            f"are a {type(path).__name__} and a {type(engine).__name__}"
-        )
-    wanted = {name for ladder in engine.ladders.values() for name in ladder.values} | set(engine.fixed)
-    if missing := sorted(wanted - set(path.hyper)):
-        raise ValueError(f"the path has no values of {', '.join(missing)}; it has {', '.join(path.hyper) or 'none'}")
-    lengths = np.diff(path.step, prepend=0)
-    if (lengths[:-1] != engine.every).any() or lengths[-1] > engine.every:
-        raise ValueError(
-            f"the path's periods have {', '.join(map(str, dict.fromkeys(lengths.tolist())))} steps, the engine's "
-            f"{engine.every}; use the engine that made the path, and the trace of a whole run"
-        )
-    ladders = [
-        Ladder(name=ladder.name, beta=[1.0], **{name: path.hyper[name][:1] for name in ladder.values})
-        for ladder in engine.ladders.values()
-    ]
-    rule = Replay({name: jnp.asarray(path.hyper[name]) for name in sorted(wanted)})
-    alone = dataclasses.replace(engine, ladder=ladders, rule=rule, burn_in=0, placement=single())
-    return fit(alone, train, valid, steps=int(path.step[-1]) if steps is None else steps, **options)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,19 +19,17 @@ from jaxpt.core.state import RunState
 from jaxpt.core.types import Problem, Rule
 from jaxpt.devices import execution, precision
 from jaxpt.devices.placement import Placement, automatic, check_fits
-from jaxpt.engine.names import abstract_hyper, check_all_read, check_names
+from jaxpt.engine.names import check_all_read, check_names
 from jaxpt.engine.reads import reads
 from jaxpt.engine.replica import in_force
+from jaxpt.engine.spec import Spec, abstract_hyper
 from jaxpt.engine.tracked import Reads
 from jaxpt.models.scores import require_kind
 from jaxpt.rules import Tempering
 from jaxpt.rules.pairing import check_pairing
 
-if TYPE_CHECKING:
-    from jaxpt.engine.engine import Engine
 
-
-def check_engine(engine: "Engine") -> None:
+def check_engine(engine: Spec) -> None:
     """Raises ValueError if an argument of the engine is out of range or does not fit the others."""
     _check_types(engine)
     _check_ladders(engine)
@@ -86,7 +84,7 @@ def check_engine(engine: "Engine") -> None:
     check_names(engine)
 
 
-def _check_types(engine: "Engine") -> None:
+def _check_types(engine: Spec) -> None:
     """Catches arguments in the wrong place or of the wrong kind."""
     if not isinstance(engine.problem, Problem):
         raise ValueError(
@@ -106,7 +104,7 @@ def _check_types(engine: "Engine") -> None:
         raise ValueError(f"rule must be an object like Tempering(C=100.0) or Independent(), but it is {engine.rule!r}")
 
 
-def _check_ladders(engine: "Engine") -> None:
+def _check_ladders(engine: Spec) -> None:
     given = [engine.ladder] if isinstance(engine.ladder, Ladder) else list(engine.ladder)
     if not given or not all(isinstance(ladder, Ladder) for ladder in given):
         raise ValueError(f"ladder must be a Ladder or a sequence of them, but it is {engine.ladder!r}")
@@ -132,7 +130,7 @@ def _check_ladders(engine: "Engine") -> None:
         )
 
 
-def _check_execution(engine: "Engine") -> None:
+def _check_execution(engine: Spec) -> None:
     """Catches ways of running that do not exist, and replicas that do not split evenly over the devices."""
     names = {"replica_axis": execution.NAMES, "precision": precision.NAMES, "diverged": ("keep", "stop", "respawn")}
     for name, known in names.items():
@@ -149,7 +147,7 @@ def _check_execution(engine: "Engine") -> None:
         )
 
 
-def check_state(engine: "Engine", state: Any) -> None:
+def check_state(engine: Spec, state: Any) -> None:
     """Raises ValueError if a state was made by an engine with another rule or other ladders."""
     if not isinstance(state, RunState):
         raise ValueError(f"state must come from engine.init(key) or an earlier run, but it is {state!r}")
@@ -170,7 +168,7 @@ def _same_structure(a: PyTree, b: PyTree) -> bool:
     return structures[0] == structures[1]
 
 
-def check_data(engine: "Engine", data: Data) -> None:
+def check_data(engine: Spec, data: Data) -> None:
     """Raises ValueError if the data does not fit the engine; computes nothing (see `Engine.check`)."""
     check_sizes(engine, data)
     if data.valid is not None and engine.problem.predict is not None:
@@ -192,12 +190,12 @@ def _check_predictions(problem: Problem, valid: PyTree) -> None:
         raise ValueError(f"predict must return a row for each example, but for two of them it returns {found.shape}")
 
 
-def check_minibatch(engine: "Engine", batch: PyTree) -> None:
+def check_minibatch(engine: Spec, batch: PyTree) -> None:
     """Raises ValueError if the loss refuses a minibatch on the host, whose integers it sees as they are."""
     _check_scores(engine, "train", batch, _is_integer)
 
 
-def check_sizes(engine: "Engine", data: Data) -> None:
+def check_sizes(engine: Spec, data: Data) -> None:
     """Raises ValueError if a split is missing, empty or too small; looks at shapes only."""
     sizes = {name: tree.leading(split, f"data.{name}") for name, split in data._asdict().items() if split is not None}
     if empty := [name for name, size in sizes.items() if size == 0 and name != "valid"]:
@@ -216,7 +214,7 @@ def check_sizes(engine: "Engine", data: Data) -> None:
         raise ValueError(f"probe={engine.probe} examples are more than the validation split's {sizes['valid']}")
 
 
-def with_batches(engine: "Engine", data: Data, batches: Batches | None, periods: int) -> Data:
+def with_batches(engine: Spec, data: Data, batches: Batches | None, periods: int) -> Data:
     """Returns the data with the first of the given minibatches as its training split, ready for `check_sizes`.
 
     Raises:
@@ -238,7 +236,7 @@ def with_batches(engine: "Engine", data: Data, batches: Batches | None, periods:
     return data._replace(train=jax.tree.map(lambda leaf: leaf[0, 0], batches.examples))
 
 
-def _check_scores(engine: "Engine", name: str, split: PyTree, is_shown: Callable[[Any], bool]) -> None:
+def _check_scores(engine: Spec, name: str, split: PyTree, is_shown: Callable[[Any], bool]) -> None:
     """Traces loss or metrics on one split: shapes [N] each, labels in range, hyperparameters read."""
     size = 1 if split is None else tree.leading(split)
     leaves, treedef = jax.tree.flatten(split)

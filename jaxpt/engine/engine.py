@@ -2,9 +2,7 @@
 
 import dataclasses
 import operator
-from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +11,19 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxpt.core import tree
 from jaxpt.core.data import Batches, Data
-from jaxpt.core.ladder import Ladder, as_arrays
+from jaxpt.core.ladder import as_arrays
 from jaxpt.core.ranges import check_numbers
-from jaxpt.core.state import RunState, Trace, state_axes, trace_axes
-from jaxpt.core.types import Optimizer, Problem, Rule, Schedule
+from jaxpt.core.state import RunState, Trace
 from jaxpt.devices import placement
-from jaxpt.devices.execution import Execution, ReplicaAxis, choose, convolves
-from jaxpt.devices.placement import EVERYWHERE, Placement
-from jaxpt.devices.precision import Precision, tracing_with
+from jaxpt.devices.execution import Execution, choose
+from jaxpt.devices.placement import EVERYWHERE
+from jaxpt.devices.precision import tracing_with
 from jaxpt.engine import checks
-from jaxpt.engine.names import abstract_hyper
+from jaxpt.engine.axes import state_axes, trace_axes
 from jaxpt.engine.period import INIT, over_seeds, per_seed, periods, scores
+from jaxpt.engine.reads import convolves
 from jaxpt.engine.replica import init_replicas
-from jaxpt.rules import Tempering
+from jaxpt.engine.spec import Spec, abstract_hyper
 
 
 @tree.register(
@@ -37,7 +35,7 @@ from jaxpt.rules import Tempering
     ),
 )
 @dataclasses.dataclass(frozen=True, eq=False)
-class Engine:
+class Engine(Spec):
     """Trains M replicas as one program, one replica per rung, and lets a rule move them once a period.
 
     The engine is a pytree. Its numbers (ladder values, the rule's C, burn_in, fixed) are traced: an engine made by
@@ -91,44 +89,8 @@ class Engine:
             rule that exchanges; a name that nothing reads, or one that is read and that nobody gives.
     """
 
-    problem: Problem
-    optimizer: Optimizer
-    ladder: Ladder | Sequence[Ladder]
-    rule: Rule = dataclasses.field(default_factory=Tempering)
-    every: int = dataclasses.field(kw_only=True)
-    burn_in: int = dataclasses.field(default=0, kw_only=True)
-    batch_size: int = dataclasses.field(default=128, kw_only=True)
-    fixed: Mapping[str, float] = dataclasses.field(default_factory=dict, kw_only=True)
-    schedule: Schedule | None = dataclasses.field(default=None, kw_only=True)
-    own_batches: bool = dataclasses.field(default=False, kw_only=True)
-    drop_remainder: bool = dataclasses.field(default=False, kw_only=True)
-    probe: int | None = dataclasses.field(default=None, kw_only=True)
-    evaluation_batch: int = dataclasses.field(default=128, kw_only=True)
-    rescale_momentum: str | None = dataclasses.field(default=None, kw_only=True)
-    replica_axis: ReplicaAxis = dataclasses.field(default="auto", kw_only=True)
-    at_once: int = dataclasses.field(default=1, kw_only=True)
-    placement: Placement | Literal["auto"] = dataclasses.field(default="auto", kw_only=True)
-    precision: Precision = dataclasses.field(default="highest", kw_only=True)
-    diverged: Literal["keep", "stop", "respawn"] = dataclasses.field(default="keep", kw_only=True)
-
     def __post_init__(self) -> None:
         checks.check_engine(self)
-
-    @property
-    def ladders(self) -> dict[str, Ladder]:
-        """{name: ladder}, as given; they are exchanged in the order of their sorted names."""
-        given = (self.ladder,) if isinstance(self.ladder, Ladder) else self.ladder
-        return {ladder.name: ladder for ladder in given}
-
-    @property
-    def num_replicas(self) -> int:
-        """M, the number of replicas and of rungs."""
-        return next(iter(self.ladders.values())).num_rungs
-
-    @property
-    def placed(self) -> Placement:
-        """Where the replicas live: the placement given, or what "auto" stands for."""
-        return placement.automatic(self.num_replicas) if isinstance(self.placement, str) else self.placement
 
     def init(self, key: Key[Array, ""] | Key[Array, " S"]) -> RunState:
         """Returns the state before the first step: fresh weights, replica k on rung k of every ladder.

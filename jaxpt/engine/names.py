@@ -1,21 +1,17 @@
 """Whether the hyperparameters that an engine is given are those that model, optimiser and schedule read."""
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxpt.engine.reads import check_kept, has_state, reading
 from jaxpt.engine.replica import in_force
-
-if TYPE_CHECKING:
-    from jaxpt.engine.engine import Engine
+from jaxpt.engine.spec import Spec, abstract_hyper
 
 _INJECTED = (optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState)
 
 
-def check_names(engine: "Engine") -> None:
+def check_names(engine: Spec) -> None:
     """Raises ValueError unless every hyperparameter that is given is read, where a swap reaches it, and vice versa."""
     hyper = abstract_hyper(engine)
     given = ", ".join(hyper) or "none"
@@ -57,16 +53,10 @@ def check_names(engine: "Engine") -> None:
         )
 
 
-def check_all_read(engine: "Engine", known: set[str]) -> None:
+def check_all_read(engine: Spec, known: set[str]) -> None:
     """Raises ValueError if a hyperparameter is given that is not among the known names."""
     if unknown := sorted(set(abstract_hyper(engine)) - known):
         raise ValueError(
             f"nothing reads the hyperparameter(s) {', '.join(unknown)}: the model, the optimizer, the schedule and the "
             f"loss read {', '.join(sorted(known - {'batch_size'})) or 'none'}; mind the spelling, or leave them out"
         )
-
-
-def abstract_hyper(engine: "Engine") -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of one replica's hyperparameters, {name: f32[]}."""
-    names = [*engine.fixed, *(name for ladder in engine.ladders.values() for name in ladder.values)]
-    return {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}

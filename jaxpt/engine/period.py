@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +12,19 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from jaxpt.core import tree
 from jaxpt.core.data import Batches, Data, minibatches, probe_batch
 from jaxpt.core.ladder import Ladder
-from jaxpt.core.state import RunState, Trace
+from jaxpt.core.state import Replicas, RunState, Trace
 from jaxpt.core.types import Info, Move
 from jaxpt.devices.execution import over_replicas
-from jaxpt.engine.replica import Replicas, in_force, mean_scores, paired_variance, rescale_momentum, train_step
-
-if TYPE_CHECKING:
-    from jaxpt.engine.engine import Engine
+from jaxpt.engine.replica import in_force, rescale_momentum, train_step
+from jaxpt.engine.scoring import mean_scores, paired_variance
+from jaxpt.engine.spec import Spec
 
 T = TypeVar("T")
 INIT, DATA, EXCHANGE, PROBE = range(4)  # what the run's key is folded with for each purpose
 
 
 def periods(
-    engine: "Engine", state: RunState, data: Data, batches: Batches | None, count: Int[Array, ""], *, room: int
+    engine: Spec, state: RunState, data: Data, batches: Batches | None, count: Int[Array, ""], *, room: int
 ) -> tuple[RunState, Trace]:
     """Returns the state after `count` periods and a trace of `room` rows, of which the first `count` are filled.
 
@@ -55,7 +54,7 @@ def periods(
     return jax.tree.unflatten(structure, leaves), jax.tree.unflatten(form, rows)
 
 
-def period(engine: "Engine", state: RunState, data: Data, batches: Batches | None) -> tuple[RunState, Trace]:
+def period(engine: Spec, state: RunState, data: Data, batches: Batches | None) -> tuple[RunState, Trace]:
     """`every` training steps, the energies, the exchange; for the replicas of one device."""
     each_seed = partial(per_seed, state.key)
     replicas, losses = _train(engine, state, data.train, batches)
@@ -91,7 +90,7 @@ def period(engine: "Engine", state: RunState, data: Data, batches: Batches | Non
 
 
 def _train(
-    engine: "Engine", state: RunState, train: PyTree, batches: Batches | None
+    engine: Spec, state: RunState, train: PyTree, batches: Batches | None
 ) -> tuple[Replicas, Float[Array, "... M"]]:
     """Returns the replicas after `every` steps, and the mean of each one's losses over them."""
     given, weight = (None, None) if batches is None else batches
@@ -114,7 +113,7 @@ def _train(
 
 
 def _minibatches(
-    engine: "Engine", key: Key[Array, ""], *, step: Int[Array, ""], num_examples: int
+    engine: Spec, key: Key[Array, ""], *, step: Int[Array, ""], num_examples: int
 ) -> tuple[Int[Array, "*M T B"], Bool[Array, "T B"]]:
     """Returns one period's minibatches for one seed: shared by the replicas, or one for each of the device's."""
     draw = partial(
@@ -132,7 +131,7 @@ def _minibatches(
     return jax.vmap(draw, out_axes=(0, None))(own)
 
 
-def scores(engine: "Engine", replicas: Replicas, examples: PyTree) -> dict[str, Float[Array, " M"]]:
+def scores(engine: Spec, replicas: Replicas, examples: PyTree) -> dict[str, Float[Array, " M"]]:
     """Returns the energy and the metrics of each replica of one seed, means over the examples."""
     over = partial(_over_replicas, engine)
     return mean_scores(engine.problem, over, replicas, examples, engine.evaluation_batch)
@@ -155,7 +154,7 @@ def _respawned(
     return move._replace(parents=parents), info._replace(parents=parents)
 
 
-def _apply(engine: "Engine", replicas: Replicas, move: Move, step: Int[Array, ""]) -> Replicas:
+def _apply(engine: Spec, replicas: Replicas, move: Move, step: Int[Array, ""]) -> Replicas:
     """Returns the replicas of one seed after a move: new hyperparameters, and weights for rules that copy them."""
     if move.parents is not None:
         mine = (*replicas[:3], replicas.hyper)
@@ -180,14 +179,14 @@ def per_seed(
 
 
 def over_seeds(
-    engine: "Engine", key: Key[Array, "..."], function: Callable[..., T], in_axes: tuple[int | None, ...] = (0,)
+    engine: Spec, key: Key[Array, "..."], function: Callable[..., T], in_axes: tuple[int | None, ...] = (0,)
 ) -> Callable[..., T]:
     """The same for what is heavy, executed like the replicas."""
     return _over_replicas(engine, function, in_axes, seeds=True) if key.ndim else function
 
 
 def _over_replicas(
-    engine: "Engine", function: Callable[..., T], in_axes: tuple[int | None, ...], seeds: bool = False
+    engine: Spec, function: Callable[..., T], in_axes: tuple[int | None, ...], seeds: bool = False
 ) -> Callable[..., T]:
     placed = engine.placed
     return over_replicas(

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.extend.core import Literal
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int, Key, PyTree
 
 from jaxpt.core.types import Hyper, Optimizer, Problem, Schedule
+from jaxpt.engine.replica import in_force
 from jaxpt.engine.tracked import PassedOn, Reads, plain
 from jaxpt.engine.updates import extra_arguments, updated
+from jaxpt.lowering import rewrite
 
 
 class Reading(NamedTuple):
@@ -196,3 +198,24 @@ def has_state(opt_state: PyTree, kinds: tuple[type, ...]) -> bool:
     """Whether an optimiser's state holds a state of one of these kinds, `optax.TraceState` (momentum) say."""
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))
     return any(isinstance(node, kinds) for node in nodes)
+
+
+def convolves(
+    problem: Problem, schedule: Schedule | None, hyper: Mapping[str, Any], train: PyTree, batch_size: int
+) -> bool:
+    """Whether the training loss of a problem holds a convolution; traces it and computes nothing.
+
+    Args:
+        problem: what is trained.
+        schedule: (hyperparameters, step) -> the ones in force, or None.
+        hyper: {name: abstract scalar}.
+        train: training split, leaves [N, ...], or None.
+        batch_size: examples in a minibatch.
+    """
+
+    def loss(key: Key[Array, ""], hyper: Hyper, batch: PyTree) -> Any:
+        params, state = problem.init(key)
+        return problem.loss(params, state, batch, in_force(schedule, hyper, jnp.zeros((), jnp.int32)), key)
+
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), jnp.result_type(leaf)), train)
+    return rewrite.has_convolutions(jax.make_jaxpr(loss)(jax.random.key(0), dict(hyper), batch).jaxpr)

@@ -13,12 +13,13 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxpt.core import tree
 from jaxpt.core.ladder import require_beta
+from jaxpt.core.state import Replicas, RunState
 from jaxpt.core.types import Batch, Problem
 from jaxpt.devices.execution import over_replicas
 from jaxpt.devices.placement import AXIS, EVERYWHERE, SEED, Placement, single
 from jaxpt.devices.precision import tracing_with
-from jaxpt.engine.engine import Engine, RunState
-from jaxpt.engine.replica import Replicas, mean_in_chunks
+from jaxpt.engine.engine import Engine
+from jaxpt.engine.scoring import mean_in_chunks
 from jaxpt.models.scores import require_kind
 
 MixtureMetric = Callable[[Float[Array, "B *K"], Batch], Array]

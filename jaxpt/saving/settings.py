@@ -17,9 +17,9 @@ from jaxpt.core import tree
 from jaxpt.core.data import Data
 from jaxpt.core.decimals import shortened
 from jaxpt.core.extras import versions
-from jaxpt.core.state import RunState
+from jaxpt.core.state import Replicas, RunState
 from jaxpt.engine.engine import Engine
-from jaxpt.engine.replica import Replicas, train_step
+from jaxpt.engine.replica import train_step
 
 FORMAT = 1
 """Of run directories; another number cannot be read."""

@@ -16,12 +16,13 @@ from jaxpt.core.data import Data
 from jaxpt.core.decimals import shortest
 from jaxpt.core.ladder import BETA, Ladder
 from jaxpt.core.seeds import keys
-from jaxpt.core.state import state_axes
+from jaxpt.core.state import RunState
 from jaxpt.core.types import Batch, ModelState, Optimizer, Params, Problem, Schedule
 from jaxpt.devices.placement import Placement, single
 from jaxpt.devices.processes import is_first
 from jaxpt.diagnostics import interval
-from jaxpt.engine.engine import Engine, RunState
+from jaxpt.engine.axes import state_axes
+from jaxpt.engine.engine import Engine
 from jaxpt.rules import Independent
 
 Answer = Literal["temperature-like", "not temperature-like", "undecided"]

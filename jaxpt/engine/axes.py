@@ -1,0 +1,27 @@
+"""Which axes of a run's arrays count seeds and replicas, as a placement wants it."""
+
+from typing import Any
+
+from jax.sharding import PartitionSpec as P
+
+from jaxpt.core.state import RunState, Trace
+from jaxpt.devices.placement import AXIS, SEED
+
+
+def state_axes(seeds: int) -> Any:
+    """Returns which axes of a `RunState`'s leaves count seeds and replicas; as `Placement` wants it.
+
+    Args:
+        seeds: 1 if the run has an axis of seeds, else 0.
+    """
+    make: Any = RunState
+    lead = (SEED,) * seeds
+    return make(replicas=P(*lead, AXIS), step=P(), period=P(), key=P(*lead), ladders=P(*lead), rule=P(*lead))
+
+
+def trace_axes(seeds: int) -> Any:
+    """Returns the same for a `Trace`, whose leaves lead with the periods."""
+    make: Any = Trace
+    lead = None, *(SEED,) * seeds
+    row = P(*lead, AXIS)
+    return make(step=P(), loss=row, valid=row, test=row, rung=row, hyper=row, info=P(*lead))

@@ -1,0 +1,63 @@
+"""The fields of an engine: a record, which everything in this room may read."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxpt.core.ladder import Ladder
+from jaxpt.core.types import Optimizer, Problem, Rule, Schedule
+from jaxpt.devices import placement
+from jaxpt.devices.execution import ReplicaAxis
+from jaxpt.devices.placement import Placement
+from jaxpt.devices.precision import Precision
+from jaxpt.rules import Tempering
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Spec:
+    """What runs, and how; `jaxpt.Engine` explains the fields and checks them."""
+
+    problem: Problem
+    optimizer: Optimizer
+    ladder: Ladder | Sequence[Ladder]
+    rule: Rule = dataclasses.field(default_factory=Tempering)
+    every: int = dataclasses.field(kw_only=True)
+    burn_in: int = dataclasses.field(default=0, kw_only=True)
+    batch_size: int = dataclasses.field(default=128, kw_only=True)
+    fixed: Mapping[str, float] = dataclasses.field(default_factory=dict, kw_only=True)
+    schedule: Schedule | None = dataclasses.field(default=None, kw_only=True)
+    own_batches: bool = dataclasses.field(default=False, kw_only=True)
+    drop_remainder: bool = dataclasses.field(default=False, kw_only=True)
+    probe: int | None = dataclasses.field(default=None, kw_only=True)
+    evaluation_batch: int = dataclasses.field(default=128, kw_only=True)
+    rescale_momentum: str | None = dataclasses.field(default=None, kw_only=True)
+    replica_axis: ReplicaAxis = dataclasses.field(default="auto", kw_only=True)
+    at_once: int = dataclasses.field(default=1, kw_only=True)
+    placement: Placement | Literal["auto"] = dataclasses.field(default="auto", kw_only=True)
+    precision: Precision = dataclasses.field(default="highest", kw_only=True)
+    diverged: Literal["keep", "stop", "respawn"] = dataclasses.field(default="keep", kw_only=True)
+
+    @property
+    def ladders(self) -> dict[str, Ladder]:
+        """{name: ladder}, as given; they are exchanged in the order of their sorted names."""
+        given = (self.ladder,) if isinstance(self.ladder, Ladder) else self.ladder
+        return {ladder.name: ladder for ladder in given}
+
+    @property
+    def num_replicas(self) -> int:
+        """M, the number of replicas and of rungs."""
+        return next(iter(self.ladders.values())).num_rungs
+
+    @property
+    def placed(self) -> Placement:
+        """Where the replicas live: the placement given, or what "auto" stands for."""
+        return placement.automatic(self.num_replicas) if isinstance(self.placement, str) else self.placement
+
+
+def abstract_hyper(spec: Spec) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of one replica's hyperparameters, {name: f32[]}."""
+    names = [*spec.fixed, *(name for ladder in spec.ladders.values() for name in ladder.values)]
+    return {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}

@@ -1,0 +1,66 @@
+"""Training in bfloat16 with float32 weights."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key, PyTree
+
+from jaxpt.core.types import Batch, ModelState, Params, Problem
+
+
+def with_compute_dtype(
+    problem: Problem, dtype: Any = jnp.bfloat16, *, inputs: Callable[[Batch], Batch] | None = None
+) -> Problem:
+    """The same problem, computed in another floating-point type; weights, optimiser and sums stay float32.
+
+    Weights and minibatches are cast inside the loss, so gradients and updates are float32. Losses, energies, metrics
+    and probabilities come back as float32 and what the model carries along (batch statistics) in its own type. The
+    model that `Result.best` gives has the float32 weights and computes as it was made to.
+
+    Flax layers compute in the widest type that they are given. So what a loss makes of integers (uint8 pixels scaled
+    to floats, say) must be cast as well, or the whole network is computed in float32 again.
+
+    Args:
+        problem: any problem.
+        dtype: the type to compute in.
+        inputs: how a minibatch is cast; by default all its floating-point arrays are, targets of a regression too.
+
+    Raises:
+        ValueError: dtype is no floating-point type.
+    """
+    if isinstance(dtype, str) or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype must be a floating-point type, e.g. jax.numpy.bfloat16, but it is {dtype!r}")
+
+    def cast(arrays: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: leaf.astype(dtype) if _is_float(leaf) else leaf, arrays)
+
+    cast_batch = inputs or cast
+
+    def loss(
+        params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array], key: Key[Array, ""]
+    ) -> tuple[Array, ModelState]:
+        per_example, after = problem.loss(cast(params), rest, cast_batch(batch), hyper, key)
+        after = jax.tree.map(lambda new, old: new.astype(old.dtype) if _is_float(old) else new, after, rest)
+        return _at_least_float32(per_example), after
+
+    def evaluate(params: Params, rest: ModelState, batch: Batch) -> dict[str, Array]:
+        scores = problem.evaluate(cast(params), rest, cast_batch(batch))
+        return jax.tree.map(_at_least_float32, scores)
+
+    predict = problem.predict
+    if predict is not None:
+
+        def predict(params: Params, rest: ModelState, batch: Batch, predict: Any = problem.predict) -> Array:
+            return _at_least_float32(predict(cast(params), rest, cast_batch(batch)))
+
+    return problem._replace(loss=loss, evaluate=evaluate, predict=predict)
+
+
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+
+
+def _at_least_float32(scores: Array) -> Array:
+    return scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) if _is_float(scores) else scores
