@@ -9,15 +9,15 @@ from matplotlib.figure import Figure
 from jaxpt.core.state import Trace
 from jaxpt.diagnostics import acceptance, energy_by_rung, exchanges, flow
 from jaxpt.results import plots
-from jaxpt.results.result import Result
+from jaxpt.results.record import Record, pick
 from jaxpt.rules import PBT, CopyBest
 
 
-def pictures(result: Result, seed: int | None = None) -> dict[str, Figure]:
+def pictures(result: Record, seed: int | None = None) -> dict[str, Figure]:
     """Returns {name: figure}, see `Result.plot`; names end in the ladder's where there are several."""
     trace, engine = result.trace, result.engine
     shown = 0 if seed is None and result.num_seeds else seed
-    best = result._pick("energy", shown)
+    best = pick(result, "energy", shown)
     ladders = engine.placed.to_host(result.state.ladders)
     found: dict[str, Figure] = {}
     for name, ladder in sorted(ladders.items()):
@@ -59,7 +59,7 @@ def best_curve(trace: Trace, scores: Any) -> Float[np.ndarray, "P S"]:
     return np.take_along_axis(np.asarray(scores, np.float64), order, -1).reshape(len(energy), -1)
 
 
-def _last_by_rung(result: Result, ladder: str) -> np.ndarray:
+def _last_by_rung(result: Record, ladder: str) -> np.ndarray:
     """Returns the energies at the end on the whole validation split, coldest rung first."""
     on_rung = np.argsort(result.trace.rung[ladder][-1], -1)
     return np.take_along_axis(np.asarray(result.valid["energy"], np.float64), on_rung, -1)

@@ -17,8 +17,9 @@ from jaxpt.devices.processes import is_first
 from jaxpt.diagnostics import diagnosis, exchanges
 from jaxpt.diagnostics.lineage import Lineage
 from jaxpt.results.pictures import pictures
-from jaxpt.results.result import Result
+from jaxpt.results.record import Record
 from jaxpt.results.summary import Summary
+from jaxpt.results.summary import summary as summary_of
 from jaxpt.saving import files
 from jaxpt.saving.settings import rule_in_words
 
@@ -60,16 +61,16 @@ h1, p, figcaption, .columns td, .named td:first-child { overflow-wrap: anywhere;
 """
 
 
-def write(result: Result, path: Path, title: str) -> None:
+def write(result: Record, path: Path, title: str) -> None:
     """Writes the page, see `Result.report`. All processes must call it; the first one writes."""
-    summary, figures = result.summary(), pictures(result)
+    summary, figures = summary_of(result), pictures(result)
     page = "\n".join(_page(result, summary, figures, title))
     if is_first():
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write(path, page + "\n")
 
 
-def _page(result: Result, summary: Summary, figures: Mapping[str, Figure], title: str) -> Iterator[str]:
+def _page(result: Record, summary: Summary, figures: Mapping[str, Figure], title: str) -> Iterator[str]:
     """Yields the page's parts from top to bottom."""
     shown = {name: figure for name, figure in figures.items() if name != "lineage"}
     wide = [name for name in shown if name.startswith("paths")]
@@ -107,7 +108,7 @@ def _page(result: Result, summary: Summary, figures: Mapping[str, Figure], title
     yield "</div>\n</body>\n</html>"
 
 
-def _picture(name: str, figure: Figure, result: Result) -> str:
+def _picture(name: str, figure: Figure, result: Record) -> str:
     kind, _, rest = name.partition("-")
     caption = _CAPTIONS[kind] + (f": {rest.replace('_', ' ')}" if rest else "")
     if kind in ("paths", "lineage") and result.num_seeds:
@@ -162,7 +163,7 @@ def _path(lineage: Lineage) -> str:
     return f"<details>\n<summary>{len(cells)} stretches</summary>\n{note}{_table(titles, cells[left_out:])}\n</details>"
 
 
-def _settings(result: Result, summary: Summary) -> dict[str, dict[str, Any]]:
+def _settings(result: Record, summary: Summary) -> dict[str, dict[str, Any]]:
     """Returns {heading: {name: value}}."""
     engine = result.engine
     simple = {f.name: getattr(engine, f.name) for f in dataclasses.fields(engine)}

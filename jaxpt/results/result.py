@@ -2,60 +2,26 @@
 
 import dataclasses
 import os
-import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxpt.core import tree
-from jaxpt.core.decimals import shortest
 from jaxpt.core.extras import extra, versions
-from jaxpt.core.state import RunState, Trace
-from jaxpt.devices.execution import Execution
 from jaxpt.devices.processes import is_first
-from jaxpt.engine.engine import Engine
-from jaxpt.models.scores import is_higher_better
-from jaxpt.results.ensemble import Mixture, ladder_of, together
+from jaxpt.results.ensemble import Mixture, together
+from jaxpt.results.record import Best, Record, all_weights, best_ever, lead_of, on_rungs, pick, replicas_of
+from jaxpt.results.summary import Summary, about_replica, frame, summary
 from jaxpt.saving.files import local_path
-from jaxpt.saving.keeping import Kept, best_kept
+from jaxpt.saving.keeping import best_kept
 from jaxpt.saving.model_files import save_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from jaxpt.diagnostics.lineage import Lineage
-    from jaxpt.results.summary import Summary
-
 
 @dataclasses.dataclass(frozen=True)
-class Best:
-    """One replica at the end of a run: the one that did best on validation, say, or one of the coldest.
-
-    Attributes:
-        replica: its slot, 0 .. M - 1.
-        seed: which seed's ladder it belongs to (an index into `seeds`); None for a run with one seed.
-        valid: its energy and metrics on the whole validation split, at the end.
-        test: the same on the test split; empty without one.
-        model: the user's model with its weights, in evaluation mode.
-        rung: {ladder: where it stands after the last exchange}.
-        hyper: {name: its hyperparameter there}.
-        step: the optimiser steps after which all of this holds; None: the run's last one.
-    """
-
-    replica: int
-    seed: int | None
-    valid: dict[str, float]
-    test: dict[str, float]
-    model: Any = dataclasses.field(repr=False)
-    rung: dict[str, int] = dataclasses.field(default_factory=dict)
-    hyper: dict[str, float] = dataclasses.field(default_factory=dict)
-    step: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
+class Result(Record):
     """What came of a run.
 
         >>> result.best().model(valid["x"]).shape  # the replica that is best on validation, ready to call
@@ -88,23 +54,6 @@ class Result:
         kept: the best replica of all periods of each seed, where `fit` was to keep it; see `best`.
     """
 
-    engine: Engine = dataclasses.field(repr=False)
-    state: RunState = dataclasses.field(repr=False)
-    trace: Trace = dataclasses.field(repr=False)
-    valid: dict[str, np.ndarray]
-    test: dict[str, np.ndarray]
-    seconds: float
-    compile_seconds: float
-    replica_images: int
-    execution: Execution
-    stopped: Literal["callback", "patience"] | None = None
-    kept: tuple[Kept | None, ...] | None = dataclasses.field(default=None, repr=False)
-
-    @property
-    def num_seeds(self) -> int | None:
-        """How many ladders there are, one per seed; None for a run with one seed."""
-        return self.state.key.shape[0] if self.state.key.ndim else None
-
     def best(self, on: str = "energy", seed: int | None = None, *, ever: bool = False) -> Best:
         """Returns the replica with the best score on the validation split (ties: the lower energy).
 
@@ -122,8 +71,8 @@ class Result:
                 `ever` for a metric, or for a run that has not kept it.
         """
         if ever:
-            return self._ever(on, seed)
-        return self._replicas([self._pick(on, seed)], seed)[0]
+            return best_ever(self, on, seed)
+        return replicas_of(self, [pick(self, on, seed)], seed)[0]
 
     def coldest(self, k: int = 1, seed: int | None = None, *, ladder: str | None = None) -> list[Best]:
         """Returns the replicas on the k coldest rungs after the last exchange, the coldest first.
@@ -138,7 +87,7 @@ class Result:
         Raises:
             ValueError: k is not 1 .. M; no such seed or ladder, or none given; the ladder has no inverse temperatures.
         """
-        return self._replicas(self._on_rungs(k, seed, ladder), seed)
+        return replicas_of(self, on_rungs(self, k, seed, ladder), seed)
 
     def mixture(self, coldest: int | None = None, seed: int | None = None, *, ladder: str | None = None) -> Mixture:
         """Returns what predicts as several replicas do in the mean, ready to call on a batch.
@@ -153,32 +102,15 @@ class Result:
         Raises:
             ValueError: the problem has no `predict`; else as in `coldest`.
         """
-        lead = self._lead(seed)
-        chosen = list(range(self.engine.num_replicas)) if coldest is None else self._on_rungs(coldest, seed, ladder)
+        lead = lead_of(self, seed)
+        chosen = list(range(self.engine.num_replicas)) if coldest is None else on_rungs(self, coldest, seed, ladder)
         # Selected where they lie, then brought to one device.
         index: Any = (*lead, np.array(chosen))
-        weights = tree.take(self._weights(), index)
+        weights = tree.take(all_weights(self), index)
         return together(self.engine, chosen, seed, *self.engine.placed.gathered(weights))
 
-    def lineage(self, replica: int | None = None, seed: int | None = None) -> "Lineage":
-        """Returns the path of hyperparameters that led to a replica's weights, see `jaxpt.lineage`.
-
-        Args:
-            replica: which one; by default `best()`.
-            seed: as in `best`.
-
-        Raises:
-            ValueError: no such replica or seed.
-        """
-        from jaxpt.diagnostics.lineage import lineage  # which stands on `fit`, and so on this module
-
-        chosen = self._pick("energy", seed) if replica is None else replica
-        return lineage(self.trace, chosen, seed, schedule=self.engine.schedule)
-
-    def summary(self) -> "Summary":
+    def summary(self) -> Summary:
         """Returns the run in a few numbers: a dict ready for JSON, whose `str` is a short text."""
-        from jaxpt.results.summary import summary  # which stands on this module
-
         return summary(self)
 
     def frame(self) -> Any:
@@ -190,8 +122,6 @@ class Result:
         Raises:
             ModuleNotFoundError: pandas is not installed.
         """
-        from jaxpt.results.summary import frame
-
         return frame(self)
 
     def plot(self, directory: str | os.PathLike[str] | None = None, seed: int | None = None) -> "dict[str, Figure]":
@@ -260,91 +190,18 @@ class Result:
                 something else.
             ModuleNotFoundError: the path ends in .safetensors, and that is not installed.
         """
-        from jaxpt.results.summary import about_replica
-
         if ever:
             if replica is not None:
                 raise ValueError(f"ever=True is the best replica of all periods, so leave out replica={replica!r}")
-            best, kept = self._ever(on, seed), best_kept(self.kept, self.trace, self._lead(seed))
+            best, kept = best_ever(self, on, seed), best_kept(self.kept, self.trace, lead_of(self, seed))
             params, rest = kept.weights
             save_model(path, params, rest, about_replica(best) | {"step": best.step, "versions": versions()})
             return
         if replica is None:
-            replica = self._pick(on, seed)
+            replica = pick(self, on, seed)
         if not isinstance(replica, int | np.integer) or not 0 <= replica < self.engine.num_replicas:
             raise ValueError(f"replica must be one of 0 .. {self.engine.num_replicas - 1}, but it is {replica!r}")
-        index = (*self._lead(seed), int(replica))
-        params, rest = self.engine.placed.gathered(tree.take(self._weights(), index))
-        about = about_replica(self._replicas([int(replica)], seed, models=False)[0])
+        index = (*lead_of(self, seed), int(replica))
+        params, rest = self.engine.placed.gathered(tree.take(all_weights(self), index))
+        about = about_replica(replicas_of(self, [int(replica)], seed, models=False)[0])
         save_model(path, params, rest, about | {"step": int(self.state.step), "versions": versions()})
-
-    def _ever(self, on: str, seed: int | None) -> Best:
-        """Returns the best replica of all periods, see `best`."""
-        if on not in ("energy", "validation"):
-            raise ValueError(f"ever=True goes by the energy, but on={on!r}; leave it out")
-        kept = best_kept(self.kept, self.trace, self._lead(seed))
-        build, weights = self.engine.problem.model, jax.tree.map(jnp.asarray, kept.weights)
-        return Best(
-            int(kept.replica),
-            seed,
-            {name: shortest(v) for name, v in kept.valid.items()},
-            {name: shortest(v) for name, v in kept.test.items()},
-            build(*weights) if build else weights,
-            {name: int(v) for name, v in kept.rung.items()},
-            {name: shortest(v) for name, v in kept.hyper.items()},
-            int(kept.step),
-        )
-
-    def _pick(self, on: str, seed: int | None) -> int:
-        """Returns the slot of the best replica, see `best`."""
-        on = "energy" if on == "validation" and on not in self.valid else on
-        if on not in self.valid:
-            raise ValueError(f"on={on!r} is not a score of this run; there are {', '.join(self.valid)}")
-        lead = self._lead(seed)
-        # A diverged replica comes last, whatever its other scores say.
-        healthy = np.isfinite(self.valid["energy"])
-        sign = -1 if is_higher_better(self.engine.problem, on) else 1
-        ranked = [np.where(healthy, scores, np.inf)[lead] for scores in (self.valid["energy"], sign * self.valid[on])]
-        if not np.isfinite(ranked[0]).any():
-            warnings.warn(f"all {len(ranked[0])} replicas have diverged; none is the best", stacklevel=3)
-        return int(np.lexsort(ranked)[0])
-
-    def _lead(self, seed: int | None) -> tuple[int, ...]:
-        """Returns the index of a seed's ladder; raises ValueError unless there is one."""
-        ladders = self.num_seeds
-        if ladders and (seed is None or not 0 <= seed < ladders):
-            raise ValueError(f"the run has {ladders} seeds; give seed=0 .. {ladders - 1}, not {seed}")
-        if seed is not None and not ladders:
-            raise ValueError(f"the run has one seed only, so seed={seed} names none; leave it out")
-        return () if seed is None else (seed,)
-
-    def _on_rungs(self, k: int, seed: int | None, ladder: str | None) -> list[int]:
-        """Returns the replicas on the k coldest rungs."""
-        lead, name = self._lead(seed), ladder_of(self.engine, ladder, k)
-        rung = self.engine.placed.to_host(self.state.replicas.rung[name])
-        return np.argsort(rung[lead])[:k].tolist()
-
-    def _weights(self) -> tuple[Any, Any]:
-        return self.state.replicas.params, self.state.replicas.model_state
-
-    def _replicas(self, chosen: list[int], seed: int | None, models: bool = True) -> list[Best]:
-        """Returns replicas of one seed, with their models if these are wanted."""
-        lead = self._lead(seed)
-        rung, hyper = self.engine.placed.to_host((self.state.replicas.rung, self.state.replicas.hyper))
-        build = self.engine.problem.model
-        found = []
-        for replica in chosen:
-            index = (*lead, replica)
-            weights = self.engine.placed.gathered(tree.take(self._weights(), index)) if models else None
-            found.append(
-                Best(
-                    replica,
-                    seed,
-                    {name: shortest(v[index]) for name, v in self.valid.items()},
-                    {name: shortest(v[index]) for name, v in self.test.items()},
-                    build(*weights) if build and weights else weights,
-                    {name: int(v[index]) for name, v in rung.items()},
-                    {name: shortest(v[index]) for name, v in hyper.items()},
-                )
-            )
-        return found

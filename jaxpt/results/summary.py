@@ -12,7 +12,7 @@ from jaxpt.core import tree
 from jaxpt.core.decimals import shortest
 from jaxpt.core.extras import extra, versions
 from jaxpt.diagnostics import acceptance, acceptance_rate, exchanges, round_trips
-from jaxpt.results.result import Best, Result
+from jaxpt.results.record import Best, Record, pick, replicas_of
 
 _MOVES_VALUES = ("PBT", "CopyBest")  # rules whose rungs say nothing of values
 
@@ -44,7 +44,7 @@ class Summary(dict[str, Any]):
     __repr__ = __str__
 
 
-def summary(result: Result) -> Summary:
+def summary(result: Record) -> Summary:
     """Returns `Result.summary()`."""
     trace, engine = result.trace, result.engine
     seeds = [None] if result.num_seeds is None else range(result.num_seeds)
@@ -59,7 +59,7 @@ def summary(result: Result) -> Summary:
             "acceptance": acceptance(trace, name) if len(made.step) else [],
             "round_trips": int(round_trips(trace.rung[name]).sum()),
         }
-    chosen = [result._replicas([result._pick("energy", seed)], seed, models=False)[0] for seed in seeds]
+    chosen = [replicas_of(result, [pick(result, "energy", seed)], seed, models=False)[0] for seed in seeds]
     parents = trace.info.parents
     copies = None if parents is None else int((parents != np.arange(engine.num_replicas)).sum())
     found = {
@@ -83,7 +83,7 @@ def summary(result: Result) -> Summary:
     return Summary(plain(found))
 
 
-def frame(result: Result) -> Any:
+def frame(result: Record) -> Any:
     """Returns `Result.frame()`."""
     pandas = extra("pandas", "pandas", "result.frame()")
     trace = result.trace
