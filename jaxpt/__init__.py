@@ -17,16 +17,16 @@ from jaxpt.core.types import Info, Move, Problem, Rule
 from jaxpt.devices import allocator, placement
 from jaxpt.devices.placement import use_all_cores
 from jaxpt.diagnostics import diagnose, suggest_replicas
+from jaxpt.diagnostics.displacement import Diffusion
 from jaxpt.diagnostics.lineage import Lineage, lineage
 from jaxpt.engine.engine import Engine
 from jaxpt.lowering.convolution import conv_by_products, conv_general_dilated, fast_convolutions
 from jaxpt.models import linen
 from jaxpt.models.dtype import with_compute_dtype
 from jaxpt.models.energy import energy_problem
-from jaxpt.models.linen_problem import linen_problem
+from jaxpt.models.linen import linen_problem
 from jaxpt.models.losses import cross_entropy, errors, label_mean, negative_log_likelihood
-from jaxpt.models.nnx import nnx_problem
-from jaxpt.models.nnx_layers import Dropout, GaussianNoise, Hyperparameter
+from jaxpt.models.nnx import Dropout, GaussianNoise, Hyperparameter, nnx_problem
 from jaxpt.models.noise import gradient_noise, langevin, with_weight_noise
 from jaxpt.models.scores import Metric
 from jaxpt.results.ensemble import Mixture, mixture
@@ -36,7 +36,7 @@ from jaxpt.results.summary import Summary
 from jaxpt.rules import PBT, CopyBest, Independent, Tempering, exchange
 from jaxpt.rules.pairing import deo, random_adjacent, seo
 from jaxpt.saving.model_files import load_model
-from jaxpt.studies.diffusion import Diffusion, diffusion
+from jaxpt.studies.diffusion import diffusion
 from jaxpt.studies.replay import replay
 from jaxpt.studies.sampling import mala, sampler
 from jaxpt.training.fit import fit

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxpt.lowering import elementwise, rewrite
+from jaxpt.lowering import random_bits, rewrite
 from tests.test_canonical import programs
 
 FUNCTIONS = (jnp.exp, jnp.expm1, jnp.log, jnp.log1p, jax.nn.sigmoid, jnp.tanh, lax.erf)
@@ -101,5 +101,5 @@ def test_bits_of_the_older_threefry_are_left_alone():
 
 def test_the_bits_directly():
     np.testing.assert_array_equal(
-        elementwise.random_bits(jax.random.key(3), (7, 3)), jax.random.bits(jax.random.key(3), (7, 3))
+        random_bits.random_bits(jax.random.key(3), (7, 3)), jax.random.bits(jax.random.key(3), (7, 3))
     )

@@ -1,4 +1,4 @@
-"""Elementwise functions and random bits in loops that XLA:CPU turns into vector instructions.
+"""Elementwise functions in loops that XLA:CPU turns into vector instructions.
 
 XLA:CPU vectorises the innermost axis, but unrolls one of up to 32 numbers first, which leaves a call for each number: a
 tanh of [128, 10, 10, 16] takes four times as long as one of [204800]. A reshape alone is merged with what comes before
@@ -10,38 +10,29 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.extend.core import JaxprEqn, Literal
-from jaxtyping import Array, Float, Key, UInt32
+from jaxtyping import Array, Float
 
 _FUNCTIONS = frozenset(("exp", "expm1", "log", "log1p", "logistic", "tanh", "erf"))
 CHEAP = frozenset(("add", "sub", "mul", "div", "neg", "max", "min"))
 _DEPTH = 4  # of such arithmetic
 SMALL = 32  # numbers, of an axis that XLA:CPU unrolls
-_PARTS = 4  # of a loop: few, and each large; 2 to 8 are as fast
+PARTS = 4  # of a loop: few, and each large; 2 to 8 are as fast
 LEAST = 16384  # numbers that are worth it
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def applies(eqn: JaxprEqn) -> bool:
     """Whether an equation of a traced program is faster by `apply`."""
-    name = eqn.primitive.name
-    if name not in _FUNCTIONS and name != "random_bits":
+    shape = tuple(getattr(eqn.outvars[0].aval, "shape", ()))
+    if eqn.primitive.name not in _FUNCTIONS or not LEAST <= math.prod(shape) < 2**32:
         return False
-    given, shape = (tuple(getattr(atom.aval, "shape", ())) for atom in (eqn.invars[0], eqn.outvars[0]))
-    if not LEAST <= math.prod(shape) < 2**32:
-        return False
-    if name == "random_bits":
-        partitionable: bool = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
-        return given == () and eqn.params["bit_width"] == 32 and partitionable
-    return len(shape) > 1 and shape[-1] <= SMALL and math.prod(shape) % _PARTS == 0
+    return len(shape) > 1 and shape[-1] <= SMALL and math.prod(shape) % PARTS == 0
 
 
 def apply(eqn: JaxprEqn, read: Callable[[Any], Any], made_by: Mapping[Any, JaxprEqn]) -> Array:
-    """Returns the output of an equation that `applies`. Random bits are those of JAX, numbers agree up to rounding.
+    """Returns the output of an equation that `applies`; it agrees up to rounding.
 
     Args:
         eqn: the equation.
@@ -49,11 +40,9 @@ def apply(eqn: JaxprEqn, read: Callable[[Any], Any], made_by: Mapping[Any, Jaxpr
         made_by: the equations so far, by what they give.
     """
     bind, x = partial(eqn.primitive.bind, **eqn.params), read(eqn.invars[0])
-    if eqn.primitive.name == "random_bits":
-        return random_bits(x, eqn.params["shape"]) if str(jax.random.key_impl(x)) == "threefry2x32" else bind(x)
     found = _in_rows(eqn.invars[0], read, made_by)
     if found is None:
-        return lax.map(bind, x.reshape(_PARTS, -1)).reshape(x.shape)
+        return lax.map(bind, x.reshape(PARTS, -1)).reshape(x.shape)
     compute, wholes = found
     return lax.map(lambda parts: bind(compute(parts)), wholes).reshape(x.shape)
 
@@ -83,8 +72,8 @@ def _in_rows(
     shape, repeats = tuple(atom.aval.shape), False
     wholes: list[Any] = []
     lead, width = _first(shape), row(shape)
-    part = (math.prod(shape) // width // _PARTS, width)
-    if math.prod(shape[:lead]) % _PARTS:
+    part = (math.prod(shape) // width // PARTS, width)
+    if math.prod(shape[:lead]) % PARTS:
         return None
 
     def take(atom: Any, depth: int) -> Callable[[list[Array]], Array]:
@@ -109,29 +98,4 @@ def _in_rows(
     compute = take(atom, _DEPTH)
     if not wholes or not repeats:
         return None
-    return compute, [jnp.broadcast_to(read(whole), shape).reshape(_PARTS, *part) for whole in wholes]
-
-
-def random_bits(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """Returns `jax.random.bits(key, shape)` for a key of the default kind: Threefry-2x32 with 20 rounds.
-
-    (Salmon et al. 2011, doi:10.1145/2063384.2063405.) On CPUs, JAX loops over groups of rounds and stores both words
-    after each; here they stay in registers.
-    """
-    words, size = jax.random.key_data(key), math.prod(shape)
-    each = -(-size // _PARTS)
-    count = lax.iota(np.uint32, each)
-    bits = lax.map(lambda part: _threefry(words, part * np.uint32(each) + count), lax.iota(np.uint32, _PARTS))
-    return bits.reshape(-1)[:size].reshape(shape)
-
-
-def _threefry(words: UInt32[Array, "2"], count: UInt32[Array, " n"]) -> UInt32[Array, " n"]:
-    """Returns the two words of each block (0, count), combined as in `jax.random.bits`."""
-    keys = words[0], words[1], words[0] ^ words[1] ^ np.uint32(0x1BD11BDA)
-    a, b = jnp.zeros_like(count) + keys[0], count + keys[1]
-    for turn in range(5):
-        for rotation in _ROTATIONS[turn % 2]:
-            a = a + b
-            b = a ^ (b << np.uint32(rotation) | b >> np.uint32(32 - rotation))
-        a, b = a + keys[(turn + 1) % 3], b + keys[(turn + 2) % 3] + np.uint32(turn + 1)
-    return a ^ b
+    return compute, [jnp.broadcast_to(read(whole), shape).reshape(PARTS, *part) for whole in wholes]

@@ -12,13 +12,13 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxprs_in_par
 from jax.extend.core.primitives import conv_general_dilated_p
 from jaxtyping import Array
 
-from jaxpt.lowering import elementwise, narrow, reductions
+from jaxpt.lowering import elementwise, narrow, random_bits, reductions
 from jaxpt.lowering.convolution.batching import Static, compute, describe
 from jaxpt.lowering.convolution.choice import choose
 from jaxpt.lowering.convolution.direct import in_portions
 from jaxpt.lowering.convolution.geometry import Geometry, geometry
 
-_OTHERS = (elementwise, reductions, narrow)
+_OTHERS = (elementwise, random_bits, reductions, narrow)
 """What writes single equations in another way."""
 
 
@@ -34,9 +34,8 @@ def evaluate(closed: ClosedJaxpr, *args: Array) -> list[Array]:
     form, but in the entry computation, not inside a loop; and gradients of convolutions have other forms. Here all are
     written with the transpositions spelled out, or as the matrix products that `lowering.convolution` takes for such
     shapes. That changes nothing but the order of sums, as long as all numbers are finite: products multiply zeros with
-    pixels nearby, so one that is not finite spreads further. Elementwise functions and random bits are computed by
-    `lowering.elementwise`, pooling and sums over few features by `lowering.reductions`, products that jaxlib may get
-    wrong by `lowering.narrow`.
+    pixels nearby, so one that is not finite spreads further. Elementwise functions, random bits, pooling with sums over
+    few features, and products that jaxlib may get wrong have a module of this room each.
 
     Args:
         closed: the program; what is in loops, branches and calls of it is treated alike.

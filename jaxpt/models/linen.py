@@ -1,12 +1,21 @@
-"""Flax Linen layers whose strength is a hyperparameter: an array, filled in by name, different in every replica."""
+"""Flax Linen: layers whose strength is a hyperparameter, and from a module and a loss to a `Problem`."""
 
-from typing import Any
+import contextlib
+import inspect
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
+import jax
 import jax.numpy as jnp
-from flax import linen as nn
-from jaxtyping import Array
+from flax import linen
+from flax.errors import InvalidRngError
+from jaxtyping import Array, Float, Key, PyTree
 
+from jaxpt.core.types import Batch, ModelState, Params, Problem
 from jaxpt.models import noise
+from jaxpt.models.asked import asked
+from jaxpt.models.scores import Prediction, Score, declared_metrics, predictions, scores, takes_hyper, unknown
 
 COLLECTION = "hyperparameters"
 """The variable collection whose entries the engine fills by name before each step."""
@@ -20,7 +29,28 @@ def _check_name(hyperparameter: Any) -> None:
         )
 
 
-class Dropout(nn.Module):
+class _Noise(linen.Module):
+    """Noise in training whose strength is a hyperparameter, nothing in evaluation."""
+
+    hyperparameter: str
+
+    def __post_init__(self) -> None:
+        _check_name(self.hyperparameter)
+        super().__post_init__()
+
+    @linen.compact
+    def __call__(self, x: Array, *, deterministic: bool) -> Array:
+        """Returns x with noise, or x itself if `deterministic`."""
+        if deterministic and not self.is_initializing():
+            return x  # so that a trained model's variables will do without the collection
+        strength = self.variable(COLLECTION, self.hyperparameter, jnp.zeros, ())
+        return x if deterministic else self._apply(x, strength.value)
+
+    def _apply(self, x: Array, strength: Array) -> Array:
+        raise NotImplementedError
+
+
+class Dropout(_Noise):
     """Dropout whose rate is the hyperparameter `hyperparameter`, a traced array.
 
     Attributes:
@@ -29,20 +59,11 @@ class Dropout(nn.Module):
 
     hyperparameter: str = "dropout_rate"
 
-    def __post_init__(self) -> None:
-        _check_name(self.hyperparameter)
-        super().__post_init__()
-
-    @nn.compact
-    def __call__(self, x: Array, *, deterministic: bool) -> Array:
-        """Returns x with dropout, or x itself if `deterministic`."""
-        if deterministic and not self.is_initializing():
-            return x  # so that a trained model's variables will do without the collection
-        rate = self.variable(COLLECTION, self.hyperparameter, jnp.zeros, ())
-        return x if deterministic else noise.dropout(self.make_rng("dropout"), x, rate.value)
+    def _apply(self, x: Array, strength: Array) -> Array:
+        return noise.dropout(self.make_rng("dropout"), x, strength)
 
 
-class GaussianNoise(nn.Module):
+class GaussianNoise(_Noise):
     """Additive Gaussian noise whose standard deviation is the hyperparameter `hyperparameter`.
 
     Attributes:
@@ -51,14 +72,237 @@ class GaussianNoise(nn.Module):
 
     hyperparameter: str = "input_noise"
 
-    def __post_init__(self) -> None:
-        _check_name(self.hyperparameter)
-        super().__post_init__()
+    def _apply(self, x: Array, strength: Array) -> Array:
+        return noise.gaussian(self.make_rng("noise"), x, strength)
 
-    @nn.compact
-    def __call__(self, x: Array, *, deterministic: bool) -> Array:
-        """Returns x with noise, or x itself if `deterministic`."""
-        if deterministic and not self.is_initializing():
-            return x
-        std = self.variable(COLLECTION, self.hyperparameter, jnp.zeros, ())
-        return x if deterministic else noise.gaussian(self.make_rng("noise"), x, std.value)
+
+T = TypeVar("T")
+
+
+def linen_problem(
+    module: linen.Module,
+    loss: Callable[..., Float[Array, " B"]],
+    *,
+    example: Any,
+    energy: Score | None = None,
+    metrics: Mapping[str, Score] | None = None,
+    train: str | None = None,
+    predict: Callable[[Any, Batch], Float[Array, "B *K"]] | None = None,
+    prediction: Prediction | None = None,
+) -> Problem:
+    """A Flax Linen model with a loss.
+
+    The `model` that losses and metrics get is called like the module, `model(x)`; its variables, random keys and (if
+    the module's `__call__` has one) the training flag are bound. `params` is trained, `hyperparameters` is filled by
+    name (see `jaxpt.linen.Dropout`), every other collection is carried along.
+
+    In training each random stream that the module asks for ("dropout", or a name of its own) has a key of its own, so
+    that lifted transformations (`linen.scan`, `linen.RNN`, `linen.vmap`) split them as they were told.
+
+    Values that the module sows are in `model.sown`, {collection: values}, after a call, and are not carried along: a
+    loss may add `model.sown["losses"]`.
+
+    >>> class Net(linen.Module):
+    ...     @linen.compact
+    ...     def __call__(self, x, train):
+    ...         x = linen.tanh(linen.Dense(32)(x))
+    ...         return linen.Dense(2)(jaxpt.linen.Dropout("dropout_rate")(x, deterministic=not train))
+    >>> sorted(jaxpt.linen_problem(Net(), loss, example=train["x"][:1]).hyperparameters)
+    ['dropout_rate']
+
+    Args:
+        module: the module.
+        loss: `loss(model, batch)` or `loss(model, batch, hyper)` -> [B], one number per example.
+        example: an input of the module, for its initialisation: an array, a tuple of positional inputs, or a dict of
+            named ones. Only shapes and dtypes matter.
+        energy: what exchanges look at, as in `nnx_problem`.
+        metrics: further functions to record in evaluation mode.
+        train: name of the module's boolean argument that is true in training; by default whichever it has of train,
+            training, is_training, or deterministic (which is false in training).
+        predict: `predict(model, batch)` -> logits, as in `nnx_problem`.
+        prediction: as in `nnx_problem`.
+
+    Raises:
+        ValueError: the loss reads `hyper` and no energy is given, a metric is called "energy", the module has no
+            argument called `train`, or it does not take the example.
+    """
+    if not isinstance(module, linen.Module):
+        raise ValueError(f"module must be a Linen module, Net() rather than its class Net, but it is {module!r}")
+    scored = scores(loss, energy, metrics)
+    reads_hyper = takes_hyper(loss)
+    parameters = inspect.signature(module.__call__).parameters
+    arguments = list(parameters)
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    if train is not None and train not in arguments:
+        raise ValueError(f"train={train!r} is no argument of the module's __call__, which has {', '.join(arguments)}")
+    flags = [train] if train else [f for f in ("train", "training", "is_training", "deterministic") if f in arguments]
+
+    inputs, named_inputs = _inputs(example, arguments, takes_any)
+
+    def mode(training: bool) -> dict[str, Any]:
+        return {flag: training != (flag == "deterministic") for flag in flags}
+
+    def zeros() -> Any:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (inputs, named_inputs))
+
+    def variables(key: Key[Array, ""]) -> dict[str, PyTree]:
+        given, named = zeros()
+        return dict(module.init(key, *given, **{**mode(False), **named}))
+
+    with asked() as found:
+        hypers = _shapes(variables, inputs, named_inputs).get(COLLECTION, {})
+    named = jax.tree.map_with_path(lambda path, leaf: path[-1].key, hypers)
+    names = frozenset(jax.tree.leaves(named))
+    dropped = {"intermediates", *found.sown}
+    streams: dict[bool, set[str]] = {True: set(), False: set()}  # in training, in evaluation
+
+    class Bound:
+        """The module with its variables; remembers what a call changed in them, and what it sowed."""
+
+        def __init__(self, params: Params, rest: ModelState, hyper: Mapping[str, Array], key: Key[Array, ""] | None):
+            self.params, self.rest, self.key, self.calls = params, rest, key, 0
+            self.hyper = jax.tree.map(lambda name, leaf: jnp.broadcast_to(hyper[name], leaf.shape), named, hypers)
+            self.sown: dict[str, PyTree] = {}
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            bound = {"params": self.params, COLLECTION: self.hyper, **self.rest}
+            training = self.key is not None
+            key = jax.random.fold_in(jax.random.key(0) if self.key is None else self.key, self.calls)
+            self.calls += 1
+
+            def apply(rngs: dict[str, Array]) -> Any:
+                mutable = [*(self.rest if training else ()), *dropped]
+                return module.apply(bound, *args, **{**mode(training), **kwargs}, rngs=rngs, mutable=mutable)
+
+            out, changed = _apply_with_streams(apply, key, streams[training], training, dropped)
+            self.sown = {name: changed.pop(name) for name in dropped if name in changed}
+            self.rest = {**self.rest, **changed}
+            return out
+
+    def init(key: Key[Array, ""]) -> tuple[Params, ModelState]:
+        made = variables(key)
+        return made.get("params", {}), {k: v for k, v in made.items() if k not in ("params", COLLECTION, *dropped)}
+
+    def called(key: Key[Array, ""]) -> Any:
+        params, rest = init(key)
+        model = Bound(params, rest, unknown(names), key)
+        given, keywords = zeros()
+        model(*given, **keywords)
+        return rest, model.rest
+
+    with contextlib.suppress(Exception):  # an example that does for initialisation only; the loss tells more
+        dropped |= _grown(*jax.eval_shape(called, jax.random.key(0)))
+
+    def training_loss(
+        params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array], key: Key[Array, ""]
+    ) -> tuple[Array, ModelState]:
+        model = Bound(params, rest, hyper, key)
+        value = loss(model, batch, hyper) if reads_hyper else loss(model, batch)
+        return value, model.rest
+
+    def rebuild(params: Params, rest: ModelState) -> Bound:
+        return Bound(params, rest, unknown(names), None)
+
+    def evaluate(params: Params, rest: ModelState, batch: Batch) -> dict[str, Array]:
+        model = rebuild(params, rest)
+        return {name: score(model, batch) for name, score in scored.items()}
+
+    return Problem(
+        init,
+        training_loss,
+        evaluate,
+        names,
+        reads_hyper,
+        rebuild,
+        predictions(rebuild, predict, prediction),
+        prediction,
+        declared_metrics(metrics),
+    )
+
+
+def _inputs(example: Any, arguments: Sequence[str], takes_any: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns a module's positional and its named inputs as shapes."""
+    named: dict[str, Any] = {}
+    if isinstance(example, Mapping):
+        given: tuple[Any, ...] = ()
+        named = dict(example)
+        if not takes_any and (absent := sorted(set(map(str, named)) - set(arguments))):
+            raise ValueError(
+                f"example names the inputs {', '.join(named)}, but the module's __call__ has no {', '.join(absent)}; "
+                f"it has {', '.join(arguments)}. An input that is a dict itself goes into a tuple: example=({{...}},)"
+            )
+    else:
+        given = example if isinstance(example, tuple) and not hasattr(example, "_fields") else (example,)
+    try:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (given, named))
+    except TypeError as error:
+        raise ValueError(
+            "example must be an input of the module, an array like x[:1], a tuple of such inputs, or a dict "
+            f"{{name: input}}, but it is {example!r}"
+        ) from error
+
+
+def _shapes(variables: Callable[[Any], dict[str, PyTree]], inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    """Returns the shapes of a module's variables; says what it was called with if it does not take that."""
+    try:
+        return jax.eval_shape(variables, jax.random.key(0))
+    except Exception as error:
+        shown = ", ".join([*map(_shown, inputs), *(f"{name}={_shown(each)}" for name, each in named.items())])
+        raise ValueError(
+            f"the module does not take the example: called with ({shown}) it ends in {type(error).__name__}: {error}"
+        ) from error
+
+
+def _shown(shapes: Any) -> str:
+    """Returns an input as a reader knows it: float32[1,3]."""
+    return str(jax.tree.map(lambda leaf: jax.core.ShapedArray(leaf.shape, leaf.dtype).str_short(), shapes))
+
+
+def _apply_with_streams(
+    apply: Callable[[dict[str, Array]], T], key: Key[Array, ""], streams: set[str], looked: bool, sown: set[str]
+) -> T:
+    """Returns what `apply(rngs)` returns with a key for each random stream that the module draws from.
+
+    Which these are comes out while the module is traced, so it is traced anew until it asks for no other.
+
+    Args:
+        apply: {stream: key} -> outputs.
+        key: from which the streams' keys are made.
+        streams: names known so far; those found are added.
+        looked: whether streams that the module only asks the presence of (`has_rng`) count: in training it gets them.
+        sown: collections that are known to be sown into; those found are added.
+
+    Raises:
+        ValueError: a stream does not reach the place where the module draws from it.
+    """
+    while True:
+        # One stream gets the key itself, others one by their name: which others there are changes nothing.
+        own = {
+            name: key if name == "dropout" else jax.random.fold_in(key, zlib.crc32(name.encode())) for name in streams
+        }
+        out: T | None = None
+        missing: InvalidRngError | None = None
+        with asked() as found:
+            try:
+                out = apply(own)
+            except InvalidRngError as error:
+                missing = error
+        wanted = found.drawn | (found.looked - {"params"} if looked else set())
+        if lost := sorted(found.lost & streams):
+            raise ValueError(
+                f"the module draws from the random stream {lost[0]!r} inside a lifted transformation that does not "
+                f"pass it on; name it there: split_rngs={{{lost[0]!r}: True}} for other numbers at each step, False "
+                "for the same at all"
+            ) from missing
+        if missing is None and wanted <= streams and found.sown <= sown:
+            return cast(T, out)
+        if wanted <= streams and found.sown <= sown:
+            raise cast(InvalidRngError, missing)
+        streams |= wanted
+        sown |= found.sown
+
+
+def _grown(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[str]:
+    """Returns the collections whose structure a call has changed."""
+    structures: list[dict[str, Any]] = [{k: jax.tree.structure(v) for k, v in side.items()} for side in (before, after)]
+    return {name for name in before if structures[0][name] != structures[1][name]}

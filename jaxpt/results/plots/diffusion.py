@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from jaxpt.core.types import AnyArray
 from jaxpt.diagnostics import interval
+from jaxpt.diagnostics.displacement import Diffusion
 from jaxpt.results.plots.style import COLORS, STYLE, new_axes, words
-from jaxpt.studies.diffusion import Diffusion
 
 
 def diffusion_picture(
