@@ -13,7 +13,7 @@ from jaxpt.core.data import Batches, Data
 from jaxpt.core.errors import CheckpointError, Diverged, Interrupted
 from jaxpt.core.ladder import Ladder, geometric, linear
 from jaxpt.core.state import RunState, Trace
-from jaxpt.core.types import Info, Move, Problem, Rule
+from jaxpt.core.types import Info, Move, Problem
 from jaxpt.devices import allocator, placement
 from jaxpt.devices.placement import use_all_cores
 from jaxpt.diagnostics import diagnose, suggest_replicas
@@ -33,7 +33,7 @@ from jaxpt.results.ensemble import Mixture, mixture
 from jaxpt.results.loading import load_run
 from jaxpt.results.result import Best, Result
 from jaxpt.results.summary import Summary
-from jaxpt.rules import PBT, CopyBest, Independent, Tempering, exchange
+from jaxpt.rules import PBT, CopyBest, Independent, Rule, Tempering, exchange
 from jaxpt.rules.pairing import deo, random_adjacent, seo
 from jaxpt.saving.model_files import load_model
 from jaxpt.studies.diffusion import diffusion

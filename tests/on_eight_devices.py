@@ -44,11 +44,10 @@ class Net(nnx.Module):
 
 @jaxpt.core.tree.register(data=("inner",))
 @dataclasses.dataclass(frozen=True)
-class Copying:
+class Copying(jaxpt.Rule):
     """Exchanges, and then everyone goes on with the weights of one on another device."""
 
     inner: jaxpt.Tempering
-    exchanges = True
 
     def propose(self, *args):
         move, inner, info = self.inner.propose(*args)

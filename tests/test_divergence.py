@@ -16,12 +16,11 @@ ROOM = 12  # one program for all of these
 
 @tree.register(data=("inner",), meta=("vetoed",))
 @dataclasses.dataclass(frozen=True)
-class Veto:
+class Veto(jaxpt.Rule):
     """A rule whose swaps with one replica are taken back."""
 
     inner: jaxpt.Tempering
     vetoed: int
-    exchanges = True
 
     def propose(self, key, turn, energy, rung, hyper, ladders, allowed):
         move, inner, info = self.inner.propose(key, turn, energy, rung, hyper, ladders, allowed)
@@ -77,12 +76,11 @@ def test_a_broken_replica_changes_nothing_for_the_others(data):
 
 @tree.register(data=("inner", "hidden"), meta=())
 @dataclasses.dataclass(frozen=True)
-class Hiding:
+class Hiding(jaxpt.Rule):
     """A rule that is shown no energy of some replicas, whole as they may be, so that it swaps none of them."""
 
     inner: jaxpt.Tempering
     hidden: object  # [M], whether
-    exchanges = True
     noise_corrected = True
 
     def init(self, ladders):

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpt.rules.metropolis import log_acceptance
+from jaxpt.rules.exchange import log_acceptance
 
 INF, NAN = np.inf, np.nan
 

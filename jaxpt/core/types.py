@@ -1,8 +1,9 @@
-"""The nouns that every other module speaks: problems, rules, and what a rule returns."""
+"""The types that every room uses: problems, and what a rule returns."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, TypeAlias
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
@@ -73,6 +74,17 @@ class Info(NamedTuple):
     correction: Float[Array, " P"] | None = None
     parents: Int[Array, " M"] | None = None
 
+    @classmethod
+    def none(cls, replicas: int, parents: Int[Array, " M"] | None = None) -> "Info":
+        """Returns the record of a period without swaps.
+
+        Args:
+            replicas: M.
+            parents: whose weights each replica goes on with, if the rule copies any.
+        """
+        none = jnp.zeros(replicas - 1, bool)
+        return cls(jnp.zeros((), jnp.int32), none, none, jnp.zeros(none.shape, jnp.float32), parents=parents)
+
 
 class Move(NamedTuple):
     """Where each replica goes on from; leaves of rung, hyper and parents [M].
@@ -88,47 +100,3 @@ class Move(NamedTuple):
     hyper: dict[str, Float[Array, " M"]]
     parents: Int[Array, " M"] | None = None
     ladders: dict[str, Any] | None = None
-
-
-@runtime_checkable
-class Rule(Protocol):
-    """Decides once a period which hyperparameters each replica goes on with.
-
-    A rule is a pytree: its leaves are its state (C, say), carried by the run, its static part selects code. Two
-    members are optional:
-
-    - `init(ladders) -> Rule`: the rule with which a run begins, for state whose shape depends on the ladders; the
-      pytree's structure must stay the same.
-    - `needs_beta: bool`: false if `propose` makes no use of inverse temperatures, so that ladders may do without.
-    - `noise_corrected: bool`: if true, `propose` gets a further argument `variance` [M, M], the variance of each
-      difference of two replicas' energies due to the probe batch (the engine then needs `probe`).
-
-    Attributes:
-        exchanges: whether replicas get anything from each other: the rule then needs two at least, and a validation
-            energy.
-    """
-
-    exchanges: ClassVar[bool]
-
-    def propose(
-        self,
-        key: Key[Array, ""],
-        turn: Int[Array, ""],
-        energy: Float[Array, " M"],
-        rung: dict[str, Int[Array, " M"]],
-        hyper: dict[str, Float[Array, " M"]],
-        ladders: Mapping[str, Any],
-        allowed: Bool[Array, ""],
-    ) -> tuple[Move, "Rule", Info]:
-        """Returns the move, the rule's next state and what is to be recorded.
-
-        Args:
-            key: for this exchange only.
-            turn: exchanges so far, burn-in included.
-            energy: evaluation loss of each replica.
-            rung: where each replica stands on each ladder.
-            hyper: each replica's hyperparameters, fixed ones included.
-            ladders: {name: Ladder} as arrays.
-            allowed: false during burn-in: nobody moves then.
-        """
-        ...

@@ -16,7 +16,7 @@ from jaxpt.core.data import Batches, Data
 from jaxpt.core.labels import extremes
 from jaxpt.core.ladder import Ladder, check_values, require_beta
 from jaxpt.core.state import RunState
-from jaxpt.core.types import Problem, Rule
+from jaxpt.core.types import Problem
 from jaxpt.devices import execution, precision
 from jaxpt.devices.placement import Placement, automatic, check_fits
 from jaxpt.engine.names import check_all_read, check_names
@@ -25,8 +25,7 @@ from jaxpt.engine.replica import in_force
 from jaxpt.engine.spec import Spec, abstract_hyper
 from jaxpt.engine.tracked import Reads
 from jaxpt.models.scores import require_kind
-from jaxpt.rules import Tempering
-from jaxpt.rules.pairing import check_pairing
+from jaxpt.rules import Rule
 
 
 def check_engine(engine: Spec) -> None:
@@ -48,25 +47,7 @@ def check_engine(engine: Spec) -> None:
         if not isinstance(value, int | np.integer) or value < low:
             raise ValueError(f"{name} must be an integer of at least {low}, but it is {value!r}")
     _check_execution(engine)
-    counts = np.shape(getattr(engine.rule, "C", 0.0))
-    if isinstance(engine.rule, Tempering) and counts not in ((), (len(engine.ladders),)):
-        raise ValueError(
-            f"C must be one number, or one for each ladder ({', '.join(sorted(engine.ladders))}), but there are "
-            f"{counts[0]}"
-        )
-    if callable(pairing := getattr(engine.rule, "pairing", None)):
-        check_pairing(pairing, engine.num_replicas)
-    turns = engine.burn_in // (engine.every * len(engine.ladders))
-    if isinstance(engine.rule, Tempering) and engine.rule.adapt_ladder and turns < engine.rule.window:
-        raise ValueError(
-            f"adapt_ladder=True adapts once in window={engine.rule.window} periods of burn-in per ladder, but burn_in="
-            f"{engine.burn_in} holds {turns}; take a longer burn_in or a shorter window"
-        )
-    if getattr(engine.rule, "noise_corrected", False) and (engine.probe or 0) < 2:
-        raise ValueError(
-            "noise_corrected=True allows for the noise of energies on a probe batch; give the engine probe=512, say "
-            "(at least 2), or leave it out: energies on the whole validation split have no such noise"
-        )
+    engine.rule.check(engine)
     for name, value in engine.fixed.items():
         if isinstance(value, str) or not (np.ndim(value) == 0 and math.isfinite(value)):
             raise ValueError(f"fixed[{name!r}] must be one finite number, the same for all replicas, not {value!r}")
@@ -100,8 +81,16 @@ def _check_types(engine: Spec) -> None:
         check_takes("schedule", engine.schedule, "hyperparameters", "step")
     if not isinstance(engine.fixed, Mapping):
         raise ValueError(f'fixed must be {{name: value}}, e.g. {{"dropout_rate": 0.1}}, but it is {engine.fixed!r}')
-    if isinstance(engine.rule, type) or not isinstance(engine.rule, Rule):
-        raise ValueError(f"rule must be an object like Tempering(C=100.0) or Independent(), but it is {engine.rule!r}")
+    if not isinstance(engine.rule, Rule):
+        raise ValueError(
+            "rule must be an object like Tempering(C=100.0) or Independent(), of a class below jaxpt.Rule, but it is "
+            f"{engine.rule!r}"
+        )
+    if jax.tree_util.all_leaves([engine.rule]):
+        raise ValueError(
+            "rule must be a pytree, so that the run can carry its state; put @jax.tree_util.register_dataclass above "
+            f"@dataclasses.dataclass(frozen=True) class {type(engine.rule).__name__}(jaxpt.Rule)"
+        )
 
 
 def _check_ladders(engine: Spec) -> None:
@@ -120,7 +109,7 @@ def _check_ladders(engine: Spec) -> None:
             "each replica stands on one rung of every ladder, so all need the same number of rungs, but they have "
             + ", ".join(f"{name}: {size}" for name, size in sizes.items())
         )
-    if getattr(engine.rule, "needs_beta", True):
+    if engine.rule.needs_beta:
         for ladder in given:
             require_beta(ladder)
     if engine.rule.exchanges and engine.num_replicas < 2:

@@ -119,7 +119,7 @@ class Engine(Spec):
         ladders = {name: as_arrays(ladder) for name, ladder in self.ladders.items()}
         start = per_seed(key, lambda key: jax.random.fold_in(key, INIT))(key)
         replicas = init_replicas(self.problem, self.optimizer, self.schedule, dict(self.fixed), ladders, start)
-        rule = self.rule.init(ladders) if hasattr(self.rule, "init") else self.rule
+        rule = self.rule.init(ladders)
         ladders, rule = jax.tree.map(
             lambda leaf: jnp.broadcast_to(jnp.array(leaf, jnp.asarray(leaf).dtype), lead + jnp.shape(leaf)),
             (ladders, rule),

@@ -72,7 +72,7 @@ def period(engine: Spec, state: RunState, data: Data, batches: Batches | None) -
 
     def propose(key: Key[Array, ""], energy: Array, replicas: Replicas, ladders: dict[str, Ladder], rule: Any) -> Any:
         noise = {}
-        if getattr(rule, "noise_corrected", False):
+        if rule.noise_corrected:
             how = engine.problem, partial(_over_replicas, engine), engine.placed.whole
             sizes = engine.evaluation_batch, tree.leading(data.valid)
             noise["variance"] = paired_variance(*how, replicas, probe(key), *sizes)

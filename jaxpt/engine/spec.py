@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxpt.core.ladder import Ladder
-from jaxpt.core.types import Optimizer, Problem, Rule, Schedule
+from jaxpt.core.types import Optimizer, Problem, Schedule
 from jaxpt.devices import placement
 from jaxpt.devices.execution import ReplicaAxis
 from jaxpt.devices.placement import Placement
 from jaxpt.devices.precision import Precision
-from jaxpt.rules import Tempering
+from jaxpt.rules import Rule, Tempering
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -10,7 +10,6 @@ from jaxpt.core.state import Trace
 from jaxpt.diagnostics import acceptance, energy_by_rung, exchanges, flow
 from jaxpt.results import plots
 from jaxpt.results.record import Record, pick
-from jaxpt.rules import PBT, CopyBest
 
 
 def pictures(result: Record, seed: int | None = None) -> dict[str, Figure]:
@@ -33,7 +32,7 @@ def pictures(result: Record, seed: int | None = None) -> dict[str, Figure]:
             )
             found[f"acceptance{last}"] = plots.acceptance_picture(acceptance(trace, name), values, name=label)
             found[f"flow{last}"] = plots.flow_picture(flow(trace, name), values, name=label)
-        if not isinstance(engine.rule, PBT | CopyBest):  # these change the values, so rungs mean nothing
+        if not engine.rule.moves_values:  # else rungs mean nothing
             energies = energy_by_rung(trace, name) if moves else _last_by_rung(result, name)
             found[f"energies{last}"] = plots.energy_picture(energies, values, name=label)
     for score in trace.valid:

@@ -14,8 +14,6 @@ from jaxpt.core.extras import extra, versions
 from jaxpt.diagnostics import acceptance, acceptance_rate, exchanges, round_trips
 from jaxpt.results.record import Best, Record, pick, replicas_of
 
-_MOVES_VALUES = ("PBT", "CopyBest")  # rules whose rungs say nothing of values
-
 
 class Summary(dict[str, Any]):
     """The numbers, ready for JSON (None where there is no number); `str` says the same in a few lines."""
@@ -38,7 +36,7 @@ class Summary(dict[str, Any]):
             lines.append(f"{self['rule']} over {named}{ends}: {swaps}")
         if self["copies"] is not None:
             lines.append(f"weights copied {self['copies']:,} times")
-        lines += [_line(best, self["rule"] not in _MOVES_VALUES) for best in self["best"]]
+        lines += [_line(best, not self["moves_values"]) for best in self["best"]]
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -68,6 +66,7 @@ def summary(result: Record) -> Summary:
         "steps": int(result.state.step),
         "stopped": result.stopped,
         "rule": type(engine.rule).__name__,
+        "moves_values": engine.rule.moves_values,
         "C": None if trace.info.C is None else trace.info.C[-1],
         "copies": copies,
         "ladders": ladders,

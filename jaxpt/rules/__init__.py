@@ -1,8 +1,10 @@
 """Rules: what happens to the hyperparameters once a period. All rules run in the same engine."""
 
+from jaxpt.rules.exchange import exchange
 from jaxpt.rules.independent import Independent
 from jaxpt.rules.population import PBT, CopyBest
 from jaxpt.rules.replay import Replay
-from jaxpt.rules.tempering import Tempering, exchange
+from jaxpt.rules.rule import Rule
+from jaxpt.rules.tempering import Tempering
 
-__all__ = ["PBT", "CopyBest", "Independent", "Replay", "Tempering", "exchange"]
+__all__ = ["PBT", "CopyBest", "Independent", "Replay", "Rule", "Tempering", "exchange"]

@@ -4,18 +4,18 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxpt.core import tree
 from jaxpt.core.ladder import Ladder
 from jaxpt.core.types import Info, Move
+from jaxpt.rules.rule import Rule
 
 
 @tree.register(data=())
 @dataclasses.dataclass(frozen=True)
-class Independent:
-    """Nobody ever moves: M runs with the M rungs' values, the baseline of every comparison."""
+class Independent(Rule):
+    """No replica ever moves: M runs with the M rungs' values, the baseline of every comparison."""
 
     exchanges: ClassVar[bool] = False
     needs_beta: ClassVar[bool] = False
@@ -31,6 +31,5 @@ class Independent:
         allowed: Bool[Array, ""],
     ) -> tuple[Move, "Independent", Info]:
         """Returns a move that leaves everything as it is (see `jaxpt.Rule`)."""
-        none = jnp.zeros(energy.shape[0] - 1, bool)
-        info = Info(jnp.zeros((), jnp.int32), none, none, jnp.zeros(none.shape, jnp.float32))
-        return Move(rung, hyper), self, info
+        del key, turn, ladders, allowed
+        return Move(rung, hyper), self, Info.none(energy.shape[0])

@@ -12,11 +12,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxpt.core import tree
 from jaxpt.core.ladder import Ladder
 from jaxpt.core.types import Info, Move
+from jaxpt.rules.rule import Rule
 
 
 @tree.register(data=("quantile", "low", "high", "resample"))
 @dataclasses.dataclass(frozen=True)
-class PBT:
+class PBT(Rule):
     """Population based training (Jaderberg et al. 2017, arXiv 1711.09846) with truncation selection.
 
     After each period, every replica whose energy is among the highest `quantile` goes on with weights and optimiser
@@ -43,8 +44,8 @@ class PBT:
     low: Float[Array, ""] | float = 0.8
     high: Float[Array, ""] | float = 1.2
     resample: Float[Array, ""] | float = 0.25
-    exchanges: ClassVar[bool] = True
     needs_beta: ClassVar[bool] = False
+    moves_values: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("quantile", "low", "high", "resample"):
@@ -82,7 +83,7 @@ class PBT:
             name: jnp.where(replaced, self._explore(k, hyper[name][parents], values, name), hyper[name])
             for k, (name, values) in zip(jax.random.split(key_explore, len(names)), names, strict=True)
         }
-        return Move(rung, {**hyper, **explored}, parents), self, _no_swaps(parents)
+        return Move(rung, {**hyper, **explored}, parents), self, Info.none(replicas, parents)
 
     def _explore(
         self, key: Key[Array, ""], value: Float[Array, " M"], values: Float[Array, " M"], name: str
@@ -99,15 +100,15 @@ class PBT:
 
 @tree.register(data=())
 @dataclasses.dataclass(frozen=True)
-class CopyBest:
+class CopyBest(Rule):
     """After each period every replica goes on with weights and optimiser state of the one with the lowest energy.
 
     Hyperparameters stay where they are: a grid of values is tried from one starting point, the best result is kept, and
     so on. Greedy: what separates it from tempering is that the other replicas' weights are lost.
     """
 
-    exchanges: ClassVar[bool] = True
     needs_beta: ClassVar[bool] = False
+    moves_values: ClassVar[bool] = True
 
     def propose(
         self,
@@ -122,9 +123,10 @@ class CopyBest:
         """Copies the best to all (see `jaxpt.Rule`)."""
         del key, turn, ladders
         ranked, _, healthy = _rank(energy)
-        own = jnp.arange(energy.shape[0])
+        replicas = energy.shape[0]
+        own = jnp.arange(replicas)
         parents = jnp.where(allowed & healthy[ranked[0]], ranked[0], own)
-        return Move(rung, hyper, parents), self, _no_swaps(parents)
+        return Move(rung, hyper, parents), self, Info.none(replicas, parents)
 
 
 def _rank(energy: Float[Array, " M"]) -> tuple[Int[Array, " M"], Int[Array, " M"], Bool[Array, " M"]]:
@@ -132,8 +134,3 @@ def _rank(energy: Float[Array, " M"]) -> tuple[Int[Array, " M"], Int[Array, " M"
     healthy = jnp.isfinite(energy)
     ranked = jnp.argsort(jnp.where(healthy, energy, jnp.inf))
     return ranked, jnp.argsort(ranked), healthy
-
-
-def _no_swaps(parents: Int[Array, " M"]) -> Info:
-    none = jnp.zeros(parents.shape[0] - 1, bool)
-    return Info(jnp.zeros((), jnp.int32), none, none, jnp.zeros(none.shape, jnp.float32), parents=parents)

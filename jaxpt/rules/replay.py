@@ -10,11 +10,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxpt.core import tree
 from jaxpt.core.ladder import Ladder
 from jaxpt.core.types import Info, Move
+from jaxpt.rules.rule import Rule
 
 
 @tree.register(data=("path",))
 @dataclasses.dataclass(frozen=True, eq=False)
-class Replay:
+class Replay(Rule):
     """Every replica takes the path's values: those of period t + 1 after period t, the last ones for ever.
 
     Args:
@@ -42,6 +43,4 @@ class Replay:
             name: jnp.broadcast_to(values[jnp.minimum(turn + 1, values.shape[0] - 1)], (replicas,))
             for name, values in self.path.items()
         }
-        none = jnp.zeros(replicas - 1, bool)
-        info = Info(jnp.zeros((), jnp.int32), none, none, jnp.zeros(none.shape, jnp.float32))
-        return Move(rung, {**hyper, **following}), self, info
+        return Move(rung, {**hyper, **following}), self, Info.none(replicas)

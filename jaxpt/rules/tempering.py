@@ -4,7 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,68 +14,10 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxpt.core import tree
 from jaxpt.core.ladder import Ladder
 from jaxpt.core.types import AnyArray, Info, Move
-from jaxpt.rules.metropolis import log_acceptance, noise_correction
-from jaxpt.rules.pairing import Pairing, named, offered, random_adjacent
+from jaxpt.rules.exchange import exchange
+from jaxpt.rules.pairing import Pairing, check_pairing, named, random_adjacent
+from jaxpt.rules.rule import Rule
 from jaxpt.rules.tuning import Tuning, begin, observe, settle_C, tune_C, tune_ladder
-
-
-@partial(jax.jit, static_argnames="pairing")
-def exchange(
-    key: Key[Array, ""],
-    beta: Float[Array, " M"],
-    energy: Float[Array, " M"],
-    rung: Int[Array, " M"],
-    *,
-    C: Float[Array, ""] | float = 1.0,
-    pairing: Pairing | str = random_adjacent,
-    turn: Int[Array, ""] | int = 0,
-    allowed: Bool[Array, ""] | bool = True,
-    variance: Float[Array, "M M"] | None = None,
-) -> tuple[Int[Array, " M"], Info]:
-    """Offers swaps to adjacent pairs and returns who stands where afterwards.
-
-    Each offered pair (i, i + 1) swaps with probability min(1, exp(C (beta_i - beta_{i+1})(E_i - E_{i+1}))), E_i the
-    energy of the replica on rung i (algorithm 1 of arXiv 1909.04013; `log_acceptance` settles its sign). The
-    hyperparameters follow by `values[rung]`, so they are permuted and never changed.
-
-    >>> beta, energy = jnp.array([3.0, 2.0, 1.0]), jnp.array([0.5, 0.1, 0.7])
-    >>> rung, info = jaxpt.exchange(jax.random.key(0), beta, energy, jnp.arange(3), pairing="deo")
-    >>> rung.tolist(), info.accepted.tolist()  # the pair (0, 1): the colder rung had the higher energy
-    ([1, 0, 2], [True, False])
-
-    Args:
-        key: for this exchange only.
-        beta: inverse temperature of each RUNG, coldest first.
-        energy: energy of each REPLICA.
-        rung: the rung of each replica, a permutation of 0 .. M-1.
-        C: the factor between energies and inverse temperatures.
-        pairing: which pairs are offered a swap, by name or as a function (static); of two offered pairs that share a
-            rung only the lower is used.
-        turn: the how many-th exchange of this ladder, for pairings that alternate.
-        allowed: false during burn-in: no pair is offered a swap.
-        variance: of the noise in each difference of two replicas' energies; if given, the acceptance allows for it
-            (see `noise_correction`).
-
-    Returns:
-        The new rung of each replica, and what happened.
-    """
-    key_pair, key_swap = jax.random.split(key)
-    replica = jnp.argsort(rung)
-    on_rung = energy[replica]
-    correction = None
-    if variance is not None:
-        correction = noise_correction(beta[:-1], beta[1:], variance[replica[:-1], replica[1:]], C)
-    log_alpha = log_acceptance(
-        beta[:-1], beta[1:], on_rung[:-1], on_rung[1:], C, 0.0 if correction is None else correction
-    )
-    attempted = offered(named(pairing), key_pair, jnp.asarray(turn), beta.shape[0]) & allowed
-    uniform = jax.random.uniform(key_swap, log_alpha.shape, log_alpha.dtype)
-    accepted = attempted & (jnp.log(uniform) < log_alpha)
-    closed = jnp.zeros(1, bool)
-    up, down = jnp.concatenate([accepted, closed]), jnp.concatenate([closed, accepted])
-    moved = rung + up[rung].astype(rung.dtype) - down[rung].astype(rung.dtype)
-    ladder, C = jnp.zeros((), jnp.int32), jnp.asarray(C, beta.dtype)
-    return moved, Info(ladder, attempted, accepted, jnp.exp(log_alpha), beta, C, correction)
 
 
 @tree.register(
@@ -83,7 +25,7 @@ def exchange(
     meta=("pairing", "adapt_ladder", "noise_corrected", "window", "swap_while_tuning", "auto"),
 )
 @dataclasses.dataclass(frozen=True, eq=False)
-class Tempering:
+class Tempering(Rule):
     """Replica exchange over one ladder, or over several in turn (period t: ladder t modulo their number).
 
         >>> rule = jaxpt.Tempering(C=100.0)  # the paper's: one random pair a period
@@ -140,7 +82,6 @@ class Tempering:
     swap_while_tuning: bool = dataclasses.field(default=False, kw_only=True)
     auto: bool = dataclasses.field(init=False)
     tuning: Tuning | None = dataclasses.field(init=False, repr=False)
-    exchanges: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         auto = _is_auto(self.C)
@@ -160,6 +101,26 @@ class Tempering:
             raise ValueError(
                 'swap_while_tuning=True, but nothing is tuned: add C="auto" or adapt_ladder=True, or give the engine '
                 "burn_in=0 for swaps from the start"
+            )
+
+    def check(self, engine: Any) -> None:
+        """Raises ValueError if C, pairing, burn-in or probe of an engine do not fit this rule."""
+        counts, ladders = np.shape(self.C), sorted(engine.ladders)
+        if counts not in ((), (len(ladders),)):
+            raise ValueError(
+                f"C must be one number, or one for each ladder ({', '.join(ladders)}), but there are {counts[0]}"
+            )
+        check_pairing(named(self.pairing), engine.num_replicas)
+        turns = engine.burn_in // (engine.every * len(ladders))
+        if self.adapt_ladder and turns < self.window:
+            raise ValueError(
+                f"adapt_ladder=True adapts once in window={self.window} periods of burn-in per ladder, but burn_in="
+                f"{engine.burn_in} holds {turns}; take a longer burn_in or a shorter window"
+            )
+        if self.noise_corrected and (engine.probe or 0) < 2:
+            raise ValueError(
+                "noise_corrected=True allows for the noise of energies on a probe batch; give the engine probe=512, "
+                "say (at least 2), or leave it out: energies on the whole validation split have no such noise"
             )
 
     def init(self, ladders: Mapping[str, Ladder]) -> "Tempering":

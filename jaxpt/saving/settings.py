@@ -142,7 +142,7 @@ def _programs(
     replicas = engine.num_replicas
     energy = jax.ShapeDtypeStruct((replicas,), jnp.float32)
     noise = {}
-    if getattr(engine.rule, "noise_corrected", False):
+    if engine.rule.noise_corrected:
         noise["variance"] = jax.ShapeDtypeStruct((replicas, replicas), jnp.float32)
     propose = jax.make_jaxpr(lambda rule, *args, **noise: rule.propose(*args, **noise)[0])
     key, allowed = jax.ShapeDtypeStruct((), state.key.dtype), jax.ShapeDtypeStruct((), jnp.bool)

@@ -160,7 +160,7 @@ def fit(
             raise ValueError("tensorboard=True writes to DIRECTORY/tensorboard; give directory=...")
     key = keys(seed, seeds, prng)
     whole, rest = divmod(int(steps), engine.every)
-    early = getattr(engine.rule, "swap_while_tuning", False)
+    early = engine.rule.swap_while_tuning
     if engine.rule.exchanges and not early and engine.every * whole <= engine.burn_in:
         warnings.warn(
             f"no exchange will happen: {steps} steps hold no whole period of {engine.every} steps that ends after the "

@@ -31,12 +31,11 @@ SAVE_EVERY = 2
 
 @tree.register(data=("tempering", "population"))
 @dataclasses.dataclass(frozen=True)
-class Everything:
+class Everything(jaxpt.Rule):
     """Exchanges, tunes C and the ladder in burn-in, and copies weights: all that a rule can carry along."""
 
     tempering: jaxpt.Tempering
     population: jaxpt.PBT
-    exchanges = True
 
     def init(self, ladders):
         return dataclasses.replace(self, tempering=self.tempering.init(ladders))

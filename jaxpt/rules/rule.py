@@ -1,0 +1,85 @@
+"""What every rule is: the base class, with defaults for all but the decision itself."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxpt.core.types import Info, Move
+
+
+class Rule:
+    """Decides once a period which hyperparameters each replica goes on with.
+
+    A rule is a pytree (`jax.tree_util.register_dataclass` makes one of a frozen dataclass): its leaves are its state,
+    which the run carries and saves; its static part selects code.
+
+    >>> @jax.tree_util.register_dataclass
+    ... @dataclasses.dataclass(frozen=True)
+    ... class Reverse(jaxpt.Rule):
+    ...     needs_beta = False
+    ...
+    ...     def propose(self, key, turn, energy, rung, hyper, ladders, allowed):
+    ...         turned = {name: jnp.where(allowed, len(energy) - 1 - place, place) for name, place in rung.items()}
+    ...         moved = {k: v[turned[name]] for name, ladder in ladders.items() for k, v in ladder.values.items()}
+    ...         return jaxpt.Move(turned, {**hyper, **moved}), self, jaxpt.Info.none(len(energy))
+    >>> turning = dataclasses.replace(engine, rule=Reverse())
+    >>> state, trace = turning.run(turning.init(jax.random.key(0)), jaxpt.Data(train, valid), periods=2)
+    >>> trace.rung["learning_rate"].tolist()
+    [[0, 1, 2, 3], [3, 2, 1, 0]]
+
+    Attributes:
+        exchanges: whether replicas get anything from each other: the rule then needs two of them at least, and a
+            validation energy.
+        needs_beta: whether `propose` makes use of inverse temperatures; false: ladders may do without.
+        moves_values: whether the rule changes a replica's values but not its rung (PBT), so that rungs say nothing of
+            values.
+        noise_corrected: whether `propose` gets a further argument `variance` [M, M], the variance of each difference of
+            two replicas' energies due to the probe batch (the engine then needs `probe`).
+        swap_while_tuning: whether swaps are offered during burn-in as well.
+    """
+
+    exchanges: ClassVar[bool] = True
+    needs_beta: ClassVar[bool] = True
+    moves_values: ClassVar[bool] = False
+    noise_corrected: bool = False
+    swap_while_tuning: bool = False
+
+    def check(self, engine: Any) -> None:
+        """Raises ValueError if the rule does not fit the engine that it is given to.
+
+        Args:
+            engine: has the fields of `jaxpt.Engine`, and `ladders` and `num_replicas`.
+        """
+
+    def init(self, ladders: Mapping[str, Any]) -> "Rule":
+        """Returns the rule with which a run begins, for state whose shape depends on the ladders.
+
+        Args:
+            ladders: {name: Ladder} as arrays. The structure of the pytree must stay what it is.
+        """
+        del ladders
+        return self
+
+    def propose(
+        self,
+        key: Key[Array, ""],
+        turn: Int[Array, ""],
+        energy: Float[Array, " M"],
+        rung: dict[str, Int[Array, " M"]],
+        hyper: dict[str, Float[Array, " M"]],
+        ladders: Mapping[str, Any],
+        allowed: Bool[Array, ""],
+    ) -> tuple[Move, "Rule", Info]:
+        """Returns the move, the rule's next state and what is to be recorded.
+
+        Args:
+            key: for this exchange only.
+            turn: exchanges so far, burn-in included.
+            energy: evaluation loss of each replica.
+            rung: where each replica stands on each ladder.
+            hyper: each replica's hyperparameters, fixed ones included.
+            ladders: {name: Ladder} as arrays.
+            allowed: false during burn-in: no replica moves then.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no propose(); see jaxpt.Rule")
