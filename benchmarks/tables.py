@@ -1,4 +1,4 @@
-"""Writes the tables of README and guide anew from the JSON files under benchmarks/results; a test compares them.
+"""Writes the tables of all pages again from the JSON files under benchmarks/results; a test compares them.
 
 uv run benchmarks/tables.py
 
@@ -49,6 +49,13 @@ RULES = {
     "auto": "tempering, DEO, C and ladder tuned",
     "pbt": "PBT",
 }
+
+WIDE_AND_NARROW = (
+    ("LeNet, EMNIST", "emnist-wide", "emnist-decay"),
+    ("digits", "digits-wide", "digits-decay"),
+    ("digits", "digits", ""),
+)
+"""(task, folder of the comparison, folder of its grid with decaying rates)."""
 
 DECAYING = ", each rate decaying"
 SAME = (
@@ -150,6 +157,40 @@ def reproduction(length: str) -> str:
     return reproduce_tables.overview(RESULTS / "reproduce" / length)
 
 
+def evidence() -> str:
+    """Returns the difference that exchanges make in every comparison, one row for each."""
+    lines: list[tuple[str, ...]] = [
+        ("test error, %", "seeds", "grid search", "tempering minus grid search", "tempering minus decaying grid")
+    ]
+    grid, tempering = "independent", "tempering"
+    for title, folder, decaying in WIDE_AND_NARROW:
+        summary = load(f"{folder}/summary.json")
+        arms = {rule: errors_of(summary, rule) for rule in (grid, tempering)}
+        decayed = "-"
+        if decaying:
+            other = load(f"{decaying}/summary.json")
+            if other["seeds"] != summary["seeds"]:
+                raise ValueError(f"{folder} and {decaying} have different seeds, so they cannot be paired")
+            decayed = reproduce_tables.show(arms[tempering] - errors_of(other, grid), "+")
+        settings = summary["settings"]
+        of = f"{title}, learning rates {settings['coldest']} to {settings['hottest']}, {settings['steps']:,} steps"
+        gain = reproduce_tables.show(arms[tempering] - arms[grid], "+")
+        lines.append((of, str(len(summary["seeds"])), reproduce_tables.show(arms[grid]), gain, decayed))
+    for length in ("fortieth", "quick"):
+        for name, content in reproduce_tables.read(RESULTS / "reproduce" / length).items():
+            fixed = reproduce_tables.by_seed(content, grid, "best")
+            of = f"{reproduce_tables.PANELS[name].title}, {content['settings']['steps']:,} steps"
+            gain = reproduce_tables.show(reproduce_tables.paired(content, tempering), "+")
+            shown = reproduce_tables.show(np.array(list(fixed.values())))
+            lines.append((of, str(len(fixed)), shown, gain, "-"))
+    return "\n".join(report.markdown(lines))
+
+
+def errors_of(summary: Any, rule: str) -> np.ndarray:
+    """Returns the test error of each seed under a rule, in percent; NaN for a seed that diverged."""
+    return np.array(summary["arms"][rule]["test_error"]["per_seed"], float)
+
+
 def peers() -> str:
     """Returns how fast each peer does the same work, and what comes of it: medians and means over seeds."""
     rows = load("cpu/peers.json")["rows"]
@@ -188,6 +229,7 @@ def optimizers() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "evidence": evidence,
     "optimizers": optimizers,
     "peers": peers,
     "throughput": throughput,
@@ -203,7 +245,7 @@ def renewed(text: str) -> str:
     """Returns a page with its tables made anew.
 
     Raises:
-        ValueError: it asks for a table that there is none of, or does not end one.
+        ValueError: it asks for an unknown table, or does not end one.
     """
 
     def table(match: re.Match[str]) -> str:
@@ -217,7 +259,12 @@ def renewed(text: str) -> str:
     return re.sub(r"<!-- table (?P<name>\w+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
 
 
-PAGES = (HOME / "README.md", *sorted((HOME / "jaxpt" / "guide").glob("*.md")))
+PAGES = (
+    HOME / "README.md",
+    HOME / "experiments" / "README.md",
+    HOME / "benchmarks" / "README.md",
+    *sorted((HOME / "jaxpt" / "guide").glob("*.md")),
+)
 """The pages with tables."""
 
 
