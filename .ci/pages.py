@@ -1,6 +1,7 @@
-"""Writes the pages of the interface, from its docstrings, into a folder: uv run .ci/pages.py FOLDER.
+"""Writes the pages of the interface, from its docstrings, and the guide into a folder: uv run .ci/pages.py FOLDER.
 
-They are pdoc's, with type hints as the source has them: Float[Array, 'P M'], not the modules in which JAX keeps these.
+Those of the interface are pdoc's, with type hints as the source has them: Float[Array, 'P M'], not the modules in which
+JAX keeps these.
 """
 
 import re
@@ -9,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import guide
 import jinja2
 import pdoc
 
@@ -24,6 +26,7 @@ TEMPLATE = """
     {{ super() }}
     <style>body { width: calc(72rem + var(--sidebar-width)) !important; }</style>
 {% endblock %}
+{% block nav_title %}<a href="{{ "../" * module.modulename.count(".") }}README.html">Guide</a>{% endblock %}
 {% macro decorators(doc) %}
     {% for d in doc.decorators if d in ("@property", "@classmethod") %}<div class="decorator">{{ d }}</div>{% endfor %}
 {% endmacro %}
@@ -69,3 +72,4 @@ if __name__ == "__main__":
         [jinja2.DictLoader({"module.html.jinja2": TEMPLATE}), pdoc.render.env.loader]
     )
     pdoc.pdoc(*MODULES, *(f"!jaxpt.{name}" for name in SHOWN_AS_FUNCTIONS), output_directory=Path(sys.argv[1]))
+    guide.write(Path(sys.argv[1]))
