@@ -2,7 +2,7 @@
 
 uv run benchmarks/tables.py
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`.
+A table is between `<!-- table NAME -->` and `<!-- end -->`.
 """
 
 import json
@@ -85,7 +85,7 @@ PEERS = {
 
 
 def load(name: str) -> Any:
-    """Returns what a file under benchmarks/results says."""
+    """Returns the content of a file under benchmarks/results."""
     return json.loads((RESULTS / name).read_text())
 
 
@@ -105,7 +105,7 @@ def throughput() -> str:
 
 
 def digits() -> str:
-    """Returns what exchanges gained on the digits."""
+    """Returns the gain of exchanges on the digits."""
     summary = load("digits/summary.json")
     lines = [("arm", "test error", "95 % interval over seeds")]
     names = {"tempering": "tempering", "independent": "grid search, same seeds"}
@@ -119,7 +119,7 @@ def digits() -> str:
 
 
 def wide(data: str) -> str:
-    """Returns what each rule comes to on a wide ladder, on seeds that did not choose the setting."""
+    """Returns the test errors of each rule on a wide ladder, on seeds that did not choose the setting."""
     folders = f"{data}-wide", f"{data}-decay"
     constant, decayed = (load(f"{folder}/summary.json") for folder in folders)
     for name in ("seeds", "dataset"):
