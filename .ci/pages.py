@@ -68,8 +68,8 @@ if __name__ == "__main__":
         raise SystemExit(__doc__)
     warnings.simplefilter("error")  # a name that cannot be found, a docstring that cannot be read
     pdoc.render.configure(docformat="google", footer_text="jaxpt")
+    guide.write(Path(sys.argv[1]))
     pdoc.render.env.loader = jinja2.ChoiceLoader(
         [jinja2.DictLoader({"module.html.jinja2": TEMPLATE}), pdoc.render.env.loader]
     )
     pdoc.pdoc(*MODULES, *(f"!jaxpt.{name}" for name in SHOWN_AS_FUNCTIONS), output_directory=Path(sys.argv[1]))
-    guide.write(Path(sys.argv[1]))
