@@ -1,6 +1,7 @@
-"""Writes the pages of the interface, from its docstrings, into a folder: uv run .ci/pages.py FOLDER.
+"""Writes the pages of the interface, from its docstrings, and the guide into a folder: uv run .ci/pages.py FOLDER.
 
-They are pdoc's, with type hints as the source has them: Float[Array, 'P M'], not the modules in which JAX keeps these.
+Those of the interface are pdoc's, with type hints as the source has them: Float[Array, 'P M'], not the modules in which
+JAX keeps these.
 """
 
 import re
@@ -9,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import guide
 import jinja2
 import pdoc
 
@@ -30,6 +32,7 @@ TEMPLATE = """
     {{ super() }}
     <style>body { width: calc(72rem + var(--sidebar-width)) !important; }</style>
 {% endblock %}
+{% block nav_title %}<a href="{{ "../" * module.modulename.count(".") }}README.html">Guide</a>{% endblock %}
 {% macro decorators(doc) %}
     {% for d in doc.decorators if d in ("@property", "@classmethod") %}<div class="decorator">{{ d }}</div>{% endfor %}
 {% endmacro %}
@@ -71,6 +74,7 @@ if __name__ == "__main__":
         raise SystemExit(__doc__)
     warnings.simplefilter("error")  # a name that cannot be found, a docstring that cannot be read
     pdoc.render.configure(docformat="google", footer_text="jaxpt")
+    guide.write(Path(sys.argv[1]))
     pdoc.render.env.loader = jinja2.ChoiceLoader(
         [jinja2.DictLoader({"module.html.jinja2": TEMPLATE}), pdoc.render.env.loader]
     )

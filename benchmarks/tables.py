@@ -1,8 +1,8 @@
-"""Writes the tables of README and guide anew from the JSON files under benchmarks/results; a test compares them.
+"""Writes the tables of all pages again from the JSON files under benchmarks/results; a test compares them.
 
 uv run benchmarks/tables.py
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`.
+A table is between `<!-- table NAME -->` and `<!-- end -->`.
 """
 
 import json
@@ -50,6 +50,13 @@ RULES = {
     "pbt": "PBT",
 }
 
+WIDE_AND_NARROW = (
+    ("LeNet, EMNIST", "emnist-wide", "emnist-decay"),
+    ("digits", "digits-wide", "digits-decay"),
+    ("digits", "digits", ""),
+)
+"""(task, folder of the comparison, folder of its grid with decaying rates)."""
+
 DECAYING = ", each rate decaying"
 SAME = (
     "steps",
@@ -78,7 +85,7 @@ PEERS = {
 
 
 def load(name: str) -> Any:
-    """Returns what a file under benchmarks/results says."""
+    """Returns the content of a file under benchmarks/results."""
     return json.loads((RESULTS / name).read_text())
 
 
@@ -98,7 +105,7 @@ def throughput() -> str:
 
 
 def digits() -> str:
-    """Returns what exchanges gained on the digits."""
+    """Returns the gain of exchanges on the digits."""
     summary = load("digits/summary.json")
     lines = [("arm", "test error", "95 % interval over seeds")]
     names = {"tempering": "tempering", "independent": "grid search, same seeds"}
@@ -112,7 +119,7 @@ def digits() -> str:
 
 
 def wide(data: str) -> str:
-    """Returns what each rule comes to on a wide ladder, on seeds that did not choose the setting."""
+    """Returns the test errors of each rule on a wide ladder, on seeds that did not choose the setting."""
     folders = f"{data}-wide", f"{data}-decay"
     constant, decayed = (load(f"{folder}/summary.json") for folder in folders)
     for name in ("seeds", "dataset"):
@@ -148,6 +155,40 @@ def wide(data: str) -> str:
 def reproduction(length: str) -> str:
     """Returns what each rule gains over grid search on the paper's panels, shortened to some length."""
     return reproduce_tables.overview(RESULTS / "reproduce" / length)
+
+
+def evidence() -> str:
+    """Returns the difference that exchanges make in every comparison, one row for each."""
+    lines: list[tuple[str, ...]] = [
+        ("test error, %", "seeds", "grid search", "tempering minus grid search", "tempering minus decaying grid")
+    ]
+    grid, tempering = "independent", "tempering"
+    for title, folder, decaying in WIDE_AND_NARROW:
+        summary = load(f"{folder}/summary.json")
+        arms = {rule: errors_of(summary, rule) for rule in (grid, tempering)}
+        decayed = "-"
+        if decaying:
+            other = load(f"{decaying}/summary.json")
+            if other["seeds"] != summary["seeds"]:
+                raise ValueError(f"{folder} and {decaying} have different seeds, so they cannot be paired")
+            decayed = reproduce_tables.show(arms[tempering] - errors_of(other, grid), "+")
+        settings = summary["settings"]
+        of = f"{title}, learning rates {settings['coldest']} to {settings['hottest']}, {settings['steps']:,} steps"
+        gain = reproduce_tables.show(arms[tempering] - arms[grid], "+")
+        lines.append((of, str(len(summary["seeds"])), reproduce_tables.show(arms[grid]), gain, decayed))
+    for length in ("fortieth", "quick"):
+        for name, content in reproduce_tables.read(RESULTS / "reproduce" / length).items():
+            fixed = reproduce_tables.by_seed(content, grid, "best")
+            of = f"{reproduce_tables.PANELS[name].title}, {content['settings']['steps']:,} steps"
+            gain = reproduce_tables.show(reproduce_tables.paired(content, tempering), "+")
+            shown = reproduce_tables.show(np.array(list(fixed.values())))
+            lines.append((of, str(len(fixed)), shown, gain, "-"))
+    return "\n".join(report.markdown(lines))
+
+
+def errors_of(summary: Any, rule: str) -> np.ndarray:
+    """Returns the test error of each seed under a rule, in percent; NaN for a seed that diverged."""
+    return np.array(summary["arms"][rule]["test_error"]["per_seed"], float)
 
 
 def peers() -> str:
@@ -188,6 +229,7 @@ def optimizers() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "evidence": evidence,
     "optimizers": optimizers,
     "peers": peers,
     "throughput": throughput,
@@ -203,7 +245,7 @@ def renewed(text: str) -> str:
     """Returns a page with its tables made anew.
 
     Raises:
-        ValueError: it asks for a table that there is none of, or does not end one.
+        ValueError: it asks for an unknown table, or does not end one.
     """
 
     def table(match: re.Match[str]) -> str:
@@ -217,7 +259,12 @@ def renewed(text: str) -> str:
     return re.sub(r"<!-- table (?P<name>\w+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
 
 
-PAGES = (HOME / "README.md", *sorted((HOME / "jaxpt" / "guide").glob("*.md")))
+PAGES = (
+    HOME / "README.md",
+    HOME / "experiments" / "README.md",
+    HOME / "benchmarks" / "README.md",
+    *sorted((HOME / "jaxpt" / "guide").glob("*.md")),
+)
 """The pages with tables."""
 
 

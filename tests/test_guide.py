@@ -1,23 +1,105 @@
-"""Every block of the guide's pages runs, page by page."""
+"""Every block, command and link of the pages works: README, guide, experiments, benchmarks, contributing."""
 
-import re
-import subprocess
+import runpy
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "jaxpt" / "guide").glob("*.md"))
+from tests import pages
+
+EVERY_PAGE = pytest.mark.parametrize("page", pages.PAGES, ids=pages.name)
+FIRST = pages.blocks(pages.README)[0]
+BLOCKS = {page: pages.blocks(page) for page in pages.PAGES if page != pages.README}
+SMALLER = {"context, width, steps = 32, 48, 1000": "context, width, steps = 8, 16, 75"}
+"""{text in a block: what the test runs instead}; only what takes minutes."""
+
+CHECKS = {
+    "good_enough": (
+        'assert stopped.stopped == "callback" and stopped.state.step < 5000;'
+        'assert Path("runs/watched/periods.jsonl").read_text().count("\\n") == len(stopped.trace.step)'
+    ),
+    "@jax.jit": "assert final._cache_size() == 1 and energy < 0.2 and 0 < acceptance < 1",
+    "grain": 'assert result.best().valid["energy"] < 0.2',
+    "Transformer(": 'assert result.best().valid["energy"] < 3.5, "it has learned which characters are frequent"',
+    'found = dataclasses.replace(engine, rule=jaxpt.Tempering("auto"': (
+        'assert result.best().valid["energy"] < 0.1 and result.trace.info.C[-1] > 1;'
+        "assert 0.2 < result.trace.info.accepted.sum() / result.trace.info.attempted.sum() < 0.9"
+    ),
+    "Curve": 'assert all(result.best(seed=s).valid["energy"] ** 0.5 < 0.2 for s in range(3)), "the noise is 0.1"',
+    'directory="runs/mine"': 'assert Path("runs/mine").is_dir() and result.state.step == 2000',
+}
+"""{text in a block: an assertion that holds after it}."""
 
 
-def test_there_are_pages():
-    assert PAGES
+def test_there_are_pages_with_blocks():
+    assert len(pages.GUIDE) > 5
+    assert sum(len(blocks) for blocks in BLOCKS.values()) > 8
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_blocks_of_a_page_run(page, tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    assert blocks
-    done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True)
+@EVERY_PAGE
+def test_every_block_declares_its_language(page):
+    """So that none is left out of the tests by mistake; shell commands are indented."""
+    assert pages.languages(page) == ["python"] * len(pages.blocks(page))
+
+
+@pytest.mark.parametrize("text", [*CHECKS, *SMALLER])
+def test_each_check_belongs_to_one_block(text):
+    assert sum(text in block.code for blocks in BLOCKS.values() for block in blocks) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page, blocks in BLOCKS.items() if blocks], ids=pages.name)
+def test_the_blocks_of_a_page_run_and_learn(page, tmp_path):
+    """Each after the README's first script alone if it goes on from that, with fewer steps, or after nothing."""
+    steps = [(FIRST._replace(code=FIRST.code.replace("steps=2000", "steps=800")), "")]
+    for block in BLOCKS[page]:
+        check = "\n".join(check for text, check in CHECKS.items() if text in block.code)
+        for shown, smaller in SMALLER.items():
+            block = block._replace(code=block.code.replace(shown, smaller))
+        steps.append((block, check))
+    done = pages.run(steps if any(block.goes_on for block, _ in steps[1:]) else steps[1:], tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+COMMANDS = sorted({command for page in pages.PAGES for command in pages.commands(page) if command[0][0] != "."})
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_every_command_exists_with_the_options_that_are_shown(command, monkeypatch, capsys):
+    name, *options = command
+    path = pages.ROOT / name
+    if name.endswith("tables.py"):  # takes no options
+        assert path.exists()
+        assert not options
+        return
+    chosen = [word for option in options if " " in option for word in option.split()]
+    monkeypatch.setattr(sys, "argv", [name, *chosen, "--help"])
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    run = runpy.run_path if "/" in name else runpy.run_module
+    with pytest.raises(SystemExit) as end:
+        run(str(path) if "/" in name else name, run_name="__main__")
+    assert end.value.code in (0, None)
+    shown = capsys.readouterr().out
+    for option in options:
+        assert option.split()[0] in shown, f"{name} has no {option}"
+
+
+@EVERY_PAGE
+def test_every_link_has_a_target(page):
+    for link in pages.links(page):
+        path, _, place = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.is_file(), link
+        if place:
+            assert place in pages.places(target), link
+
+
+def test_every_page_is_reached_from_the_readme():
+    reached, waiting = set(), [pages.README]
+    while waiting:
+        page = waiting.pop()
+        if page not in reached:
+            reached.add(page)
+            targets = [(page.parent / link.partition("#")[0]).resolve() for link in pages.links(page)]
+            waiting += [target for target in targets if target.suffix == ".md"]
+    assert reached >= set(pages.PAGES)

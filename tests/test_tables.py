@@ -1,4 +1,4 @@
-"""The tables of README and guide say what the benchmarks' files say."""
+"""The tables of all pages agree with the benchmarks' files."""
 
 import json
 import re
@@ -53,6 +53,27 @@ def test_wide_ladders_are_paired_by_seed_and_a_lost_seed_is_said(monkeypatch):
         monkeypatch.setitem(files, "some-decay/summary.json", {**files["some-decay/summary.json"], what: wrong})
         with pytest.raises(ValueError, match="some-wide and some-decay"):
             tables.wide("some")
+
+
+def test_the_evidence_is_paired_by_seed(monkeypatch):
+    def summary(seeds, decay=False, **arms):
+        settings = {"coldest": 0.1, "hottest": 0.4, "steps": 1000, "decay": decay}
+        return {"seeds": seeds, "settings": settings, "arms": {rule: arm(*errors) for rule, errors in arms.items()}}
+
+    files = {
+        "mine/summary.json": summary([7, 8], tempering=(3.0, 4.0), independent=(4.0, 6.0)),
+        "slow/summary.json": summary([7, 8], decay=True, independent=(2.0, 3.0)),
+    }
+    monkeypatch.setattr(tables, "load", files.__getitem__)
+    monkeypatch.setattr(tables, "WIDE_AND_NARROW", (("task", "mine", "slow"), ("other", "mine", "")))
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables.evidence().splitlines()]
+    assert lines[2][:2] == ["task, learning rates 0.1 to 0.4, 1,000 steps", "2"]
+    assert [cell.split(" [")[0] for cell in lines[2][2:]] == ["5.00", "-1.50", "+1.00"]
+    assert lines[3][-1] == "-"
+    assert len(lines) == 4 + 7, "and the paper's panels"
+    files["slow/summary.json"] = summary([7, 9], independent=(2.0, 3.0))
+    with pytest.raises(ValueError, match="mine and slow have different seeds"):
+        tables.evidence()
 
 
 def test_peers_are_compared_by_the_work_asked_for(monkeypatch):
