@@ -133,7 +133,12 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
     yield train_all("fit", progress=False)[0]
     with tempfile.TemporaryDirectory() as directory, terminal():
-        more: dict[str, Any] = {"directory": directory, "tensorboard": True, "patience": 10**6, "progress": True}
+        more: dict[str, Any] = {
+            "directory": directory,
+            "recorders": [jaxpt.TensorBoard()],
+            "patience": 10**6,
+            "progress": True,
+        }
         found, left = train_all("fit, everything on", **more)
         last = time.perf_counter() - left
     yield found

@@ -41,6 +41,9 @@ from jaxpt.studies.replay import replay
 from jaxpt.studies.sampling import mala, sampler
 from jaxpt.training.fit import fit
 from jaxpt.training.monitor import Callback, Status
+from jaxpt.training.recorders.base import Recorder, Run
+from jaxpt.training.recorders.json_lines import JsonLines
+from jaxpt.training.recorders.tensorboard import TensorBoard
 from jaxpt.training.stream import prefetch
 
 allocator.few_arenas()
@@ -81,6 +84,10 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "fit",
     "Callback",
     "Status",
+    "Recorder",
+    "Run",
+    "JsonLines",
+    "TensorBoard",
     "Result",
     "Best",
     "Summary",

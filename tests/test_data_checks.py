@@ -14,7 +14,7 @@ import jaxpt
 from jaxpt.core import labels
 from jaxpt.core.state import Trace
 from jaxpt.engine import company
-from jaxpt.training.divergence import Watch
+from jaxpt.training.divergence import DivergenceMonitor
 from tests.conftest import linen_problem, nnx_problem
 
 RNG = np.random.default_rng(0)
@@ -245,7 +245,7 @@ def test_a_seed_without_a_finite_energy_does_not_end_the_others():
     with pytest.warns(
         UserWarning, match="replica 0 of seed 0 on rung 0 of learning_rate by step 2; replica 1 of seed 0"
     ):
-        Watch(make(of_numbers()), fresh=True).look(row)
+        DivergenceMonitor(make(of_numbers()), fresh=True).look(row)
 
 
 def test_a_sampler_that_begins_outside_the_support_ends():

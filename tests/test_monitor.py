@@ -105,7 +105,7 @@ def test_what_is_not_finite_is_no_improvement():
         ({"patience": 2.5}, "patience must be a number of periods"),
         ({"callbacks": [3]}, "callbacks must be a list of functions"),
         ({"callbacks": print}, "callbacks must be a list of functions"),
-        ({"tensorboard": True}, "give directory="),
+        ({"recorders": [jaxpt.JsonLines()]}, "give fit\\(directory="),
     ],
 )
 def test_wrong_arguments_are_said(options, message):
@@ -133,7 +133,7 @@ def test_short_periods_share_dispatches():
 
 def test_what_callbacks_take_makes_no_dispatch_longer(monkeypatch):
     trained = []
-    monkeypatch.setattr(sys.modules["jaxpt.fit"], "_seconds", lambda seconds: trained.append(seconds) or 0.0)
+    monkeypatch.setattr(sys.modules["jaxpt.training.loop"], "_seconds", lambda seconds: trained.append(seconds) or 0.0)
     jaxpt.fit(ENGINE, steps=5 * ENGINE.every, callbacks=[lambda status: time.sleep(0.5)], progress=False)
     assert len(trained) == 5
     assert 0 < trained[0] < trained[-1] < 1.5

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import jaxpt
-from jaxpt.training.recorders import Lines, Scalars
 from tests.test_checkpoint import bowl
 from tests.test_checkpoint import go_on as fit_on
 
@@ -76,10 +75,15 @@ def test_a_resumed_run_has_the_lines_of_its_trace(harm, tmp_path):
     assert file.read_text().startswith("".join(first[:known]))
 
 
+def begun(recorder, engine):
+    recorder.open(jaxpt.Run(engine, 4, None, None))
+    return recorder
+
+
 def test_what_is_no_number_is_null(tmp_path):
     trace = jaxpt.fit(ENGINE, steps=4, progress=False).trace
     trace.valid["energy"][1] = [1.5, np.nan, np.inf]
-    recorder = Lines(tmp_path / "periods.jsonl", ENGINE)
+    recorder = begun(jaxpt.JsonLines(tmp_path / "periods.jsonl"), ENGINE)
     recorder.add(trace, (0.0, 1.0), 0)
     recorder.close()
     assert lines(tmp_path / "periods.jsonl")[1]["valid"]["energy"] == [1.5, None, None]
@@ -116,7 +120,7 @@ def events(directory):
 @pytest.mark.slow
 def test_scalars_say_what_the_trace_does_and_each_step_once(tmp_path):
     pytest.importorskip("tensorboardX")
-    options = {"seeds": [0, 1], "tensorboard": True}
+    options = {"seeds": [0, 1], "recorders": [jaxpt.TensorBoard()]}
     go_on(tmp_path, steps=13, **options)  # the last step fills no period, and is taken back
     result = go_on(tmp_path, steps=21, **options)
     found, trace = events(tmp_path / "tensorboard"), result.trace
@@ -146,7 +150,7 @@ def test_scalars_leave_out_what_is_no_number_and_many_replicas(tmp_path):
     trace = jaxpt.fit(engine, steps=4, progress=False).trace
     trace.valid["energy"][0] = np.nan
     trace.valid["energy"][1, 3] = np.inf
-    recorder = Scalars(tmp_path, engine)
+    recorder = begun(jaxpt.TensorBoard(tmp_path), engine)
     recorder.add(trace, (0.0, 1.0), 7)
     recorder.close()
     found = events(tmp_path)
@@ -160,7 +164,7 @@ def test_scalars_leave_out_what_is_no_number_and_many_replicas(tmp_path):
 def test_a_dispatch_of_many_periods_has_few_points(tmp_path):
     pytest.importorskip("tensorboardX")
     trace = jaxpt.fit(ENGINE, steps=300, progress=False).trace
-    recorder = Scalars(tmp_path, ENGINE)
+    recorder = begun(jaxpt.TensorBoard(tmp_path), ENGINE)
     recorder.add(trace, (0.0, 1.0), 0)
     recorder.close()
     found = events(tmp_path)["training/loss, mean"]
@@ -168,9 +172,9 @@ def test_a_dispatch_of_many_periods_has_few_points(tmp_path):
     np.testing.assert_allclose(found[300], trace.loss[-1].mean(), rtol=1e-6)
 
 
-def test_a_missing_package_is_said_before_the_first_step(tmp_path, monkeypatch):
+def test_a_missing_package_is_reported_before_the_first_step(monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "tensorboardX"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(ModuleNotFoundError, match=r'tensorboard=True needs tensorboardX.*"jaxpt\[tensorboard\]"'):
-        go_on(tmp_path, steps=4, tensorboard=True)
+    with pytest.raises(ModuleNotFoundError, match=r'TensorBoard\(\) needs tensorboardX.*"jaxpt\[tensorboard\]"'):
+        jaxpt.TensorBoard()

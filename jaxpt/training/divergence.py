@@ -1,4 +1,4 @@
-"""Replicas whose energy is no number any more: said at once, with replica, rung and step."""
+"""Reports replicas whose energy has become non-finite, with replica, rung and step."""
 
 import warnings
 
@@ -11,7 +11,7 @@ from jaxpt.engine.engine import Engine
 _NAMED = 4  # of those that diverge at a time; the others are counted
 
 
-class Watch:
+class DivergenceMonitor:
     """Looks through a run's rows for energies that are not finite, in the order in which they come.
 
     Args:

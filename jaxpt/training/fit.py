@@ -3,43 +3,37 @@
 import contextlib
 import os
 import sys
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
 from jaxpt.core import tree
 from jaxpt.core.data import Data
-from jaxpt.core.extras import extra
 from jaxpt.core.seeds import keys
-from jaxpt.core.state import RunState, Trace
+from jaxpt.core.state import RunState
 from jaxpt.devices.processes import clear_errors, is_first
 from jaxpt.engine.engine import Engine
 from jaxpt.results.result import Result
 from jaxpt.saving.files import local_path
-from jaxpt.saving.keeping import Keeper
-from jaxpt.training.divergence import Watch
-from jaxpt.training.monitor import Callback, Monitor, Recorder
-from jaxpt.training.prepare import NEVER, prepare
-from jaxpt.training.recorders import Lines, Scalars
-from jaxpt.training.rows import BAR, filled, joined
+from jaxpt.training.divergence import DivergenceMonitor
+from jaxpt.training.loop import Loop, Saver
+from jaxpt.training.monitor import Callback, Monitor
+from jaxpt.training.prepare import Job, prepare
+from jaxpt.training.recorders.base import Recorder, Run
+from jaxpt.training.recorders.json_lines import JsonLines
+from jaxpt.training.rows import BAR, joined
 from jaxpt.training.signals import interrupted, requests
 from jaxpt.training.stream import Prefetch
 from jaxpt.training.waiting import Wait
 
 if TYPE_CHECKING:
     from jaxpt.saving.checkpoint import Checkpoints
-
-# Seconds that a dispatch should take: signals and the bar wait for its end, but each costs some twenty milliseconds, on
-# the device and on the host. So they grow with the run.
-_SHORTEST, _LONGEST, _SHARE = 1.0, 10.0, 0.25
 
 
 def fit(
@@ -58,7 +52,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     patience: int | None = None,
     keep_best: bool | None = None,
-    tensorboard: bool = False,
+    recorders: Sequence[Recorder] = (),
     progress: bool | None = None,
     description: str = "training",
 ) -> Result:
@@ -88,7 +82,7 @@ def fit(
     examples, unlike those of arrays, are not compared with those of before. Callbacks, patience and checkpoints do not
     wait for a stream's next minibatches, and a signal ends that wait. If a stream raises, the steps done are saved
     first. DIRECTORY/periods.jsonl has a line for
-    each period of the trace (`jaxpt.training.recorders.Lines`), also while the run goes on.
+    each period of the trace (`jaxpt.JsonLines`), also while the run goes on.
 
     A run can end before its last step: when a callback asks for it, or when the energies do not get better any more
     (`patience`). `result.best(ever=True)` is the best replica of all periods, with its weights then; everything else
@@ -121,8 +115,7 @@ def fit(
         keep_best: keep the weights of the best replica of all periods, for `result.best(ever=True)`; by default with a
             patience. Each period is then a dispatch of its own, which costs some milliseconds; better weights are
             copied to the host, and to the checkpoints.
-        tensorboard: write scalars of the periods to DIRECTORY/tensorboard (`jaxpt.training.recorders.Scalars`); needs
-            tensorboardX, `pip install "jaxpt[tensorboard]"`.
+        recorders: what writes the periods down besides, `jaxpt.TensorBoard()` or another `jaxpt.Recorder`.
         progress: show a progress bar on stderr; by default if that is a terminal. Of several processes only the first
             does.
         description: what the bar is called.
@@ -135,163 +128,120 @@ def fit(
             not fit the engine, see `Engine.check`; a stream ends early or changes its shapes, see
             `jaxpt.prefetch`; the directory holds a longer run, or one with other settings; it is a URL; an
             option is out of range.
-        ModuleNotFoundError: tensorboardX is asked for and not installed.
         MemoryError: the run does not fit on its devices; the message says how many replicas do.
         CheckpointError: a checkpoint cannot be written or read, or another run is using the directory.
         Diverged: a replica's energy is not finite, and the engine says `diverged="stop"`.
         Interrupted: a signal ended a run that has a directory.
         ProcessLost: another process of the run is gone, see `jaxpt.placement.clear_errors`.
     """
-    if not isinstance(engine, Engine):
-        raise ValueError(f"engine must be a jaxpt.Engine, fit(engine, train, valid, steps=...), not {type(engine)}")
-    if not isinstance(steps, int | np.integer) or steps < 1:
-        raise ValueError(f"steps must be an integer of at least 1, but it is {steps!r}")
-    if save_every is not None and (not isinstance(save_every, int | np.integer) or save_every < 1):
-        raise ValueError(f"save_every must be a number of periods, at least 1, but it is {save_every!r}")
-    if not isinstance(save_minutes, int | float | np.number) or not save_minutes > 0:
-        raise ValueError(f"save_minutes must be positive, but it is {save_minutes!r}")
+    _check_options(engine, steps, save_every, save_minutes, patience)
     directory = None if directory is None else local_path("directory", directory)
     callbacks = _checked_callbacks(callbacks)
-    if patience is not None and (not isinstance(patience, int | np.integer) or patience < 1):
-        raise ValueError(f"patience must be a number of periods, at least 1, but it is {patience!r}")
-    if tensorboard:
-        extra("tensorboardX", "tensorboard", "tensorboard=True")
-        if directory is None:
-            raise ValueError("tensorboard=True writes to DIRECTORY/tensorboard; give directory=...")
+    written = _checked_recorders(recorders, directory)
     key = keys(seed, seeds, prng)
     whole, rest = divmod(int(steps), engine.every)
-    early = engine.rule.swap_while_tuning
-    if engine.rule.exchanges and not early and engine.every * whole <= engine.burn_in:
-        warnings.warn(
-            f"no exchange will happen: {steps} steps hold no whole period of {engine.every} steps that ends after the "
-            f"burn-in of {engine.burn_in}",
-            stacklevel=2,
-        )
+    _warn_of_burn_in(engine, steps, whole)
     with contextlib.ExitStack() as stack:
         stack.enter_context(clear_errors())
         request = stack.enter_context(requests(directory is not None))
         store = None if directory is None else _opened(stack, directory)
         done = _periods_done(store, engine, whole)
-        saver = Saver(store, save_minutes, done)
+        saver = Saver(store, save_minutes, save_every, done)
         wait = Wait(lambda: request.name is not None, saver.due)
+        bar = _bar(stack, steps, engine.every * done, directory, progress, description)
 
-        # None: tqdm shows the bar on a terminal only.
-        hidden = not is_first() or (None if progress is None else not progress)
-        start = engine.every * done
-        bar = stack.enter_context(
-            tqdm(total=steps, initial=start, desc=f"{description}, compiling", disable=hidden, dynamic_ncols=True)
-        )
-        bar.bar_format = BAR
-        if start and not bar.disable:
-            bar.write(f"{description} goes on from step {start} of {directory}", file=sys.stderr)
+        def ended(periods: int) -> BaseException:
+            return interrupted(request, description, engine.every * periods, steps, directory)
 
         def first(feed: Iterator[Any]) -> Any:
             batches, gone = wait.next(feed, lambda: None)
             if gone:
-                raise interrupted(request, description, engine.every * done, steps, directory)
+                raise ended(done)
             return batches
 
         job = prepare(engine, train, Data(None, valid, test), whole, rest, done, key, store, first)
         if isinstance(job.feed, Prefetch):
             stack.callback(job.feed.close, 1.0)
         state, traces, earlier, images, keeper = job.begin(store)
-        keeps = patience is not None if keep_best is None else keep_best
         bar.set_description(description, refresh=False)
         bar.unpause()  # its time begins with the training
-        recorders = _recorders(stack, engine, store, joined(traces) if traces else None, tensorboard)
-        monitor = Monitor(steps, traces, earlier, images, bar, recorders, callbacks, patience)
-        watch = Watch(engine, fresh=not done)
-        batches, (count, _, ended, _) = job.batches, _agreed(1, False, request.name is not None, False)
-        trained = 0.0
-        stopped: Literal["callback", "patience"] | None = None if monitor.left != 0 else "patience"
-        while done < whole and not ended and not stopped:
-            before = time.perf_counter()
-            state, trace = engine.run(state, job.data, periods=count, room=job.room, batches=batches, donate=True)
-            rows = filled(trace, count)
-            done += count
-            now = time.perf_counter()
-            trained += now - before
-            monitor.add(state, rows, job.images(engine, rows, batches))
-            with tqdm.external_write_mode(file=sys.stderr):  # a warning gets a line of its own
-                watch.look(rows, _kept(store))
-            if keeps:
-                keeper.look(state, rows)
-            due = done == whole or saver.due() or (save_every and done % save_every == 0)
-            count, due, ended, asked = _agreed(
-                _seconds(trained) * count / (now - before), bool(due), request.name is not None, monitor.asked
-            )
-            stopped = "callback" if asked else "patience" if monitor.left == 0 else None
-            until = save_every - done % save_every if save_every else whole
-            # No dispatch goes past the end of patience: where a run ends does not depend on how it is cut.
-            patient = monitor.left or whole
-            count = 1 if keeps else min(max(1, count), job.room, until, patient, max(1, whole - done))
-            save = partial(saver.save, state, monitor, done, keeper)
-            if due or ended or stopped:
-                save()
-            if not ended and not stopped:  # decided before the wait for a stream, which may be long
-                batches, ended = wait.next(job.feed, save)
-        if ended and store is not None:
-            store.wait()
-            raise interrupted(request, description, engine.every * done, steps, directory)
-        if rest and not stopped:
-            state, trace = job.short.run(state, job.data, periods=1, batches=batches, donate=True)
-            rows = filled(trace, 1)
-            monitor.add(state, rows, job.images(job.short, rows, batches), whole=False)
-            with tqdm.external_write_mode(file=sys.stderr):  # a warning gets a line of its own
-                watch.look(rows, _kept(store))
-            if keeps:
-                keeper.look(state, rows)
+        opened = _begun(stack, written, Run(engine, int(steps), directory, joined(traces) if traces else None))
+        monitor = Monitor(steps, traces, earlier, images, bar, opened, callbacks, patience)
+        keeps = patience is not None if keep_best is None else keep_best
+        divergence = DivergenceMonitor(engine, fresh=not done)
+        loop = Loop(
+            *(job, whole, rest, store, saver, wait, monitor, divergence, keeper, keeps),
+            lambda: request.name is not None,
+            ended,
+        )
+        state, stopped = loop.run(state, done)
         seconds = monitor.seconds
-        if store is not None:
-            store.wait()
-            if _agreed(0, False, request.name is not None, False)[2]:
-                raise interrupted(request, description, engine.every * done, steps, directory)
-    whole_trace: Any = monitor.join()
-    last_valid, last_test = tree.take((whole_trace.valid, whole_trace.test), -1)
-    if (parents := whole_trace.info.parents) is not None:  # the last copies carry their scores with them
+        loop.finish()
+    trace = monitor.join()
+    valid_scores, test_scores = _last_scores(engine, state, trace, job)
+    return Result(
+        engine,
+        state,
+        trace,
+        valid=valid_scores,
+        test=test_scores,
+        seconds=seconds,
+        compile_seconds=job.compile_seconds,
+        replica_images=monitor.images,
+        execution=job.execution,
+        stopped=stopped if int(trace.step[-1]) < steps else None,
+        kept=tuple(keeper.kept) if keeps else None,
+    )
+
+
+def _check_options(engine: Any, steps: Any, save_every: Any, save_minutes: Any, patience: Any) -> None:
+    """Raises ValueError if a number is out of range, or the engine is none."""
+    if not isinstance(engine, Engine):
+        raise ValueError(f"engine must be a jaxpt.Engine, fit(engine, train, valid, steps=...), not {type(engine)}")
+    if not isinstance(steps, int | np.integer) or steps < 1:
+        raise ValueError(f"steps must be an integer of at least 1, but it is {steps!r}")
+    for name, value in {"save_every": save_every, "patience": patience}.items():
+        if value is not None and (not isinstance(value, int | np.integer) or value < 1):
+            raise ValueError(f"{name} must be a number of periods, at least 1, but it is {value!r}")
+    if not isinstance(save_minutes, int | float | np.number) or not save_minutes > 0:
+        raise ValueError(f"save_minutes must be positive, but it is {save_minutes!r}")
+
+
+def _warn_of_burn_in(engine: Engine, steps: int, whole: int) -> None:
+    """Warns if burn-in lasts as long as the run."""
+    if engine.rule.exchanges and not engine.rule.swap_while_tuning and engine.every * whole <= engine.burn_in:
+        warnings.warn(
+            f"no exchange will happen: {steps} steps hold no whole period of {engine.every} steps that ends after the "
+            f"burn-in of {engine.burn_in}",
+            stacklevel=3,
+        )
+
+
+def _bar(
+    stack: contextlib.ExitStack, steps: int, start: int, directory: Any, progress: bool | None, description: str
+) -> Any:
+    """Returns the progress bar, of the first process only; it says that programs are being compiled."""
+    hidden = not is_first() or (None if progress is None else not progress)  # None: shown on a terminal only
+    bar = stack.enter_context(
+        tqdm(total=steps, initial=start, desc=f"{description}, compiling", disable=hidden, dynamic_ncols=True)
+    )
+    bar.bar_format = BAR
+    if start and not bar.disable:
+        bar.write(f"{description} goes on from step {start} of {directory}", file=sys.stderr)
+    return bar
+
+
+def _last_scores(engine: Engine, state: RunState, trace: Any, job: Job) -> tuple[Any, Any]:
+    """Returns the scores at the end on the validation and the test split."""
+    last_valid, last_test = tree.take((trace.valid, trace.test), -1)
+    if (parents := trace.info.parents) is not None:  # the last copies carry their scores with them
         last_valid, last_test = jax.tree.map(
             lambda score: np.take_along_axis(score, parents[-1], -1), (last_valid, last_test)
         )
     if engine.probe is not None:
         with clear_errors():
             last_valid = jax.tree.map(np.asarray, engine.evaluate(state, job.data.valid))
-    return Result(
-        engine,
-        state,
-        whole_trace,
-        valid=last_valid,
-        test=last_test,
-        seconds=seconds,
-        compile_seconds=job.compile_seconds,
-        replica_images=monitor.images,
-        execution=job.execution,
-        stopped=stopped if int(whole_trace.step[-1]) < steps else None,
-        kept=tuple(keeper.kept) if keeps else None,
-    )
-
-
-class Saver:
-    """Writes a run's checkpoints, one for each step at most; does nothing without a store."""
-
-    def __init__(self, store: "Checkpoints | None", minutes: float, done: int):
-        self._store, self._seconds = store, 60 * minutes
-        self._done, self._saved = done, time.perf_counter()
-
-    def due(self) -> bool:
-        """Returns whether the last checkpoint is longer ago than it may be."""
-        return self._store is not None and time.perf_counter() - self._saved > self._seconds
-
-    def save(self, state: RunState, monitor: Monitor, done: int, keeper: Keeper) -> None:
-        """Saves the state after `done` whole periods, unless it is saved already."""
-        if self._store is None or done == self._done:
-            return
-        self._store.save(state, monitor.join(), monitor.seconds, monitor.images, keeper.saved())
-        self._done, self._saved = done, time.perf_counter()
-
-
-def _seconds(trained: float) -> float:
-    """Returns how long the next dispatch should take, given the time of all so far."""
-    return min(max(_SHORTEST, _SHARE * trained), _LONGEST)
+    return last_valid, last_test
 
 
 def _checked_callbacks(callbacks: Sequence[Callback]) -> list[Callback]:
@@ -318,29 +268,22 @@ def _periods_done(store: "Checkpoints | None", engine: Engine, whole: int) -> in
     return begun // engine.every
 
 
-def _recorders(
-    stack: contextlib.ExitStack, engine: Engine, store: "Checkpoints | None", trace: Trace | None, tensorboard: bool
-) -> list[Recorder]:
-    """Returns what writes the run's periods to its directory, in the first process."""
-    if store is None or not is_first():
+def _checked_recorders(recorders: Sequence[Recorder], directory: Path | None) -> list[Recorder]:
+    """Returns the recorders, the lines of JSON in the run's directory first."""
+    found = list(recorders) if isinstance(recorders, Iterable) else [recorders]
+    if not all(isinstance(one, Recorder) for one in found):
+        raise ValueError(f"recorders must be a list of jaxpt.Recorder objects, TensorBoard() say, not {recorders!r}")
+    for one in found:
+        one.check(directory)
+    known = any(isinstance(one, JsonLines) and one.path is None for one in found)
+    return found if known or directory is None else [JsonLines(), *found]
+
+
+def _begun(stack: contextlib.ExitStack, recorders: Sequence[Recorder], run: Run) -> Sequence[Recorder]:
+    """Returns the recorders that have begun with the run; in processes but the first there are none."""
+    if not is_first():
         return []
-    found: list[Recorder] = [Lines(store.directory / "periods.jsonl", engine, trace)]
-    if tensorboard:
-        found.append(Scalars(store.directory / "tensorboard", engine, trace))
-    for recorder in found:
+    for recorder in recorders:
         stack.callback(recorder.close)
-    return found
-
-
-def _agreed(count: float, due: bool, ended: bool, asked: bool) -> tuple[int, bool, bool, bool]:
-    """Returns the first process's numbers, and whether any process was asked to end: all must do the same."""
-    found = np.array([min(count, NEVER), due, ended, asked], np.int64)
-    if jax.process_count() > 1:
-        each = multihost_utils.process_allgather(found)
-        found = np.array([*each[0, :2], *each[:, 2:].max(0)])
-    return int(found[0]), bool(found[1]), bool(found[2]), bool(found[3])
-
-
-def _kept(store: "Checkpoints | None") -> str:
-    """What there is to go back to, for an error message."""
-    return f"; {store.directory} keeps step {store.steps[-1]}" if store is not None and store.steps else ""
+        recorder.open(run)
+    return recorders

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxpt.core.state import RunState, Trace
+from jaxpt.training.recorders.base import Recorder
 from jaxpt.training.rows import joined, postfix, swaps
 
 
@@ -46,23 +47,7 @@ Callback: TypeAlias = Callable[[Status], bool | None]
 """Called between dispatches; true ends the run."""
 
 
-class Recorder(Protocol):
-    """What writes a run's rows down."""
-
-    def add(self, trace: Trace, seconds: tuple[float, float], images: int) -> None:
-        """Writes further rows.
-
-        Args:
-            trace: the rows, NumPy arrays.
-            seconds: of training, before and after them.
-            images: training examples that they stand for.
-        """
-
-    def close(self) -> None:
-        """Closes the file."""
-
-
-class Lowest:
+class BestEnergy:
     """The lowest energy of each seed's replicas so far, and for how many whole periods it has not been improved on."""
 
     def __init__(self) -> None:
@@ -121,12 +106,12 @@ class Monitor:
         self.asked = False
         """Whether a callback has asked for the end."""
         self._steps, self._bar, self._recorders, self._callbacks = steps, bar, recorders, callbacks
-        self._lowest, self._patience = Lowest(), patience
+        self._best, self._patience = BestEnergy(), patience
         self._swaps = sum(map(swaps, traces), np.zeros(2, int))
         self._began = time.perf_counter() - seconds
         self._told = seconds
         for trace in traces:
-            self._lowest.look(trace)
+            self._best.look(trace)
 
     @property
     def seconds(self) -> float:
@@ -136,24 +121,24 @@ class Monitor:
     @property
     def left(self) -> int | None:
         """Periods after which patience ends at the earliest; None without patience."""
-        return None if self._patience is None else max(0, self._patience - self._lowest.stale)
+        return None if self._patience is None else max(0, self._patience - self._best.stale)
 
     def add(self, state: RunState, trace: Trace, images: int, whole: bool = True) -> None:
         """Takes what a dispatch has come to; the state is the one after it, and `whole` says that its periods are."""
         self.traces.append(trace)
         self.images += images
         self._swaps = self._swaps + swaps(trace)
-        self._lowest.look(trace, whole)
+        self._best.look(trace, whole)
         seconds, step = self.seconds, int(trace.step[-1])
         for recorder in self._recorders:
             recorder.add(trace, (self._told, seconds), images)
         self._told = seconds
         accepted, offered = self._swaps
-        shown = postfix(self._lowest.energy, accepted, offered, self.images / seconds)
+        shown = postfix(self._best.energy, accepted, offered, self.images / seconds)
         self._bar.set_postfix_str(shown, refresh=False)
         self._bar.update(step - self._bar.n)
         if self._callbacks:
-            lowest: Any = np.float32(self._lowest.energy)  # as it was computed
+            lowest: Any = np.float32(self._best.energy)  # as it was computed
             status = Status(step, self._steps, trace, lowest, seconds, self.images, state)
             wishes = [bool(callback(status)) for callback in self._callbacks]  # each is called, whatever others want
             self.asked = any(wishes)

@@ -1,0 +1,1 @@
+"""Recorders: what writes a run's rows down while it goes on."""
