@@ -228,3 +228,19 @@ def test_stop_ends_the_run_and_keeps_the_checkpoint(tmp_path):
 def test_policies_are_checked():
     with pytest.raises(ValueError, match="diverged must be one of keep, stop, respawn, but it is 'ignore'"):
         make_engine(diverged="ignore")
+
+
+def test_an_energy_that_is_infinite_at_first_may_become_finite():
+    """w = 12 (1 - 2 rate)^200 from an energy exp(w^2) beyond float32."""
+
+    def loss(w, rest, batch, hyper, key):
+        return w**2 + jnp.zeros(1), rest
+
+    energy = lambda w, rest, batch: {"energy": jnp.exp(w**2) + jnp.zeros(1)}
+    problem = jaxpt.Problem(lambda key: (jnp.array(12.0), ()), loss, energy)
+    ladder = jaxpt.Ladder(learning_rate=[0.01, 0.02])
+    engine = jaxpt.Engine(problem, lambda h: optax.sgd(h["learning_rate"]), ladder, jaxpt.Independent(), every=5)
+    with pytest.warns(UserWarning, match="energy is not finite: replica 0 on rung 0"):
+        result = jaxpt.fit(engine, steps=200, progress=False)
+    w = 12 * (1 - 2 * np.array([0.01, 0.02])) ** 200
+    np.testing.assert_allclose(result.valid["energy"], np.exp(w**2), rtol=1e-4)

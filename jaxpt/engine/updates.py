@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxpt.core.types import Params
@@ -48,11 +47,10 @@ def updated(
     A chain hands all of them to each of its parts, so what one part does not take is found out by trying: the refused
     argument is left out for the whole chain. This happens while tracing; the program holds one update.
     """
-    given = {}
-    if isinstance(transform, optax.GradientTransformationExtraArgs):
-        taken = inspect.signature(transform.update).parameters
-        every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
-        given = {name: value for name, value in extra.items() if every or name in taken}
+    # The signature tells, not the class: `optax.MultiSteps` has a class of its own.
+    taken = inspect.signature(transform.update).parameters
+    every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    given = {name: value for name, value in extra.items() if every or name in taken}
     while True:
         try:
             return transform.update(grads, state, params, **given)
