@@ -70,6 +70,6 @@ def test_labels_within_what_has_been_seen_are_shown_once():
         checked.append(batch["y"].tolist())
 
     look = labels.StreamLabels(check)
-    for y in ([-100, 0, 3], [1, 2, 3], [-100, 0, 0], [-1, 0, 0], [4, 0, 0]):
+    for y in ([-100, 0, 3], [1, 2, 3], [-100, 1, 0], [-1, 0, 0], [4, 0, 0]):
         look({"y": np.array(y)}, "minibatch")
-    assert [y for y in checked if max(y) < 1000] == [[-100, 0, 3], [-1, 0, 0], [4, 0, 0]]
+    assert [y for y in checked if max(y) < 1000] == [[-100, 0, 3], [1, 2, 3], [-1, 0, 0], [4, 0, 0]]

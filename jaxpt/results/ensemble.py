@@ -219,13 +219,13 @@ def _of_one_seed(
     metrics = ((name, metric) for name, metric in how.metrics if isinstance(metric, Metric))
     combined = {name: metric for name, metric in metrics if metric.finish or metric.whole}
 
-    def score(batch: PyTree) -> dict[str, Array]:
+    def score(batch: PyTree) -> dict[str, Any]:
         count = tree.leading(batch, "examples")
         each = how.over(lambda params, rest: predict(params, rest, batch))(replicas.params, replicas.model_state)
         each = how.placed.whole(each)
         _check_count(each, count)
 
-        def mixed(coldest: Int[Array, ""]) -> dict[str, Array]:
+        def mixed(coldest: Int[Array, ""]) -> dict[str, Any]:
             mean = _mean(each, rung < coldest)
             return {name: metric(mean, batch) for name, metric in how.metrics}
 
