@@ -7,6 +7,8 @@ import pytest
 
 import jaxpt
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 RATES = [0.02, 0.3, 1.1]
 
 
@@ -15,17 +17,21 @@ def swinging(w, b):
     return (w - b["x"].mean()) ** 2 + 0 * b["x"]
 
 
+PROBLEM = jaxpt.energy_problem(swinging, lambda key: 1 + jnp.abs(jnp.asarray(2.0)))
+
+
+def drift(h, t):
+    """Downhill for twelve steps, then uphill."""
+    return {**h, "learning_rate": jnp.where(t < 12, h["learning_rate"], -h["learning_rate"])}
+
+
+def sgd(h):
+    return optax.sgd(h["learning_rate"])
+
+
 def make(rule=None, **options):
-    problem = jaxpt.energy_problem(swinging, lambda key: 1 + jnp.abs(jnp.asarray(2.0)))
-    drift = lambda h, t: {
-        **h,
-        "learning_rate": jnp.where(t < 12, h["learning_rate"], -h["learning_rate"]),
-    }  # then uphill
     options = {"schedule": drift, "every": 2, "batch_size": 4, **options}
-    ladder = jaxpt.Ladder(learning_rate=RATES)
-    return jaxpt.Engine(
-        problem, lambda h: optax.sgd(h["learning_rate"]), ladder, rule or jaxpt.Independent(), **options
-    )
+    return jaxpt.Engine(PROBLEM, sgd, jaxpt.Ladder(learning_rate=RATES), rule or jaxpt.Independent(), **options)
 
 
 DATA = {"x": np.full(4, 0.5, np.float32)}
