@@ -130,7 +130,7 @@ class CopyBest(Rule):
 
 
 def _rank(energy: Float[Array, " M"]) -> tuple[Int[Array, " M"], Int[Array, " M"], Bool[Array, " M"]]:
-    """Returns the replicas in order of energy, each one's place, and whether its energy is finite (others come last)."""
+    """Returns the replicas in order of energy, each one's place, and whether its energy is finite (else it is last)."""
     healthy = jnp.isfinite(energy)
     ranked = jnp.argsort(jnp.where(healthy, energy, jnp.inf))
     return ranked, jnp.argsort(ranked), healthy

@@ -94,7 +94,7 @@ class Tuning(NamedTuple):
 
 
 def begin(num_ladders: int, num_rungs: int, window: int) -> Tuning:
-    """Returns the initial tuning state (no observations), as NumPy arrays: rules may be made before devices are chosen."""
+    """Returns the initial tuning state (no observations), as NumPy arrays: devices may not be chosen yet."""
     ring: Any = np.zeros((num_ladders, window, num_rungs - 1), np.float32)
     count: Any = np.zeros(num_ladders, np.int32)
     return Tuning(ring, ring, count, count)
