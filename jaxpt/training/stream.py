@@ -113,7 +113,7 @@ class Prefetch(Iterator[Batches]):
         self.close()
 
     def _next(self) -> "Future[Batches] | None":
-        """Returns the next item's future, None after the last; orders the item if that is still to do."""
+        """Returns the next item's future, None after the last; orders the item if it is not ordered yet."""
         if self._ahead is None and self._left:
             if self._thread is None:
                 work = (self._periods, self._orders)
