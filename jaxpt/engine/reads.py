@@ -161,7 +161,7 @@ def _union(bits: Sequence[int]) -> int:
 
 
 def _traced(what: str, function: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
-    """Returns a function's jaxpr and the shapes of what it returns.
+    """Returns a function's jaxpr and the shapes of its results.
 
     Raises:
         KeyError: a hyperparameter is not given.

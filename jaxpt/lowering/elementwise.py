@@ -91,7 +91,7 @@ def _in_rows(
         if of.aval.shape != shape and all(a >= lead or n == 1 for a, n in zip(axes, of.aval.shape, strict=True)):
             one, repeats = lax.broadcast_in_dim(read(of), (1,) * lead + shape[lead:], axes).reshape(-1), True
             return lambda _: jnp.broadcast_to(one, part)
-        # Cheap arithmetic is repeated in the loop, even if others need its result: XLA drops what nobody reads.
+        # Cheap arithmetic is repeated in the loop, even if others need its result: XLA drops unused results.
         if made is not None and name in CHEAP and depth:
             inputs = [take(argument, depth - 1) for argument in made.invars]
             return lambda given: made.primitive.bind(*(of(given) for of in inputs), **made.params)

@@ -78,7 +78,7 @@ def _is_gradient(eqn: JaxprEqn, made: JaxprEqn) -> bool:
     summed = eqn.primitive.name == "reduce_window_sum" and {*eqn.params["window_strides"]} == {1}
     if not summed or made.primitive.name != "pad":
         return False
-    # The padding between the numbers must be zero, or the sum is no copy.
+    # The padding between the numbers must be zero, or the sums are not copies.
     zero = isinstance(made.invars[1], Literal) and made.invars[1].val == 0
     apart = zip(eqn.params["window_dimensions"], made.params["padding_config"], strict=True)
     return zero and all(low == inside == w - 1 <= high for w, (low, high, inside) in apart)

@@ -139,7 +139,7 @@ def _described(shape: Geometry, lhs: Array, rhs: Array) -> tuple[str, Geometry, 
             rhs.transpose(2, 0, 1, 3),
         )
     if shape.strides == (1, 1) and (height + top + bottom) * (width + left + right) > 1.5 * height * width:
-        # Much of what is read is padding: taken as the input gradient of a convolution with less padding.
+        # Much of the input is padding: taken as the input gradient of a convolution with less padding.
         less = (h - 1 - top, h - 1 - bottom), (w - 1 - left, w - 1 - right)
         of = shape._replace(image=shape.output, padding=less)
         return "input_gradient", of, lhs, rhs[::-1, ::-1].transpose(0, 1, 3, 2)

@@ -56,6 +56,7 @@ _FOLDS = {
 
 # custom_vjp allows reverse mode only; `general.conv_by_products` has forward mode.
 
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def apply(part: str, static: Static, a: Float[Array, "M ..."], b: Float[Array, "M ..."]) -> Float[Array, "M ..."]:
     """Returns a convolution of M replicas, or one of its gradients.

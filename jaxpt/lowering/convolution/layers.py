@@ -50,7 +50,7 @@ def fast_convolutions(model: Any) -> Any:
     @functools.wraps(model)
     def fast(*args: Any, **kwargs: Any) -> nnx.Module:
         made = model(*args, **kwargs)
-        # Only the call shows what a function makes.
+        # The result of a function is known only now.
         if not isinstance(made, nnx.Module):
             raise TypeError(f"expected a function that makes a Flax NNX module, but it made {type(made).__name__}")
         # A module by now, so this is the first case above.

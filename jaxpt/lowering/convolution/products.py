@@ -120,7 +120,7 @@ def columns(images: Float[Array, "B H W C"], shape: Geometry, block: int) -> Flo
     """
     w, along, (vertical, (left, right)) = shape.kernel[1], shape.strides[1], shape.padding
     blocks, step, width = -(-shape.output[1] // block), block * along, (block - 1) * along + w
-    # A block is wider than its distance to the next by what neighbours share. A single block shares nothing.
+    # Neighbouring blocks overlap: each is wider than its distance to the next. A single block needs no parts.
     parts = -(-width // step) if blocks > 1 else 1
     step = step if blocks > 1 else width
     needed = (blocks + parts - 1) * step
@@ -155,7 +155,7 @@ def banded(kernel: Float[Array, "h w C O"], shape: Geometry, block: int) -> Floa
     """Returns the matrix from the numbers that a block reads (K) to its outputs, P = block * O."""
     h, w, channels, features = kernel.shape
     width = (block - 1) * shape.strides[1] + w
-    # Column o of a block starts o strides into what the block reads; elsewhere its band is zero.
+    # Column o of a block starts o strides into the block's input; elsewhere its band is zero.
     starts = [o * shape.strides[1] for o in range(block)]
     band = [jnp.pad(kernel, ((0, 0), (s, width - w - s), (0, 0), (0, 0))) for s in starts]
     return jnp.stack(band, 3).reshape(h * width * channels, block * features)
