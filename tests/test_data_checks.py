@@ -1,6 +1,7 @@
 """Data that would give wrong numbers without a word: integers too wide, seeds too wide, labels out of range, batches
 whose examples look at each other, starts without a finite energy."""
 
+import functools
 import warnings
 
 import jax
@@ -17,6 +18,8 @@ from jaxpt.engine import company
 from jaxpt.training.divergence import DivergenceMonitor
 from tests.conftest import linen_problem, nnx_problem
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(64, 3)).astype(np.float32)
 Y = np.argmax(X, 1).astype(np.int32)
@@ -28,6 +31,7 @@ def make(problem, **options):
     return jaxpt.Engine(problem, sgd, jaxpt.Ladder(learning_rate=[0.01, 0.1]), **options)
 
 
+@functools.cache
 def of_numbers(energy=lambda w, b: b["id"].astype(jnp.float32) + 0 * w):
     return jaxpt.energy_problem(energy, lambda key: jnp.zeros(()))
 
@@ -101,6 +105,7 @@ def test_a_seed_of_32_bits_is_the_key_that_jax_makes_of_it(prng):
         assert key == jax.random.key(seed, impl=prng) == jaxpt.core.seeds.keys(seed, None, prng)
 
 
+@functools.cache
 def tagger(**options):
     """Three labels an example; of the problem's own softmax, so that only `ignore_label` can leave one out."""
 

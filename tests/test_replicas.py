@@ -6,7 +6,8 @@ import pytest
 
 import jaxpt
 from jaxpt.engine.reads import has_state, reads
-from jaxpt.engine.replica import mean_scores, rescale_momentum
+from jaxpt.engine.replica import rescale_momentum
+from jaxpt.engine.scoring import mean_scores
 
 
 @pytest.mark.parametrize(("chunk", "size"), [(1, 1), (3, 3), (7, 5), (9, 5), (10, 10), (100, 10)])

@@ -198,3 +198,53 @@ def test_the_mean_prediction_is_that_of_its_kind(name):
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="prediction must be one of classes, binary, values, but it is 'softmax'"):
         classifier(predict=logits, prediction="softmax")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["neg_mean_squared_error", "1-accuracy", "1 - f1", "-loss", "accuracy_drop", "error_reduction", "return_std"],
+)
+def test_a_name_that_turns_a_word_round_tells_no_direction(name):
+    with pytest.raises(ValueError, match="Its name does not tell"):
+        is_higher_better(classifier(), name)
+
+
+def test_several_yes_or_no_for_each_example_are_asked_about():
+    several = {"x": X, "y": (X > 0).astype(np.int32)}
+    loss = lambda m, b: optax.sigmoid_binary_cross_entropy(m(b["x"]), b["y"]).mean(-1)
+    with pytest.raises(ValueError, match="no array with one integer for each example"):
+        run(classifier(loss=loss, predict=logits), several)
+
+
+def test_metrics_of_whole_splits_are_those_of_the_mean_prediction_too():
+    result = run(classifier(predict=logits))
+    square = jaxpt.Metric(lambda p, b: (p[:, 1] - (b["y"] == 1)) ** 2, finish=jnp.sqrt)
+    area = jaxpt.Metric(lambda p, b: (p[:, 1], b["y"] == 1), whole=lambda rows: jnp.corrcoef(*rows)[0, 1])
+    found = jaxpt.mixture(result.engine, result.state, DATA, {"square": square, "area": area})
+    predicted = np.asarray(result.mixture()(DATA))[:, 1]
+    np.testing.assert_allclose(found["square"], np.sqrt(np.mean((predicted - (Y == 1)) ** 2)), rtol=1e-5)
+    np.testing.assert_allclose(found["area"], np.corrcoef(predicted, Y == 1)[0, 1], rtol=1e-4)
+    with pytest.raises(ValueError, match="examples/y has values"):
+        jaxpt.mixture(result.engine, result.state, {"x": X, "y": Y.astype(np.int64) + 2**40}, {"square": square})
+
+
+def test_metrics_of_a_problem_without_data():
+    metrics = {
+        "first": jaxpt.Metric(lambda w: w[0], higher_is_better=True),
+        "norm": jaxpt.Metric(lambda w: w**2, finish=lambda squares: jnp.sqrt(squares.sum())),
+        "total": jaxpt.Metric(lambda w: w, whole=jnp.sum),
+    }
+    problem = jaxpt.energy_problem(lambda w: jnp.sum(w**2), lambda key: jnp.array([1.0, -2.0]), metrics=metrics)
+    engine = jaxpt.Engine(
+        problem,
+        lambda h: optax.sgd(h["learning_rate"]),
+        jaxpt.Ladder(learning_rate=[0.1, 0.2]),
+        jaxpt.Independent(),
+        every=1,
+    )
+    result = jaxpt.fit(engine, steps=1, progress=False)
+    w = np.outer([0.8, 0.6], [1.0, -2.0])  # (1 - 2 rate) w
+    np.testing.assert_allclose(result.valid["first"], w[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(result.valid["norm"], np.linalg.norm(w, axis=1), rtol=1e-6)
+    np.testing.assert_allclose(result.valid["total"], w.sum(1), rtol=1e-6)
+    assert result.best("first").replica == 0

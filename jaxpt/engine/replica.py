@@ -91,7 +91,7 @@ def train_step(
         weight = weight & (jnp.arange(weight.shape[0]) < hyper["batch_size"])
 
     def objective(params: Params) -> tuple[Array, ModelState]:
-        per_example, model_state = problem.loss(params, replica.model_state, batch, hyper, key_loss)
+        per_example, model_state = problem.loss(params, replica.model_state, batch, dict(hyper), key_loss)
         check_per_example("the loss", per_example, 1 if weight is None else weight.shape[0])
         return jnp.mean(per_example, where=weight), model_state
 

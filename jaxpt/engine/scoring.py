@@ -41,10 +41,12 @@ def mean_scores(
         examples: leaves [N, ...], the same for all replicas; None for a problem without data.
         chunk: most examples at a time.
     """
-    if examples is None:
-        scores = over_replicas(lambda params, state: problem.evaluate(params, state, None), (0, 0))
-        return jax.tree.map(lambda s: s.mean(-1), scores(replicas.params, replicas.model_state))
     combined = {name: metric for name, metric in problem.metrics if metric.finish or metric.whole}
+    if examples is None:
+        lifted = over_replicas(lambda params, state: problem.evaluate(params, state, None), (0, 0))
+        scores = lifted(replicas.params, replicas.model_state)  # [M, 1], or a pytree of [M, 1, ...]
+        made = {name: _combined(combined[name], scores.pop(name)) for name in combined}
+        return {**jax.tree.map(lambda s: s.mean(-1), scores), **made}
 
     def score(batch: PyTree) -> Any:
         count = jax.tree.leaves(batch)[0].shape[0]
@@ -71,6 +73,13 @@ def mean_scores(
         if name in means and means[name].ndim != 1:
             raise ValueError(f"the metric {name!r} must come to one number, but it has shape {means[name].shape[1:]}")
     return means
+
+
+def _combined(metric: Any, outputs: PyTree) -> Float[Array, " M"]:
+    """Returns a metric's values, computed from all outputs, a pytree of [M, N, ...]."""
+    if metric.whole:
+        return jax.vmap(metric.whole)(outputs)
+    return jax.vmap(metric.finish)(jax.tree.map(lambda leaf: leaf.mean(1), outputs))
 
 
 def paired_variance(

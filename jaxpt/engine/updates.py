@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxpt.core.types import Params
@@ -48,11 +47,10 @@ def updated(
     A chain passes all of them to each of its parts, so the arguments that a part does not accept are found by trial: a
     rejected argument is left out for the whole chain. This happens during tracing; the program holds one update.
     """
-    given = {}
-    if isinstance(transform, optax.GradientTransformationExtraArgs):
-        taken = inspect.signature(transform.update).parameters
-        every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
-        given = {name: value for name, value in extra.items() if every or name in taken}
+    # Decided by the signature, not by the class: `optax.MultiSteps` has another class.
+    taken = inspect.signature(transform.update).parameters
+    every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    given = {name: value for name, value in extra.items() if every or name in taken}
     while True:
         try:
             return transform.update(grads, state, params, **given)

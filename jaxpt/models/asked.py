@@ -18,13 +18,13 @@ class Asked(NamedTuple):
         drawn: random streams that keys were drawn from, `make_rng(name)`.
         looked: random streams whose presence was queried, `has_rng(name)`.
         lost: streams among `drawn` that were not available where keys were drawn.
-        sown: collections that values were sown into.
+        sown: paths of sown values: collection, names of modules, name.
     """
 
     drawn: set[str]
     looked: set[str]
     lost: set[str]
-    sown: set[str]
+    sown: set[tuple[str, ...]]
 
 
 @contextlib.contextmanager
@@ -56,10 +56,10 @@ def asked() -> Iterator[Asked]:
         finally:
             inside = False
 
-    def sow(self: linen.Module, col: str, *args: Any, **kwargs: Any) -> bool:
+    def sow(self: linen.Module, col: str, name: str, *args: Any, **kwargs: Any) -> bool:
         if threading.get_ident() == thread:
-            found.sown.add(col)
-        return sow_(self, col, *args, **kwargs)
+            found.sown.add((col, *self.path, name))
+        return sow_(self, col, name, *args, **kwargs)
 
     with _PATCH:
         has, make, sow_ = Scope.has_rng, Scope.make_rng, linen.Module.sow

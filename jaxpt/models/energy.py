@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from jaxpt.core.arguments import check_takes
 from jaxpt.core.types import Batch, ModelState, Params, Problem
-from jaxpt.models.scores import declared_metrics, required, scores
+from jaxpt.models.scores import Metric, declared_metrics, required, scores
 
 
 def energy_problem(
@@ -39,6 +40,8 @@ def energy_problem(
 
     def score(function: Callable[..., Array], params: Params, batch: Batch) -> Array:
         value = function(params, batch) if needs_batch else function(params)
+        if not needs_batch and isinstance(function, Metric) and (function.finish or function.whole):
+            return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], value)
         if not needs_batch and jnp.size(value) != 1:
             raise ValueError(f"a function of the parameters alone must give one number, not shape {jnp.shape(value)}")
         return value if needs_batch else jnp.reshape(value, (1,))

@@ -154,7 +154,7 @@ def linen_problem(
         hypers = _shapes(variables, inputs, named_inputs).get(COLLECTION, {})
     named = jax.tree.map_with_path(lambda path, leaf: path[-1].key, hypers)
     names = frozenset(jax.tree.leaves(named))
-    dropped = {"intermediates", *found.sown}
+    sown = {("intermediates",), *found.sown}
     streams: dict[bool, set[str]] = {True: set(), False: set()}  # in training, in evaluation
 
     class Bound:
@@ -172,17 +172,17 @@ def linen_problem(
             self.calls += 1
 
             def apply(rngs: dict[str, Array]) -> Any:
-                mutable = [*(self.rest if training else ()), *dropped]
-                return module.apply(bound, *args, **{**mode(training), **kwargs}, rngs=rngs, mutable=mutable)
+                mutable = {*(self.rest if training else ()), *(path[0] for path in sown)}
+                return module.apply(bound, *args, **{**mode(training), **kwargs}, rngs=rngs, mutable=[*mutable])
 
-            out, changed = _apply_with_streams(apply, key, streams[training], training, dropped)
-            self.sown = {name: changed.pop(name) for name in dropped if name in changed}
-            self.rest = {**self.rest, **changed}
+            out, changed = _apply_with_streams(apply, key, streams[training], training, sown)
+            carried, self.sown = _parted(changed, sown)
+            self.rest = {**self.rest, **carried} if training else self.rest
             return out
 
     def init(key: Key[Array, ""]) -> tuple[Params, ModelState]:
-        made = variables(key)
-        return made.get("params", {}), {k: v for k, v in made.items() if k not in ("params", COLLECTION, *dropped)}
+        made, _ = _parted(variables(key), sown)
+        return made.get("params", {}), {k: v for k, v in made.items() if k not in ("params", COLLECTION)}
 
     def called(key: Key[Array, ""]) -> Any:
         params, rest = init(key)
@@ -192,7 +192,7 @@ def linen_problem(
         return rest, model.rest
 
     with contextlib.suppress(Exception):  # the example may suit initialisation only; the loss gives better errors
-        dropped |= _grown(*jax.eval_shape(called, jax.random.key(0)))
+        sown |= {(name,) for name in _grown(*jax.eval_shape(called, jax.random.key(0)))}
 
     def training_loss(
         params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array], key: Key[Array, ""]
@@ -227,6 +227,8 @@ def _inputs(example: Any, arguments: Sequence[str], takes_any: bool) -> tuple[tu
     if isinstance(example, Mapping):
         given: tuple[Any, ...] = ()
         named = dict(example)
+        if not all(isinstance(name, str) for name in named):
+            raise ValueError(f"example must be an input or {{name: input}}, but its names are {[*named]}")
         if not takes_any and (absent := sorted(set(map(str, named)) - set(arguments))):
             raise ValueError(
                 f"example names the inputs {', '.join(named)}, but the module's __call__ has no {', '.join(absent)}; "
@@ -260,7 +262,11 @@ def _shown(shapes: Any) -> str:
 
 
 def _apply_with_streams(
-    apply: Callable[[dict[str, Array]], T], key: Key[Array, ""], streams: set[str], looked: bool, sown: set[str]
+    apply: Callable[[dict[str, Array]], T],
+    key: Key[Array, ""],
+    streams: set[str],
+    looked: bool,
+    sown: set[tuple[str, ...]],
 ) -> T:
     """Returns the result of `apply(rngs)`, with a key for each random stream that the module draws from.
 
@@ -271,7 +277,7 @@ def _apply_with_streams(
         key: the key from which the streams' keys are derived.
         streams: names known so far; newly found names are added.
         looked: whether streams that the module only checks for (`has_rng`) count too; in training they do.
-        sown: collections known to be sown into; newly found collections are added.
+        sown: paths known to be sown into; newly found paths are added.
 
     Raises:
         ValueError: a stream is not available where the module draws from it.
@@ -301,6 +307,21 @@ def _apply_with_streams(
             raise cast(InvalidRngError, missing)
         streams |= wanted
         sown |= found.sown
+
+
+def _parted(variables: Mapping[str, Any], sown: set[tuple[str, ...]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns two nested mappings: the variables without those at the `sown` paths, and those alone."""
+    kept: dict[str, Any] = {}
+    taken: dict[str, Any] = {}
+    for name, value in variables.items():
+        below = {path[1:] for path in sown if path[0] == name}
+        if () in below:
+            taken[name] = value
+            continue
+        parts = _parted(value, below) if below and isinstance(value, Mapping) else (value, {})
+        kept |= {name: parts[0]} if parts[0] or not below else {}
+        taken |= {name: parts[1]} if below and parts[1] else {}
+    return kept, taken
 
 
 def _grown(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[str]:

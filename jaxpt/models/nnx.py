@@ -1,5 +1,6 @@
 """Flax NNX: layers whose strength is a hyperparameter, and the `Problem` of a model and a loss."""
 
+import collections
 import functools
 import types
 from collections.abc import Callable, Mapping
@@ -7,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
@@ -75,7 +77,12 @@ class GaussianNoise(_Noise):
         super().__init__(name, noise.gaussian, "noise", rngs)
 
 
-_VALUES = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
+_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
 
 
 def nnx_problem(
@@ -230,12 +237,14 @@ def _holds_traced(value: Any, found: set[int]) -> bool:
     if id(value) in found or isinstance(value, type | types.ModuleType):
         return False
     found.add(id(value))
-    if isinstance(value, jax.core.Tracer):
-        return True
+    if isinstance(value, jax.Array | np.ndarray):
+        return isinstance(value, jax.core.Tracer)
     held: list[Any] = list(getattr(value, "__dict__", {}).values())
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()) if name[:2] != "__"]
+    held += [getattr(value, name) for name in slots if hasattr(value, name)]
     if isinstance(value, Mapping):
         held += value.values()
-    elif isinstance(value, list | tuple | set | frozenset):
+    elif isinstance(value, list | tuple | set | frozenset | collections.deque):
         held += value
     elif isinstance(value, functools.partial):
         held += (value.func, *value.args, *value.keywords.values())

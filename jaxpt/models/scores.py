@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias, get_args
@@ -24,6 +25,12 @@ _HIGHER = frozenset((
 ))
 # fmt: on
 # fmt: off
+# Words that negate or change the meaning of another; the name then does not determine the direction.
+_TURNED = frozenset((
+    "neg", "negative", "negated", "minus", "inverse", "inv", "inverted", "drop", "gap", "reduction", "std",
+    "stddev", "variance", "var", "drawdown", "improvement", "decrease", "increase", "delta", "change", "difference",
+    "diff", "slope",
+))
 _LOWER = frozenset((
     "error", "errors", "err", "loss", "nll", "mse", "rmse", "mae", "mape", "perplexity", "ppl", "energy", "ece",
     "brier", "regret", "wer", "cer", "distance", "divergence", "kl", "crossentropy", "bpc", "deviance", "fpr",
@@ -75,9 +82,9 @@ class Metric:
                 "a Metric takes finish, of means, or whole, of all outputs, but both are given; leave one out"
             )
 
-    def __call__(self, model: Any, batch: Batch) -> Any:
-        """Returns the function's outputs for one batch."""
-        return self.function(model, batch)
+    def __call__(self, model: Any, *batch: Batch) -> Any:
+        """Returns the function's outputs for one batch; without data it is called with the model alone."""
+        return self.function(model, *batch)
 
 
 def is_higher_better(problem: Problem, name: str) -> bool:
@@ -91,7 +98,8 @@ def is_higher_better(problem: Problem, name: str) -> bool:
         return metric.higher_is_better
     words = set(re.findall(r"[a-z]+\d*", name.lower()))
     up, down = bool(words & _HIGHER), bool(words & _LOWER)
-    if up == down:
+    turned = bool(words & _TURNED) or re.match(r"\s*(1\s*)?-", name) is not None
+    if up == down or turned:
         raise ValueError(
             f"is more or less of {name!r} better? Its name does not tell: give the problem "
             f"metrics={{{name!r}: jaxpt.Metric(function, higher_is_better=True)}}, or False"
@@ -111,6 +119,7 @@ def takes_hyper(loss: Callable[..., Array]) -> bool:
 
 def required(function: Callable[..., Any]) -> int:
     """Returns the number of positional arguments without a default."""
+    function = function.function if isinstance(function, Metric) else function
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(function).parameters.values()
     return sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters)
@@ -181,9 +190,15 @@ ASK = (
 
 
 def require_kind(problem: Problem, examples: Any) -> None:
-    """Raises ValueError if a problem predicts without giving `prediction` and the data hold no class labels."""
+    """Raises ValueError if a problem predicts without giving `prediction` and the data hold no class labels.
+
+    Class labels are one integer for each example; images of bytes are not labels.
+    """
     if problem.predict is None or problem.prediction is not None or not jax.tree.leaves(examples):
         return
-    kinds = [(jnp.result_type(leaf), jnp.ndim(leaf)) for leaf in jax.tree.leaves(examples)]
-    if not any(jnp.issubdtype(kind, jnp.integer) and (kind != jnp.uint8 or axes < 3) for kind, axes in kinds):
-        raise ValueError(f"the problem has predict=..., but the data hold no integers, as labels of classes are; {ASK}")
+    kinds = [(jnp.result_type(leaf), jnp.shape(leaf)) for leaf in jax.tree.leaves(examples)]
+    if not any(jnp.issubdtype(kind, jnp.integer) and math.prod(shape[1:]) == 1 for kind, shape in kinds):
+        raise ValueError(
+            "the problem has predict=..., but the data hold no array with one integer for each example, as labels of "
+            f"classes are; {ASK}"
+        )

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxpt.core import tree
 from jaxpt.core.ladder import require_beta
+from jaxpt.core.ranges import check_numbers
 from jaxpt.core.state import Replicas, RunState
 from jaxpt.core.types import Batch, Problem
 from jaxpt.devices.execution import over_replicas
@@ -20,7 +21,7 @@ from jaxpt.devices.placement import AXIS, EVERYWHERE, SEED, Placement, single
 from jaxpt.devices.precision import tracing_with
 from jaxpt.engine.engine import Engine
 from jaxpt.engine.scoring import mean_in_chunks
-from jaxpt.models.scores import require_kind
+from jaxpt.models.scores import Metric, require_kind
 
 MixtureMetric = Callable[[Float[Array, "B *K"], Batch], Array]
 """(mean prediction, batch) -> [B], one number per example."""
@@ -54,7 +55,8 @@ def mixture(
             [K, S]).
         examples: leaves [N, ...].
         metrics: {name: function(predictions [B, ...], batch) -> [B]}. Predictions are class probabilities or values,
-            depending on the problem's `prediction`.
+            depending on the problem's `prediction`. Or a `jaxpt.Metric` of such a function, for a metric of the whole
+            split.
         coldest: use only the replicas that are now on this many coldest rungs; by default all. A sequence of K such
             numbers gives K mixtures, metrics [K], at the cost of one.
         ladder: the ladder whose rungs are meant; needed with `coldest` if there are several ladders.
@@ -69,6 +71,7 @@ def mixture(
     if not metrics:
         raise ValueError('metrics is empty; give one at least, e.g. {"error": lambda p, batch: errors(p, batch["y"])}')
     tree.leading(examples, "examples")
+    check_numbers(examples, "examples")
     require_kind(engine.problem, examples)
     counts = np.asarray(engine.num_replicas if coldest is None else coldest)
     name = ladder_of(engine, ladder, coldest)
@@ -109,6 +112,7 @@ class Mixture:
 
     def __call__(self, batch: Batch) -> Float[Array, "B *K"]:
         """Returns the mean prediction for each example of a batch; the batch is what the problem's `predict` takes."""
+        check_numbers(batch, "batch")
         return _together(self._how, self.params, self.model_state, batch)
 
 
@@ -214,24 +218,35 @@ def _of_one_seed(
     """Returns the metrics of the mixtures of one seed's replicas; `replicas` holds those of one device."""
     predict: Any = how.problem.predict
     rung = how.placed.whole(rung)
+    metrics = ((name, metric) for name, metric in how.metrics if isinstance(metric, Metric))
+    combined = {name: metric for name, metric in metrics if metric.finish or metric.whole}
 
-    def score(batch: PyTree) -> dict[str, Array]:
+    def score(batch: PyTree) -> dict[str, Any]:
         count = tree.leading(batch, "examples")
         each = how.over(lambda params, rest: predict(params, rest, batch))(replicas.params, replicas.model_state)
         each = how.placed.whole(each)
         _check_count(each, count)
 
-        def mixed(coldest: Int[Array, ""]) -> dict[str, Array]:
+        def mixed(coldest: Int[Array, ""]) -> dict[str, Any]:
             mean = _mean(each, rung < coldest)
             return {name: metric(mean, batch) for name, metric in how.metrics}
 
         found = jax.vmap(mixed)(coldest)
         for name, value in found.items():
-            if jnp.shape(value)[1:] != (count,):
+            if name in combined:
+                found[name] = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, -1), value)
+            elif jnp.shape(value)[1:] != (count,):
                 raise ValueError(
                     f"metric {name!r} must give one number per example, shape ({count},), but it gives shape "
                     f"{jnp.shape(value)[1:]}; leave out the mean"
                 )
         return found
 
-    return mean_in_chunks(score, examples, how.chunk)[0]
+    means, outputs = mean_in_chunks(score, examples, how.chunk, {name for name in combined if combined[name].whole})
+    for name, metric in combined.items():
+        if metric.whole:
+            rows = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 1), outputs[name])
+            means[name] = jax.vmap(metric.whole)(rows)
+        elif metric.finish:
+            means[name] = jax.vmap(metric.finish)(means[name])
+    return means

@@ -13,6 +13,7 @@ from jaxpt.core.types import Info
 from jaxpt.devices.execution import Execution
 from jaxpt.engine.engine import Engine
 from jaxpt.results.result import Result
+from jaxpt.saving import settings
 from jaxpt.saving.files import local_path
 from jaxpt.saving.keeping import in_order
 
@@ -51,6 +52,7 @@ def load_run(
         chosen = int(kept_steps[-1] if step == "latest" else step)
         key = _key(store.settings()["seeds"])
         form, row = engine.abstract(key), _trace(store.rows(chosen))
+        _check_engine(engine, settings.shapes(engine, form), store.settings(), place)
         state, trace, progress, kept = store.load(form, row, jax.random.key_impl(key), chosen)
     finally:
         store.close()
@@ -71,6 +73,16 @@ def load_run(
         execution=execution,
         kept=tuple(in_order(kept, key.shape[0] if key.ndim else 1)) if kept else None,
     )
+
+
+def _check_engine(engine: Engine, now: dict[str, Any], then: dict[str, Any], place: Any) -> None:
+    """Raises ValueError if the engine's rule and replicas are not those of the run."""
+    same: Any = [{"rule": side["rule"]["kind"], "replicas": side["replicas"]} for side in (then, now)]  # C may differ
+    if changed := settings.differences(*same):
+        raise ValueError(
+            f"the engine is not the one of the run in {place} (then -> now): {'; '.join(changed)}; load_run takes the "
+            "same problem, optimizer, ladders and rule"
+        )
 
 
 def _last_energy(rows: dict[str, np.ndarray]) -> float:

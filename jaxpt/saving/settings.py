@@ -54,12 +54,19 @@ def describe(engine: Engine, state: RunState, key: Array, data: Data) -> dict[st
             name: {"beta": _words(ladder.beta), **{key: _words(values) for key, values in ladder.values.items()}}
             for name, ladder in engine.ladders.items()
         },
-        "rule": rule_in_words(engine.rule),
-        "replicas": {tree.name(path): _shape(leaf) for path, leaf in jax.tree.leaves_with_path(state.replicas)},
+        **shapes(engine, state),
         "data": {
             tree.name(path): _shape(leaf) + _checksum(leaf) for path, leaf in jax.tree.leaves_with_path(data._asdict())
         },
         "programs": {name: _hash(program) for name, program in _programs(engine, state, first, key.ndim, data)},
+    }
+
+
+def shapes(engine: Engine, state: RunState) -> dict[str, Any]:
+    """Returns the settings that a checkpoint's arrays depend on, ready for JSON."""
+    return {
+        "rule": rule_in_words(engine.rule),
+        "replicas": {tree.name(path): _shape(leaf) for path, leaf in jax.tree.leaves_with_path(state.replicas)},
     }
 
 

@@ -37,7 +37,8 @@ class DivergenceMonitor:
         lost = ~np.isfinite(trace.valid["energy"])
         if not len(lost):
             return
-        if self._fresh and lost.all():
+        hopeless = np.isnan(trace.valid["energy"]).any() or not np.isfinite(trace.loss).all()
+        if self._fresh and lost.all() and hopeless:  # an infinite energy alone may still become finite in training
             raise Diverged(self._never(trace, lost))
         from_the_start, self._fresh = self._fresh, False
         before = np.zeros_like(lost[0]) if self._lost is None else self._lost
