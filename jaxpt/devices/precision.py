@@ -16,7 +16,7 @@ def tracing_with(precision: str) -> contextlib.AbstractContextManager[Any]:
     |-------------|---------|--------------------------------|-------------------------------|
     | "highest"   | float32 | float32                        | float32 (six bfloat16 passes) |
     | "high"      | float32 | TF32                           | three bfloat16 passes         |
-    | "default"   | float32 | JAX's own: TF32 where there is | one bfloat16 pass             |
+    | "default"   | float32 | JAX's own: TF32 if available   | one bfloat16 pass             |
 
     "default" leaves the precision to JAX, including its option `jax_default_matmul_precision`.
     """

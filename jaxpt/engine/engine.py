@@ -78,8 +78,8 @@ class Engine(Spec):
             divide M (see `use_all_cores`), and with several processes all devices. See `jaxpt.placement`.
         precision: of float32 products: "highest", float32 everywhere; "high", TF32 on GPUs; "default", JAX's setting,
             which is TF32 on GPUs unless changed. See `jaxpt.devices.precision`.
-        diverged: the treatment of a replica whose energy is not finite. "keep": it goes on, never gets a colder rung
-            from a healthy replica, and counts nowhere; "stop": `fit` ends the run; "respawn": after each period it
+        diverged: the treatment of a replica whose energy is not finite. "keep": it keeps training, never gets a colder
+            rung from a healthy replica, and counts nowhere; "stop": `fit` ends the run; "respawn": after each period it
             takes weights and optimiser state from the nearest healthy replica on the ladder and keeps its own
             hyperparameters, as `trace.info.parents` records.
 

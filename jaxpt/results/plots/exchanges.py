@@ -35,7 +35,7 @@ def exchange_picture(
         burn_in: steps of burn-in, shaded if positive.
     """
     figure, axes = new_axes(8, min(8.0, max(3.2, 1.6 + 0.4 * len(values))))
-    few = best is None or rung.shape[1] <= len(COLORS)  # each replica has a colour of its own
+    few = best is None or rung.shape[1] <= len(COLORS)  # only then do colours identify replicas
     # A period's rung holds from the end of the previous period to the end of this one.
     edges = np.concatenate([[0], step])
     for replica in range(rung.shape[1]):
