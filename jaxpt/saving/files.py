@@ -10,7 +10,7 @@ from typing import Any
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 # After a folder, where `Path.absolute` leaves them, only the usual schemes count.
 _URL_WITHIN = re.compile(r"[/\\](gs|gcs|s3a?|file|https?|ftp|hdfs|dbfs|az|abfss?|wasbs?|hf):/", re.IGNORECASE)
-# Left by macOS, Windows, NFS and FUSE, ext4, file servers and editors.
+# Files left by macOS, Windows, NFS and FUSE, ext4, file servers and editors.
 _STRAY = re.compile(
     r"\.DS_Store|\._.*|\.Spotlight-V100|\.Trashes|\.fseventsd|\.AppleDouble|\.localized|Icon\r"
     r"|Thumbs\.db|ehthumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information"

@@ -82,8 +82,9 @@ def fit(
     of the trace (`jaxpt.JsonLines`), also during the run.
 
     A resumed run reads its stream from the beginning and skips the minibatches that were used. Unlike arrays, a
-    stream's examples are not compared with those of the earlier call. Callbacks, patience and checkpoints do not wait
-    for a stream's next minibatches, and a signal ends that wait. If a stream raises, the steps done are saved first.
+    stream's examples are not compared with those of the earlier call. Callbacks, patience and checkpoints are not
+    delayed by the wait for a stream's next minibatches, and a signal ends this wait. If a stream raises, the steps done
+    are saved first.
 
     A run can end before its last step: when a callback asks for it, or when the energies stop improving (`patience`).
     `result.best(ever=True)` is the best replica of all periods, with its weights of that time; the rest of the result

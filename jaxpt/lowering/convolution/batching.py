@@ -47,7 +47,7 @@ _GRADIENTS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 }
 
 _FOLDS = {
-    # function(a, b): (axis of the argument, axis of the result) that a vmap over a only, over b only, is merged into
+    # For a vmap over a only, and over b only: the axes of argument and result that the new axis is merged into.
     "forward": ((1, 1), (4, 4)),  # more examples B; more features O
     "input_gradient": ((1, 1), (3, 4)),  # more examples B; more channels C
     "kernel_gradient": ((4, 3), (4, 4)),  # more channels C; more features O
