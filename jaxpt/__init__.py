@@ -3,8 +3,8 @@
 A problem (`nnx_problem`, `linen_problem`, `energy_problem`), a `Ladder` of hyperparameters and a rule (`Tempering`,
 `Independent`, `PBT`, `CopyBest`) make an `Engine`; `fit` runs it and returns a `Result`.
 
-The examples go on from the README's first script, made smaller: `problem`, `loss`, `engine`, `train`, `valid` and
-`result` are its own, and `dataclasses`, `jax`, `jnp`, `np`, `optax`, `nnx` and `linen` are imported.
+The examples continue a smaller version of the README's first script: `problem`, `loss`, `engine`, `train`, `valid` and
+`result` come from it, and `dataclasses`, `jax`, `jnp`, `np`, `optax`, `nnx` and `linen` are imported.
 """
 
 from jaxpt import diagnostics
@@ -49,7 +49,7 @@ from jaxpt.training.stream import prefetch
 allocator.few_arenas()
 
 __all__ = [  # noqa: RUF022  in the order in which the pages of the interface show them
-    # What to train.
+    # The problem.
     "nnx_problem",
     "linen_problem",
     "energy_problem",
@@ -63,14 +63,14 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "negative_log_likelihood",
     "label_mean",
     "Metric",
-    # On which hyperparameters.
+    # Ladders of hyperparameters.
     "Ladder",
     "geometric",
     "linear",
     "gradient_noise",
     "with_weight_noise",
     "langevin",
-    # By which rule.
+    # Rules.
     "Tempering",
     "random_adjacent",
     "seo",
@@ -99,7 +99,7 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "CheckpointError",
     "Diverged",
     "Interrupted",
-    # What it says.
+    # Results and diagnostics.
     "diagnose",
     "suggest_replicas",
     "diagnostics",
@@ -113,7 +113,7 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     # Sampling.
     "sampler",
     "mala",
-    # Where and how it runs.
+    # Devices and execution.
     "use_all_cores",
     "placement",
     "prefetch",
@@ -122,7 +122,7 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "fast_convolutions",
     "conv_general_dilated",
     "conv_by_products",
-    # For rules of one's own.
+    # For custom rules.
     "Rule",
     "Move",
     "Info",

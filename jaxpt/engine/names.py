@@ -1,4 +1,4 @@
-"""Whether the hyperparameters that an engine is given are those that model, optimiser and schedule read."""
+"""Checks that an engine's hyperparameters are those that model, optimiser and schedule read."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ _INJECTED = (optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState)
 
 
 def check_names(engine: Spec) -> None:
-    """Raises ValueError unless every hyperparameter that is given is read, where a swap reaches it, and vice versa."""
+    """Raises ValueError unless every given hyperparameter is read where swaps take effect, and all read are given."""
     hyper = abstract_hyper(engine)
     given = ", ".join(hyper) or "none"
     if missing := sorted(engine.problem.hyperparameters - set(hyper)):
@@ -54,7 +54,7 @@ def check_names(engine: Spec) -> None:
 
 
 def check_all_read(engine: Spec, known: set[str]) -> None:
-    """Raises ValueError if a hyperparameter is given that is not among the known names."""
+    """Raises ValueError if a given hyperparameter is not among the known names."""
     if unknown := sorted(set(abstract_hyper(engine)) - known):
         raise ValueError(
             f"nothing reads the hyperparameter(s) {', '.join(unknown)}: the model, the optimizer, the schedule and the "

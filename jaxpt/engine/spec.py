@@ -1,4 +1,4 @@
-"""The fields of an engine: a record, which everything in this room may read."""
+"""The fields of an engine, as a record that every module of this room may read."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from jaxpt.rules import Rule, Tempering
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Spec:
-    """What runs, and how; `jaxpt.Engine` explains the fields and checks them."""
+    """The fields of an engine; `jaxpt.Engine` documents and checks them."""
 
     problem: Problem
     optimizer: Optimizer
@@ -42,7 +42,7 @@ class Spec:
 
     @property
     def ladders(self) -> dict[str, Ladder]:
-        """{name: ladder}, as given; they are exchanged in the order of their sorted names."""
+        """{name: ladder}, as given; ladders are exchanged in the order of their sorted names."""
         given = (self.ladder,) if isinstance(self.ladder, Ladder) else self.ladder
         return {ladder.name: ladder for ladder in given}
 
@@ -53,7 +53,7 @@ class Spec:
 
     @property
     def placed(self) -> Placement:
-        """Where the replicas live: the placement given, or what "auto" stands for."""
+        """The placement of the replicas: the given one, or the resolved "auto"."""
         return placement.automatic(self.num_replicas) if isinstance(self.placement, str) else self.placement
 
 

@@ -1,4 +1,4 @@
-"""From a bare energy function to a `Problem`."""
+"""Builds a `Problem` from a bare energy function."""
 
 from collections.abc import Callable, Mapping
 
@@ -17,7 +17,7 @@ def energy_problem(
     *,
     metrics: Mapping[str, Callable[..., Array]] | None = None,
 ) -> Problem:
-    """A bare energy over a pytree of parameters, with or without data.
+    """Returns the problem of a bare energy over a pytree of parameters, with or without data.
 
     >>> wells = jaxpt.energy_problem(lambda w: 20 * (w**2 - 1) ** 2, jax.random.normal, metrics={"w": lambda w: w})
     >>> step = lambda h: jaxpt.langevin(1e-3, h["temperature"])

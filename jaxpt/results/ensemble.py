@@ -1,4 +1,4 @@
-"""The mixture of replicas: the mean of their predicted probabilities, for all of them or for the coldest few."""
+"""The mixture of replicas: the mean of the predictions of all replicas, or of the coldest few."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +36,7 @@ def mixture(
     coldest: int | Sequence[int] | None = None,
     ladder: str | None = None,
 ) -> dict[str, Float[Array, "..."]]:
-    """Returns {metric: []} of the mean predicted probability of several replicas, means over all the examples.
+    """Returns {metric: []} for the mean prediction of several replicas, each averaged over all the examples.
 
         >>> mixed = jaxpt.mixture(result.engine, result.state, valid, {
         ...     "error": lambda p, batch: jaxpt.errors(p, batch["y"]),
@@ -46,22 +46,24 @@ def mixture(
         {'error': (), 'nll': ()}
 
     Evaluated on the device, at most `engine.evaluation_batch` examples at a time. A replica is left out wherever its
-    probabilities are not finite; where that leaves none the metrics are computed from NaN. Pass the same `metrics`
-    object again, or the same functions, and nothing is compiled again, whatever `coldest` is.
+    probabilities are not finite; if none is left, the metrics are computed from NaN. Later calls with the same
+    `metrics` object, or the same functions, compile nothing, whatever `coldest` is.
 
     Args:
         engine: its problem needs `predict`.
-        state: whose replicas; with S seeds there is one mixture per seed, and metrics are [S] (or [K, S]).
+        state: the state that holds the replicas; with S seeds there is one mixture per seed, and metrics are [S] (or
+            [K, S]).
         examples: leaves [N, ...].
-        metrics: {name: function(predictions [B, ...], batch) -> [B]}: probabilities of classes, or values, as the
-            problem's `prediction` says; or a `jaxpt.Metric` of such a function, for one of the whole split.
-        coldest: only the replicas on this many coldest rungs, where they stand now; by default all. A sequence of K
-            such numbers gives K mixtures, metrics [K], for the price of one.
-        ladder: which ladder's rungs; needed with `coldest` if there are several ladders.
+        metrics: {name: function(predictions [B, ...], batch) -> [B]}. Predictions are class probabilities or values,
+            depending on the problem's `prediction`. Or a `jaxpt.Metric` of such a function, for a metric of the whole
+            split.
+        coldest: use only the replicas that are now on this many coldest rungs; by default all. A sequence of K such
+            numbers gives K mixtures, metrics [K], at the cost of one.
+        ladder: the ladder whose rungs are meant; needed with `coldest` if there are several ladders.
 
     Raises:
-        ValueError: the problem has no `predict`, or it or a metric gives another shape; coldest is not 1 .. M; ladder
-            is not given or not one of the engine's.
+        ValueError: the problem has no `predict`; `predict` or a metric returns another shape; coldest is not 1 .. M;
+            ladder is missing or not one of the engine's.
     """
     _require_predict(engine)
     if not isinstance(metrics, Mapping):
@@ -73,7 +75,7 @@ def mixture(
     require_kind(engine.problem, examples)
     counts = np.asarray(engine.num_replicas if coldest is None else coldest)
     name = ladder_of(engine, ladder, coldest)
-    # Not the engine: whatever its rule, the program is the same.
+    # Not the engine: the program is the same for every rule.
     how = _How(
         engine.problem,
         tuple(metrics.items()),
@@ -91,15 +93,15 @@ def mixture(
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Several replicas that predict together: calling it gives the mean of their predicted probabilities.
+    """An ensemble of replicas; a call returns the mean of their predictions.
 
     A replica is left out wherever its probabilities are not finite. Compiled once for each shape of batch.
 
     Attributes:
-        replicas: their slots, coldest first if they were chosen so.
-        seed: which seed's ladder they belong to; None for a run with one seed.
+        replicas: their slots, coldest first if they were selected by `coldest`.
+        seed: the seed whose ladder they belong to; None for a run with one seed.
         params: their weights stacked, leaves [K, ...].
-        model_state: what else their models carry (batch statistics), stacked likewise.
+        model_state: their models' other state (batch statistics), stacked likewise.
     """
 
     replicas: tuple[int, ...]
@@ -109,7 +111,7 @@ class Mixture:
     _how: "_How" = dataclasses.field(repr=False)
 
     def __call__(self, batch: Batch) -> Float[Array, "B *K"]:
-        """Returns the mean prediction for each example of a batch, as the problem's `predict` takes it."""
+        """Returns the mean prediction for each example of a batch; the batch is what the problem's `predict` takes."""
         check_numbers(batch, "batch")
         return _together(self._how, self.params, self.model_state, batch)
 
@@ -126,10 +128,10 @@ def together(engine: Engine, replicas: Sequence[int], seed: int | None, params: 
 
 
 def ladder_of(engine: Engine, ladder: str | None, coldest: int | Sequence[int] | None) -> str:
-    """Returns on which ladder `coldest` replicas are looked for; the first if all are wanted.
+    """Returns the name of the ladder that `coldest` refers to; the first ladder if `coldest` is None.
 
     Raises:
-        ValueError: coldest is not 1 .. M; ladder is not given or not one of the engine's; it has no temperatures.
+        ValueError: coldest is not 1 .. M; ladder is missing or not one of the engine's; it has no temperatures.
     """
     replicas, ladders = engine.num_replicas, list(engine.ladders)
     counts = np.asarray(replicas if coldest is None else coldest)
@@ -153,7 +155,7 @@ def _require_predict(engine: Engine) -> None:
 
 
 class _How(NamedTuple):
-    """What selects a program."""
+    """The static arguments that determine a compiled program."""
 
     problem: Problem
     metrics: tuple[tuple[str, MixtureMetric], ...]
@@ -172,7 +174,7 @@ class _How(NamedTuple):
 
 def _mean(each: Float[Array, "M B *K"], chosen: Bool[Array, " M"]) -> Float[Array, "B *K"]:
     """Returns the mean over the chosen replicas, without those that are not finite."""
-    # `where`, not a weight: a number that is not finite must not come through as 0 times itself.
+    # `where` and not a weight of 0, since 0 times infinity or NaN is NaN.
     known = chosen[:, None] & jnp.isfinite(each).all(tuple(range(2, each.ndim)))
     return jnp.mean(each, 0, where=known.reshape(known.shape + (1,) * (each.ndim - 2)))
 
@@ -213,7 +215,7 @@ def _mixture(
 def _of_one_seed(
     how: _How, replicas: Replicas, rung: Int[Array, " m"], *, examples: PyTree, coldest: Int[Array, " K"]
 ) -> dict[str, Float[Array, " K"]]:
-    """Returns the metrics of the mixtures of one seed's replicas; here are those of one device."""
+    """Returns the metrics of the mixtures of one seed's replicas; `replicas` holds those of one device."""
     predict: Any = how.problem.predict
     rung = how.placed.whole(rung)
     metrics = ((name, metric) for name, metric in how.metrics if isinstance(metric, Metric))

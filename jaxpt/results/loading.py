@@ -1,4 +1,4 @@
-"""A run's directory read again: the state and the trace of any checkpoint that it keeps."""
+"""Reads a run's directory: the state and the trace of any checkpoint in it."""
 
 import os
 import re
@@ -21,15 +21,15 @@ from jaxpt.saving.keeping import in_order
 def load_run(
     engine: Engine, directory: str | os.PathLike[str], *, step: int | Literal["latest", "best"] = "latest"
 ) -> Result:
-    """Returns what a run had come to at a checkpoint that its directory keeps: the latest two, and the best.
+    """Returns the result of a run at a checkpoint in its directory; the latest two and the best are kept there.
 
     No data is needed. The scores of the result are those of the checkpoint's last period.
 
     Args:
         engine: the one that ran, or one with the same problem, optimizer, ladders and rule.
         directory: the `directory` of `fit`; no run may be using it.
-        step: the checkpoint of so many steps; or "latest"; or "best", the one of the lowest energy (of several seeds:
-            on average) at its end.
+        step: the number of steps of the checkpoint; or "latest"; or "best", the checkpoint with the lowest energy in
+            its last period (with several seeds, averaged over them).
 
     Raises:
         ValueError: there is no such checkpoint; the engine has replicas of other shapes.
@@ -91,12 +91,12 @@ def _last_energy(rows: dict[str, np.ndarray]) -> float:
 
 
 def _key(seeds: dict[str, Any]) -> jax.Array:
-    """Returns the run's key, or its keys, from what the directory notes of them."""
+    """Returns the run's key, or its keys, from the seeds recorded in the directory."""
     return jax.random.wrap_key_data(jnp.asarray(seeds["keys"], jnp.uint32), impl=re.sub(r"\W", "", seeds["prng"]))
 
 
 def _trace(rows: dict[str, np.ndarray]) -> Trace:
-    """Returns a trace from its arrays by name."""
+    """Returns a trace, given {name: array}."""
     parts: dict[str, dict[str, np.ndarray]] = {name: {} for name in ("valid", "test", "rung", "hyper", "info")}
     for name, array in rows.items():
         room, _, inner = name.partition("/")
