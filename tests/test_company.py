@@ -151,7 +151,7 @@ ALONE = {  # and whether the traced program shows it
     ),
     "mean taken off again": (lambda w, d: (s(w, d) - s(w, d).mean()) + s(w, d).mean(), False),
     "positive pairs": (positives, False),
-    "no number": (lambda w, d: s(w, d) / 0, True),
+    "nothing": (lambda w, d: s(w, d) / 0, True),
 }
 
 
@@ -179,3 +179,77 @@ def test_an_energy_of_each_example_alone_is_left_alone(name):
     energy, shown = ALONE[name]
     np.testing.assert_allclose(in_slices(energy, N), in_slices(energy, 50), rtol=1e-4, atol=1e-6)
     assert found(energy) == (not shown, not shown and [])
+
+
+@pytest.mark.parametrize("make", [LeNetCIFAR10, ResNet])
+def test_image_networks_show_it_without_a_number(make):
+    """With all that is evaluated, and the training loss, whose energy is another function."""
+    loss = lambda m, b, h: jaxpt.cross_entropy(m(b["x"]), b["y"], h["smoothing"])
+    energy = lambda m, b: jaxpt.cross_entropy(m(b["x"]), b["y"])
+    problem = jaxpt.nnx_problem(
+        make, loss, energy=energy, metrics={"error": lambda m, b: jaxpt.errors(m(b["x"]), b["y"])}
+    )
+    images = {"x": np.zeros((2, 32, 32, 3), np.float32), "y": np.zeros(2, np.int32)}
+    assert not company.may_depend_on_company(problem, images)
+    given = {"smoothing": jnp.float32(0.5)}
+    trained_on = lambda params, rest, batch: {"loss": problem.trained_on(params, rest, batch, given)}
+    assert not company.may_depend_on_company(problem, images, trained_on)
+
+
+class Linear(nnx.Module):
+    def __init__(self, *, rngs):
+        self.norm, self.dropout = nnx.BatchNorm(3, rngs=rngs), jaxpt.Dropout(rngs=rngs)
+        self.w = nnx.Param(jax.random.normal(rngs.params(), (3, 3)))
+
+    def __call__(self, x):
+        return self.dropout(self.norm(x)) @ self.w[...]
+
+
+contrast = lambda m, d: -jnp.diagonal(jax.nn.log_softmax(m(d["x"]) @ m(d["z"]).T, -1))
+distance = lambda m, d: ((m(d["x"]) - d["z"]) ** 2).mean(-1)
+tempered = lambda m, d, h: contrast(m, d) / h["temperature"]
+weighted = lambda m, d, h: distance(m, d) * h["temperature"]
+CASES = {  # loss, energy, a metric: what is said to depend, and what to do
+    "energy": ((contrast, None, None), {"energy of": "evaluation_batch=200", "energy of an": "drop_remainder"}),
+    "training loss": ((contrast, distance, None), {"the training loss of": "drop_remainder"}),
+    "with a hyperparameter": ((tempered, distance, None), {"the training loss of": "drop_remainder"}),
+    "metric": ((distance, None, contrast), {"contrast of": "evaluation_batch=200"}),
+    "energy alone": ((distance, contrast, None), {"energy of": "evaluation_batch=200"}),
+    "none": ((weighted, distance, None), {}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_depends_is_named_with_the_setting_that_helps(name):
+    """Of the training loss, batch normalisation and dropout do not count; copies change no metric and no energy."""
+    (loss, energy, metric), said = CASES[name]
+    metrics = None if metric is None else {"contrast": metric}
+    problem = jaxpt.nnx_problem(Linear, loss, energy=energy, metrics=metrics)
+    data = jaxpt.Data(DATA, DATA)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        company.warn_of_company(problem, data, 50, {"valid": N}, 8, ["temperature", "dropout_rate"])
+        company.warn_of_company(problem, data, N, {"valid": N}, 0, ["temperature", "dropout_rate"])
+    assert len(seen) == len(said)
+    for warning, (what, help) in zip(seen, said.items(), strict=True):
+        assert str(warning.message).startswith(what)
+        assert help in str(warning.message)
+
+
+def test_copies_change_a_loss_that_compares_examples():
+    """What the warning of a short minibatch is about."""
+    w, few = jax.random.normal(jax.random.key(5), (3, 3)), {k: v[:8] for k, v in DATA.items()}
+    loss = lambda d: pulled_together(label="few")(w, d)
+    copied = {k: np.concatenate([v, v]) for k, v in few.items()}
+    assert not np.allclose(loss(few), loss(copied)[:8], rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 100_000])
+def test_splits_of_any_size_are_looked_at(size):
+    """Rare labels are among the examples that are chosen, in twos."""
+    label = np.zeros(size, np.int32)
+    label[size // 2 : size // 2 + 2] = 7
+    energy = lambda w, d: (d["y"] == 7) * jnp.sum(d["y"] == 7) + 0.0 * w
+    problem = jaxpt.energy_problem(energy, lambda key: jnp.zeros(()))
+    found = company.depend_on_company(problem, {"y": label, "x": np.zeros((size, 2), np.float32)})
+    assert found == (["energy"] if size > 4 else [])

@@ -64,7 +64,7 @@ def depend_on_company(problem: Problem, examples: PyTree, evaluate: Evaluate | N
         return []
     few = jax.tree.map(lambda leaf: np.asarray(leaf[chosen]), examples)
     for part in _PARTS:
-        cut = min(max(round(part * len(chosen)), 1), len(chosen) - 1)
+        cut = _cut(len(chosen), part)
         try:
             return _apart(problem, few, evaluate or problem.evaluate, (slice(cut), slice(cut, len(chosen))))
         except Exception:  # a loss of pairs, say, takes no odd number; the run takes the sizes that it needs
@@ -76,23 +76,34 @@ def _chosen(examples: PyTree) -> np.ndarray:
     """Returns the places of some examples of a split, the same ones each time, in an order that nothing explains.
 
     Half of them at most come in twos that share a number, rare ones first: a split of many classes has few such pairs.
+    The one is in the first part, the other in the second.
     """
     leaves = jax.tree.leaves(examples)
     size = tree.leading(examples)
-    each = sum(leaf.nbytes if hasattr(leaf, "nbytes") else np.asarray(leaf).nbytes for leaf in leaves) / max(size, 1)
+    each = sum(np.prod(np.shape(leaf)) * np.dtype(jnp.result_type(leaf)).itemsize for leaf in leaves) / max(size, 1)
     count = min(size, _MANY, max(8, int(_BYTES / max(each, 1))))
     draw = np.random.default_rng(0)
     order = draw.permutation(size)
     labels = [np.asarray(leaf).reshape(-1)[order] for leaf in leaves if np.prod(np.shape(leaf)) == size]
-    first: list[int] = []
+    twos: dict[int, int] = {}
     for label in labels:
         _, place, inverse, counts = np.unique(label, return_index=True, return_inverse=True, return_counts=True)
         shared = np.flatnonzero((counts > 1) & (counts < size))
         shared = shared[np.argsort(counts[shared], kind="stable")][: min(_MATCHED, count // 2) // 2 // len(labels)]
         for value in shared:
-            first += [int(place[value]), int(np.flatnonzero(inverse == value)[1])]
-    places = np.array(list(dict.fromkeys([*first, *range(min(size, 2 * _MANY))]))[:count], int)
-    return draw.permutation(order[places])
+            pair = int(place[value]), int(np.flatnonzero(inverse == value)[1])
+            if not {*pair} & {*twos, *twos.values()}:
+                twos[pair[0]] = pair[1]
+    taken = {*twos, *twos.values()}
+    rest = [place for place in range(min(size, 2 * _MANY)) if place not in taken][: count - len(taken)]
+    ahead = _cut(count, _PARTS[0]) - len(twos)
+    parts = [*twos, *rest[:ahead]], [*twos.values(), *rest[ahead:]]
+    return np.concatenate([order[draw.permutation(np.array(part, int))] for part in parts])
+
+
+def _cut(count: int, part: float) -> int:
+    """Returns how many of the examples are in the first part, some but not all."""
+    return min(max(round(part * count), 1), max(count - 1, 1))
 
 
 def _apart(problem: Problem, few: PyTree, evaluate: Evaluate, parts: Sequence[slice]) -> list[str]:
@@ -132,7 +143,9 @@ def _shaken(params: Params, rounding: Array) -> Params:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
         place = jnp.arange(leaf.size, dtype=jnp.float32).reshape(leaf.shape)
-        noisy = leaf + 0.15 * jnp.sin(12.9898 * place + 1).astype(leaf.dtype)  # no random bits: they take long to compile
+        noisy = leaf + 0.15 * jnp.sin(12.9898 * place + 1).astype(
+            leaf.dtype
+        )  # no random bits: they take long to compile
         return noisy * (1 + (rounding * 2 * jnp.finfo(leaf.dtype).eps * jnp.sin(7.233 * place + 1))).astype(leaf.dtype)
 
     return jax.tree.map(shake, params)

@@ -40,16 +40,16 @@ _ALONG = frozenset((
 ))
 """Primitives whose parameters name the axes along which they work."""
 _MATRIX = {
-    "cholesky": 2, "eig": 2, "eigh": 2, "hessenberg": 2, "householder_product": 2, "lu": 2, "lu_pivots_to_permutation":
-    1, "geqrf": 2, "qr": 2, "schur": 2, "svd": 2, "triangular_solve": 2, "tridiagonal": 2,
+    "cholesky": 2, "eig": 2, "eigh": 2, "geqrf": 2, "hessenberg": 2, "householder_product": 2, "lu": 2,
+    "lu_pivots_to_permutation": 1, "qr": 2, "schur": 2, "svd": 2, "triangular_solve": 2, "tridiagonal": 2,
 }
 """Primitives of linear algebra, and how many of an array's last axes they take as one."""
 _CALLS = frozenset((
-    "call", "checkpoint", "closed_call", "cond", "core_call", "custom_jvp_call", "custom_linear_solve", "custom_vjp_call", "custom_vmap_call",
-    "jit", "pjit", "remat", "remat2", "scan", "while",
+    "call", "checkpoint", "closed_call", "cond", "core_call", "custom_jvp_call", "custom_linear_solve",
+    "custom_vjp_call", "custom_vmap_call", "jit", "pjit", "remat", "remat2", "scan", "while",
 ))
-# fmt: on
 """Primitives that run programs in their parameters, on slices of their inputs at most."""
+# fmt: on
 _WINDOWS = {"reduce_window", "reduce_window_max", "reduce_window_min", "reduce_window_sum"}
 _WINDOWS |= {"select_and_gather_add", "select_and_scatter", "select_and_scatter_add"}
 
@@ -153,11 +153,9 @@ def _is_alone(eqn: JaxprEqn, rows: Axes, made: Axes) -> bool:
     if name in _ELEMENTWISE:
         return name != "random_split" or any(made[0] & axes for axes in rows)
     if name in _ALONG:
-        along: set[int] = set()
-        for key in ("axes", "dimensions", "axis", "dimension"):
-            value = p.get(key, ())
-            along |= set(value) if isinstance(value, tuple | list) else {value}
-        return not any(along & axes for axes in (*rows, *made)) and (bool(along) or not any(made))
+        said = [p[key] for key in ("axes", "dimensions", "axis", "dimension") if key in p]
+        along = {axis for axes in said for axis in (axes if isinstance(axes, tuple | list) else (axes,))}
+        return bool(said) and not any(along & axes for axes in (*rows, *made))
     if name == "random_bits":
         return made[0] <= rows[0]
     if name == "reshape":
