@@ -26,7 +26,7 @@ _ELEMENTWISE = frozenset((
     "convert_element_type", "copy", "copy_p", "cos", "cosh", "device_put", "digamma", "div", "eq", "eq_to", "erf",
     "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma", "igamma_grad_a", "igammac", "imag",
     "integer_pow", "is_finite", "le", "le_to", "lgamma", "log", "log1p", "logistic", "lt", "lt_to", "max", "min", "mul",
-    "name", "ne", "neg", "nextafter", "not", "optimization_barrier", "or", "polygamma", "population_count", "pow",
+    "mulhi",    "name", "ne", "neg", "nextafter", "not", "optimization_barrier", "or", "polygamma", "population_count", "pow",
     "random_fold_in", "random_seed", "random_split", "random_unwrap", "random_wrap", "real", "reduce_precision",
     "regularized_incomplete_beta", "rem", "round", "rsqrt", "select_n", "sharding_constraint", "shift_left",
     "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "squeeze",
@@ -36,7 +36,7 @@ _ELEMENTWISE = frozenset((
 _ALONG = frozenset((
     "argmax", "argmin", "concatenate", "cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum", "iota", "reduce",
     "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum", "reduce_xor", "rev", "sort",
-    "split", "top_k",
+    "split", "top_k", "unstack",
 ))
 """Primitives whose parameters name the axes along which they work."""
 _MATRIX = {
@@ -45,7 +45,7 @@ _MATRIX = {
 }
 """Primitives of linear algebra, and how many of an array's last axes they take as one."""
 _CALLS = frozenset((
-    "call", "checkpoint", "closed_call", "cond", "core_call", "custom_jvp_call", "custom_linear_solve",
+    "call", "checkpoint", "closed_call", "composite", "cond", "core_call", "custom_jvp_call", "custom_linear_solve",
     "custom_vjp_call", "custom_vmap_call", "jit", "pjit", "remat", "remat2", "scan", "while",
 ))
 """Primitives that run programs in their parameters, on slices of their inputs at most."""
@@ -155,7 +155,11 @@ def _is_alone(eqn: JaxprEqn, rows: Axes, made: Axes) -> bool:
     if name in _ALONG:
         said = [p[key] for key in ("axes", "dimensions", "axis", "dimension") if key in p]
         along = {axis for axes in said for axis in (axes if isinstance(axes, tuple | list) else (axes,))}
-        return bool(said) and not any(along & axes for axes in (*rows, *made))
+        return bool(said) and not any(along & axes for axes in (rows or made))
+    if name == "stack":
+        return p["axis"] not in made[0]
+    if name == "tile":
+        return all(p["reps"][a] == 1 for a in rows[0] | made[0])
     if name == "random_bits":
         return made[0] <= rows[0]
     if name == "reshape":
