@@ -34,6 +34,8 @@ class Problem(NamedTuple):
         predict: (params, model_state, batch) -> probabilities, or values of a regression, [B, ...] in evaluation mode.
         prediction: kind of the predictions, "classes", "binary" or "values"; None: not given, read as classes [B, K].
         metrics: (name, `jaxpt.Metric`) of the metrics declared as a `jaxpt.Metric`.
+        trained_on: (params, model_state, batch, hyper) -> the training loss [B] in evaluation mode, where the energy is
+            another function; only looked at before a run.
     """
 
     init: Callable[[Key[Array, ""]], tuple[Params, ModelState]]
@@ -48,6 +50,7 @@ class Problem(NamedTuple):
     predict: Callable[[Params, ModelState, Batch], Float[Array, "B *K"]] | None = None
     prediction: str | None = None
     metrics: tuple[tuple[str, Any], ...] = ()
+    trained_on: Callable[[Params, ModelState, Batch, Mapping[str, Array]], Float[Array, " B"]] | None = None
 
 
 class Info(NamedTuple):

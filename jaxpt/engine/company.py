@@ -1,28 +1,36 @@
 """Whether an example's energy depends on the examples beside it: then it depends on how a split is sliced, too."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxprs_in_params
 from jaxtyping import Array, Key, PyTree
 
 from jaxpt.core import tree
 from jaxpt.core.data import Data
-from jaxpt.core.types import Params, Problem
+from jaxpt.core.types import Batch, ModelState, Params, Problem
+from jaxpt.engine.rowwise import is_rowwise
 
-_MARK = 10_007
-"""A batch size that is no other size: in a program traced for it, axes of multiples of it hold examples."""
-_MANY = 8  # examples; each half of them is evaluated again without the other
-_TOLERANCE = 0.01  # of the largest score: rounding, in bfloat16 as well, is less
+_MANY = 64  # examples, drawn over the whole split; fewer if they are large
+_BYTES = 2**26  # of the examples that are evaluated, about
+_MATCHED = 32  # of them, at most, two of each label: losses of pairs look at those that share one
+_PARTS = 27 / 64, 1 / 2
+"""Where the examples are cut in two: unevenly, or, where they come in pairs, evenly."""
+_TOLERANCE, _ROUGH = 1e-4, 0.01
+"""Of the largest score: rounding is less, in float32, and in a program with 16-bit numbers."""
+_SHAKES = 30.0  # a score may differ by so many times what rounding the weights does to it
 _QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""Options of XLA:CPU: the program runs once, so its compilation is what takes time."""
+"""Options of XLA:CPU: the program runs twice, so its compilation is what takes time."""
+TRAINED_ON = "the training loss"
+"""How a warning calls the loss where the energy is another function."""
+
+Evaluate = Callable[[Params, ModelState, Batch], dict[str, Any]]
 
 
-def may_depend_on_company(problem: Problem, examples: PyTree) -> bool:
+def may_depend_on_company(problem: Problem, examples: PyTree, evaluate: Evaluate | None = None) -> bool:
     """Whether anything in the traced evaluation combines examples or reads their number; computes nothing.
 
     It errs on the side of yes.
@@ -30,119 +38,129 @@ def may_depend_on_company(problem: Problem, examples: PyTree) -> bool:
     Args:
         problem: what is evaluated.
         examples: leaves [N, ...], of which shapes and types count.
+        evaluate: (params, model_state, batch) -> scores, the problem's own by default.
     """
-    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((_MARK, *leaf.shape[1:]), jnp.result_type(leaf)), examples)
+    score = evaluate or problem.evaluate
 
-    def evaluate(key: Key[Array, ""], batch: PyTree) -> dict[str, Array]:
-        return problem.evaluate(*problem.init(key), batch)
+    def evaluated(weights: tuple[Params, ModelState], batch: Batch) -> dict[str, Any]:
+        return score(*weights, batch)
 
-    return any(map(_combines, _needed(jax.make_jaxpr(evaluate)(jax.random.key(0), batch).jaxpr)))
-
-
-def _needed(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
-    """Yields the equations that the outputs of a program depend on, last first."""
-    wanted = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
-    for eqn in reversed(jaxpr.eqns):
-        if wanted & set(eqn.outvars):
-            wanted |= {v for v in eqn.invars if not isinstance(v, Literal)}
-            yield eqn
+    return not is_rowwise(evaluated, jax.eval_shape(problem.init, jax.random.key(0)), examples)
 
 
-def _combines(eqn: JaxprEqn) -> bool:
-    """Whether an equation, or one inside it, works along an axis of examples, or with their number."""
-    if any(isinstance(v, Literal) and np.size(v.val) == 1 and _is_count(v.val) for v in eqn.invars):
-        return True
-    name, p = eqn.primitive.name, eqn.params
-    shapes = [tuple(v.aval.shape) for v in eqn.invars]  # type: ignore[attr-defined]
-    marked = [{axis for axis, n in enumerate(shape) if n and n % _MARK == 0} for shape in shapes]
-    if any(sum(n % _MARK == 0 for n in v.aval.shape if n) > 1 for v in eqn.outvars):  # type: ignore[attr-defined]
-        return True  # every example beside every other
-    if not any(marked):
-        return False
-    if name == "scan":
-        return (p["num_carry"] > 0 and p["length"] % _MARK == 0) or any(map(_inside, jaxprs_in_params(p)))
-    if inner := list(jaxprs_in_params(p)):
-        return any(map(_inside, inner))
-    along: set[int] = set()
-    if name == "dot_general":
-        (left, right), _ = p["dimension_numbers"]
-        return bool(marked[0] & set(left) or marked[1] & set(right))
-    if name == "conv_general_dilated":
-        images, kernel, _ = p["dimension_numbers"]
-        return bool(marked[0] - {images[0]} or marked[1] - {kernel[0]})
-    if name == "gather":
-        return bool(marked[0] & set(p["dimension_numbers"].start_index_map))
-    if name in ("reshape", "squeeze", "broadcast_in_dim", "transpose"):
-        return False
-    if name in ("slice", "dynamic_slice", "concatenate", "pad", "scatter", "scatter-add", "rev"):
-        along = set(p["dimensions"]) if name == "rev" else {p["dimension"]} if name == "concatenate" else set()
-        out: Any = eqn.outvars[0].aval
-        changed = [{a for a in m if s[a] != out.shape[a]} for m, s in zip(marked, shapes, strict=True) if m]
-        return any(m & along for m in marked) or (name != "concatenate" and any(changed))
-    for key in ("axes", "dimensions", "axis", "dimension"):
-        value = p.get(key, ())
-        along |= set(value) if isinstance(value, tuple | list) else {value} if isinstance(value, int) else set()
-    return any(m & along for m in marked)
-
-
-def _inside(jaxpr: Jaxpr) -> bool:
-    return any(map(_combines, jaxpr.eqns))
-
-
-def _is_count(value: Any) -> bool:
-    number = float(np.real(value))
-    return number != 0 and any(abs(x / _MARK - 1) < 1e-6 for x in (number, 1 / number, np.exp(min(abs(number), 50.0))))
-
-
-def depend_on_company(problem: Problem, examples: PyTree) -> list[str]:
+def depend_on_company(problem: Problem, examples: PyTree, evaluate: Evaluate | None = None) -> list[str]:
     """Returns the names of the scores, "energy" among them, that are others in a smaller batch.
 
-    A few examples are evaluated with random weights, all together and in two halves. Scores that are not finite
-    are passed over.
+    Some examples of the whole split are evaluated with random weights, all together and in two parts. Scores that are
+    not finite are passed over, as are functions that do not take batches of these sizes.
 
     Args:
         problem: what is evaluated, on the default device.
-        examples: leaves [N, ...] on the host or a device; the first few are used.
+        examples: leaves [N, ...] on the host or a device.
+        evaluate: as in `may_depend_on_company`.
     """
-    few = jax.tree.map(lambda leaf: np.asarray(leaf[:_MANY]), examples)
-    count = jax.tree.leaves(few)[0].shape[0]
-    halves = slice(count // 2), slice(count // 2, count)
-    if count < 2:
+    chosen = _chosen(examples)
+    if len(chosen) < 2:
         return []
+    few = jax.tree.map(lambda leaf: np.asarray(leaf[chosen]), examples)
+    for part in _PARTS:
+        cut = _cut(len(chosen), part)
+        try:
+            return _apart(problem, few, evaluate or problem.evaluate, (slice(cut), slice(cut, len(chosen))))
+        except Exception:  # a loss of pairs, say, takes no odd number; the run takes the sizes that it needs
+            continue
+    return []
 
-    def scores(key: Key[Array, ""], few: PyTree) -> list[dict[str, Array]]:
+
+def _chosen(examples: PyTree) -> np.ndarray:
+    """Returns the places of some examples of a split, the same ones each time, in an order that nothing explains.
+
+    Half of them at most come in twos that share a number, rare ones first: a split of many classes has few such pairs.
+    The one is in the first part, the other in the second.
+    """
+    leaves = jax.tree.leaves(examples)
+    size = tree.leading(examples)
+    each = sum(np.prod(np.shape(leaf)) * np.dtype(jnp.result_type(leaf)).itemsize for leaf in leaves) / max(size, 1)
+    count = min(size, _MANY, max(8, int(_BYTES / max(each, 1))))
+    draw = np.random.default_rng(0)
+    order = draw.permutation(size)
+    labels = [np.asarray(leaf).reshape(-1)[order] for leaf in leaves if np.prod(np.shape(leaf)) == size]
+    twos: dict[int, int] = {}
+    for label in labels:
+        _, place, inverse, counts = np.unique(label, return_index=True, return_inverse=True, return_counts=True)
+        shared = np.flatnonzero((counts > 1) & (counts < size))
+        shared = shared[np.argsort(counts[shared], kind="stable")][: min(_MATCHED, count // 2) // 2 // len(labels)]
+        for value in shared:
+            pair = int(place[value]), int(np.flatnonzero(inverse == value)[1])
+            if not {*pair} & {*twos, *twos.values()}:
+                twos[pair[0]] = pair[1]
+    taken = {*twos, *twos.values()}
+    rest = [place for place in range(min(size, 2 * _MANY)) if place not in taken][: count - len(taken)]
+    ahead = _cut(count, _PARTS[0]) - len(twos)
+    parts = [*twos, *rest[:ahead]], [*twos.values(), *rest[ahead:]]
+    return np.concatenate([order[draw.permutation(np.array(part, int))] for part in parts])
+
+
+def _cut(count: int, part: float) -> int:
+    """Returns how many of the examples are in the first part, some but not all."""
+    return min(max(round(part * count), 1), max(count - 1, 1))
+
+
+def _apart(problem: Problem, few: PyTree, evaluate: Evaluate, parts: Sequence[slice]) -> list[str]:
+    """Returns the names of the scores that differ between examples together and in parts."""
+
+    def scores(key: Key[Array, ""], rounding: Array, few: PyTree) -> list[dict[str, Any]]:
         params, state = problem.init(key)
-        params = _shaken(params, key)
-        return [problem.evaluate(params, state, tree.take(few, part)) for part in (slice(None), *halves)]  # type: ignore[arg-type]
+        params = _shaken(params, rounding)
+        return [evaluate(params, state, tree.take(few, part)) for part in (slice(None), *parts)]  # type: ignore[arg-type]
 
-    lowered = jax.jit(scores).lower(jax.random.key(0), few)
-    options: Any = _QUICK if jax.default_backend() == "cpu" else None
-    together, *alone = jax.tree.map(np.asarray, lowered.compile(compiler_options=options)(jax.random.key(0), few))
-    plain = [name for name in together if isinstance(together[name], np.ndarray)]
-    apart = {name: np.concatenate([half[name] for half in alone]) for name in plain}
-    return [name for name in plain if _differ(together[name], apart[name])]
-
-
-def _shaken(params: Params, key: Key[Array, ""]) -> Params:
-    """Returns weights with noise: where they begin at zero, everything looks alike."""
-    leaves, treedef = jax.tree.flatten(params)
-    floats = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
-    keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves) or 1)
-    noisy = [
-        leaf + 0.1 * jax.random.normal(k, leaf.shape, leaf.dtype) if real else leaf
-        for k, leaf, real in zip(keys, leaves, floats, strict=False)
-    ]
-    return jax.tree.unflatten(treedef, noisy)
+    key = jax.random.key(0)
+    with jax.default_matmul_precision("highest"):
+        lowered = jax.jit(scores).lower(key, jnp.float32(0), few)
+        options: Any = _QUICK if jax.default_backend() == "cpu" else None
+        run = lowered.compile(compiler_options=options)
+    tolerance = _ROUGH if "f16" in lowered.as_text() else _TOLERANCE
+    together, *alone = jax.tree.map(_numbers, run(key, jnp.float32(0), few))
+    rounded = jax.tree.map(_numbers, run(key, jnp.float32(1), few))[0]
+    found = []
+    for name in together:
+        whole, shaken, *halves = (jax.tree.leaves(each[name]) for each in (together, rounded, *alone))
+        for a, near, *ends in zip(whole, shaken, *halves, strict=True):
+            if _differ(a, np.concatenate(ends), np.abs(near - a), tolerance):
+                found.append(name)
+                break
+    return found
 
 
-def _differ(a: np.ndarray, b: np.ndarray) -> bool:
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    known = np.isfinite(a) & np.isfinite(b)
-    return bool((np.abs(a - b)[known] > _TOLERANCE * np.abs([a[known], b[known]]).max(initial=1e-6)).any())
+def _numbers(leaf: Array) -> np.ndarray:
+    return np.asarray(leaf).astype(np.complex128 if jnp.iscomplexobj(leaf) else np.float64)
 
 
-def warn_of_company(problem: Problem, data: Data, slices: int, sizes: Mapping[str, int], short: int) -> None:
-    """Warns if scores depend on how a run slices its data.
+def _shaken(params: Params, rounding: Array) -> Params:
+    """Returns weights with noise, for where they begin at zero everything looks alike; and rounded, if that is 1."""
+
+    def shake(leaf: Array) -> Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        place = jnp.arange(leaf.size, dtype=jnp.float32).reshape(leaf.shape)
+        noisy = leaf + 0.15 * jnp.sin(12.9898 * place + 1).astype(
+            leaf.dtype
+        )  # no random bits: they take long to compile
+        return noisy * (1 + (rounding * 2 * jnp.finfo(leaf.dtype).eps * jnp.sin(7.233 * place + 1))).astype(leaf.dtype)
+
+    return jax.tree.map(shake, params)
+
+
+def _differ(a: np.ndarray, b: np.ndarray, rounded: np.ndarray, tolerance: float) -> bool:
+    known = np.isfinite(a) & np.isfinite(b) & np.isfinite(rounded)
+    largest = np.abs([a[known], b[known]]).max(initial=1e-6)
+    return bool((np.abs(a - b)[known] > np.maximum(tolerance * largest, _SHAKES * rounded[known])).any())
+
+
+def warn_of_company(
+    problem: Problem, data: Data, slices: int, sizes: Mapping[str, int], short: int, hyper: Collection[str] = ()
+) -> None:
+    """Warns if scores depend on how a run slices its data, or the training loss on how it fills up a minibatch.
 
     Args:
         problem: what is evaluated.
@@ -150,22 +168,38 @@ def warn_of_company(problem: Problem, data: Data, slices: int, sizes: Mapping[st
         slices: examples that are evaluated at a time, at most.
         sizes: {split: examples that are evaluated in all}.
         short: examples in an epoch's last minibatch, if it is a short one, which copies fill up; else 0.
+        hyper: names of the hyperparameters that a loss may read.
     """
     sliced = [name for name, size in sizes.items() if size > slices]
-    if not (sliced or short) or data.valid is None or not may_depend_on_company(problem, data.valid):
+    trained_on = problem.trained_on if short else None
+    if not (sliced or short) or data.valid is None:
         return
-    if not (names := depend_on_company(problem, data.valid)):
+
+    def evaluate(params: Params, rest: ModelState, batch: Batch) -> dict[str, Any]:
+        scores = dict(problem.evaluate(params, rest, batch)) if sliced or trained_on is None else {}
+        if trained_on is None:
+            return scores
+        given = dict.fromkeys(hyper, jnp.float32(0.5))
+        return {**scores, TRAINED_ON: trained_on(params, rest, batch, given)}
+
+    if not may_depend_on_company(problem, data.valid, evaluate):
         return
-    what = f"{', '.join(names)} of an example depend{'s' * (len(names) == 1)} on the examples beside it in the batch"
-    if sliced:
+    names = depend_on_company(problem, data.valid, evaluate)
+    scored = [name for name in names if name != TRAINED_ON]
+    trained = [name for name in names if name == ("energy" if trained_on is None else TRAINED_ON)]
+    if sliced and scored:
         warnings.warn(
-            f"{what}, but data.{sliced[0]} is evaluated {slices} examples at a time, so the numbers depend on that; "
-            f"evaluate it whole: Engine(evaluation_batch={max(sizes.values())})",
+            f"{_said(scored)}, but data.{sliced[0]} is evaluated {slices} examples at a time, so the numbers depend on "
+            f"that; evaluate it whole: Engine(evaluation_batch={max(sizes.values())})",
             stacklevel=4,
         )
-    if short:
+    if short and trained:
         warnings.warn(
-            f"{what}, but an epoch's last minibatch has {short} examples and is filled up with copies, which the loss "
-            "sees, too; leave it out: Engine(drop_remainder=True)",
+            f"{_said(trained)}, but an epoch's last minibatch has {short} examples and is filled up with copies, which "
+            "the loss sees, too; leave it out: Engine(drop_remainder=True)",
             stacklevel=4,
         )
+
+
+def _said(names: Sequence[str]) -> str:
+    return f"{', '.join(names)} of an example depend{'s' * (len(names) == 1)} on the examples beside it in the batch"

@@ -56,7 +56,15 @@ def with_compute_dtype(
         def predict(params: Params, rest: ModelState, batch: Batch, predict: Any = problem.predict) -> Array:
             return _at_least_float32(predict(cast(params), rest, cast_batch(batch)))
 
-    return problem._replace(loss=loss, evaluate=evaluate, predict=predict)
+    trained_on = problem.trained_on
+    if trained_on is not None:
+
+        def trained_on(
+            params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array], of: Any = problem.trained_on
+        ) -> Array:
+            return _at_least_float32(of(cast(params), rest, cast_batch(batch), hyper))
+
+    return problem._replace(loss=loss, evaluate=evaluate, predict=predict, trained_on=trained_on)
 
 
 def _is_float(leaf: Any) -> bool:

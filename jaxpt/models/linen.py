@@ -208,6 +208,10 @@ def linen_problem(
         model = rebuild(params, rest)
         return {name: score(model, batch) for name, score in scored.items()}
 
+    def trained_on(params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array]) -> Array:
+        model = rebuild(params, rest)
+        return loss(model, batch, hyper) if reads_hyper else loss(model, batch)
+
     return Problem(
         init,
         training_loss,
@@ -218,6 +222,7 @@ def linen_problem(
         predictions(rebuild, predict, prediction),
         prediction,
         declared_metrics(metrics),
+        None if energy is None else trained_on,
     )
 
 

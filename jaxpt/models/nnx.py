@@ -190,6 +190,10 @@ def nnx_problem(
         model = rebuild(params, rest)
         return {name: score(model, batch) for name, score in scored.items()}
 
+    def trained_on(params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array]) -> Array:
+        model = rebuild(params, rest)
+        return loss(model, batch, hyper) if reads_hyper else loss(model, batch)
+
     names = frozenset(variable.tag for _, variable in nnx.to_flat_state(hypers))
     return Problem(
         init,
@@ -201,6 +205,7 @@ def nnx_problem(
         predictions(rebuild, predict, prediction),
         prediction,
         declared_metrics(metrics),
+        None if energy is None else trained_on,
     )
 
 

@@ -163,7 +163,8 @@ def _from_start(problem: Problem) -> Problem:
         examples = 1 if batch is None else tree.leading(batch)
         return {"energy": jnp.full(examples, sum(jax.tree.leaves(squares)))}
 
-    return problem._replace(init=init, loss=loss, evaluate=evaluate, model=None, predict=None, metrics=())
+    plain = problem._replace(model=None, predict=None, metrics=(), trained_on=None)
+    return plain._replace(init=init, loss=loss, evaluate=evaluate)
 
 
 def _start_here(state: RunState) -> RunState:

@@ -23,6 +23,7 @@ from jaxpt.devices.execution import Execution
 from jaxpt.engine.checks import check_minibatch
 from jaxpt.engine.company import warn_of_company
 from jaxpt.engine.engine import Engine
+from jaxpt.engine.spec import abstract_hyper
 from jaxpt.saving import settings
 from jaxpt.saving.keeping import Keeper, in_order
 from jaxpt.saving.model_files import check_names
@@ -155,7 +156,7 @@ def _look_at_company(engine: Engine, data: Data, streaming: bool) -> None:
         sizes["valid"] = engine.probe
     whole = streaming or data.train is None or engine.drop_remainder
     short = 0 if whole else tree.leading(data.train) % engine.batch_size
-    warn_of_company(engine.problem, data, engine.evaluation_batch, sizes, short)
+    warn_of_company(engine.problem, data, engine.evaluation_batch, sizes, short, abstract_hyper(engine))
 
 
 def _as_loaded(form: RunState) -> RunState:
