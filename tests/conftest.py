@@ -14,7 +14,10 @@ from flax import linen, nnx
 import jaxpt
 
 FEATURES, CLASSES = 6, 3
-LONGEST = {f"test_{name}" for name in ("kill", "engine", "reproduce", "checkpoint", "placement", "processes", "readme")}
+LONGEST = {
+    f"test_{name}"
+    for name in ("kill", "engine", "reproduce", "checkpoint", "placement", "processes", "readme", "replica_axis")
+}
 """Files of two minutes and more."""
 
 
