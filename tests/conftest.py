@@ -16,7 +16,9 @@ import jaxpt
 FEATURES, CLASSES = 6, 3
 LONGEST = {
     f"test_{name}"
-    for name in ("kill", "engine", "reproduce", "checkpoint", "placement", "processes", "readme", "guide")
+    for name in (
+        *("kill", "engine", "reproduce", "checkpoint", "placement", "processes", "readme", "guide", "replica_axis"),
+    )
 }
 """Files of two minutes and more."""
 

@@ -7,7 +7,7 @@ import pytest
 
 import jaxpt
 from jaxpt.devices import memory
-from tests.conftest import ladder, make_engine
+from tests.conftest import ladder, make_engine, small_problem
 
 WIDE = {"batch_size": 64, "every": 2, "rule": jaxpt.Independent(), "evaluation_batch": 50}
 
@@ -59,7 +59,7 @@ def test_what_the_limit_is():
 def test_replicas_at_once_change_nothing(at_once, data):
     found = []
     for settings in ({"replica_axis": "vmap"}, {"replica_axis": "map", "at_once": at_once}):
-        engine = make_engine(rule=jaxpt.Tempering(3.0), **settings)
+        engine = make_engine(small_problem(), rule=jaxpt.Tempering(3.0), **settings)
         state, trace = engine.run(engine.init(jax.random.key(0)), data, periods=3)
         found.append((state.replicas.params, trace))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), *found)
