@@ -25,11 +25,11 @@ from jaxpt.models import linen
 from jaxpt.models.dtype import with_compute_dtype
 from jaxpt.models.energy import energy_problem
 from jaxpt.models.linen import linen_problem
-from jaxpt.models.losses import cross_entropy, errors, label_mean, negative_log_likelihood
+from jaxpt.models.losses import cross_entropy, label_mean, negative_log_likelihood, zero_one_loss
 from jaxpt.models.nnx import Dropout, GaussianNoise, Hyperparameter, nnx_problem
 from jaxpt.models.noise import gradient_noise, langevin, with_weight_noise
 from jaxpt.models.scores import Metric
-from jaxpt.results.ensemble import Mixture, mixture
+from jaxpt.results.ensemble import Ensemble, ensemble
 from jaxpt.results.loading import load_run
 from jaxpt.results.result import Best, Result
 from jaxpt.results.summary import Summary
@@ -59,7 +59,7 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "Hyperparameter",
     "linen",
     "cross_entropy",
-    "errors",
+    "zero_one_loss",
     "negative_log_likelihood",
     "label_mean",
     "Metric",
@@ -106,8 +106,8 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "lineage",
     "Lineage",
     "replay",
-    "mixture",
-    "Mixture",
+    "ensemble",
+    "Ensemble",
     "diffusion",
     "Diffusion",
     # Sampling.

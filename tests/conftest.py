@@ -102,7 +102,7 @@ def loss(model, batch):
 
 
 def error(model, batch):
-    return jaxpt.errors(model(batch["x"]), batch["y"])
+    return jaxpt.zero_one_loss(model(batch["x"]), batch["y"])
 
 
 @functools.cache

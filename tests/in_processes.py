@@ -69,7 +69,7 @@ def equal(directory):
         }
     best = results["grid"].best(seed=1)
     found["best"] = np.asarray(conftest.loss(best.model, data.valid))
-    mixed = jaxpt.mixture(tempered, results["grid"].state, data.test, METRICS, coldest=3)
+    mixed = jaxpt.ensemble(tempered, results["grid"].state, data.test, METRICS, coldest=3)
     found["mixture"] = np.asarray(mixed["nll"])
     results["grid"].save_model(directory / "model", seed=1)
     model = jaxpt.load_model(directory / "model")

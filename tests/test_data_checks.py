@@ -131,7 +131,9 @@ def test_labels_of_several_axes_are_checked(bad, door):
             jaxpt.fit(make(tagger()), iter(parts), {"x": X, "y": good}, steps=6, progress=False)
         elif door == "images":
             shape = lambda y: np.broadcast_to(y[:, :, None], (64, 3, 5)).astype(np.int16)
-            loss = lambda m, b: jaxpt.errors(jnp.zeros((*b["y"].shape, 3)), b["y"]).mean((1, 2)) + 0 * m(b["x"])[:, 0]
+            loss = lambda m, b: (
+                jaxpt.zero_one_loss(jnp.zeros((*b["y"].shape, 3)), b["y"]).mean((1, 2)) + 0 * m(b["x"])[:, 0]
+            )
             problem = jaxpt.nnx_problem(lambda rngs: nnx.Linear(3, 3, rngs=rngs), loss)
             make(problem).check(jaxpt.Data({"x": X, "y": shape(wrong)}, {"x": X, "y": shape(good)}))
         else:
@@ -171,7 +173,7 @@ def test_labels_that_do_not_count():
     np.testing.assert_allclose(
         jaxpt.negative_log_likelihood(jnp.asarray(p), y, ignore_label=-100), np.where(y < 0, 0, exact), rtol=1e-5
     )
-    wrong = jaxpt.errors(logits, y, ignore_label=-100)
+    wrong = jaxpt.zero_one_loss(logits, y, ignore_label=-100)
     np.testing.assert_array_equal(wrong, (logits.argmax(-1) != y) & (y >= 0))
     means = [row[labels >= 0].mean() if (labels >= 0).any() else 0 for row, labels in zip(exact, y, strict=True)]
     loss = jaxpt.cross_entropy(logits, y, ignore_label=-100)

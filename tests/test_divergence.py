@@ -40,8 +40,8 @@ def broken(state, replica):
 
 def run(engine, data, harm, before=PLANTED, after=8):
     """So many periods, the harm, and further ones; the state then and both traces."""
-    state, first = engine.run(engine.init(jax.random.key(1)), data, periods=before, room=ROOM)
-    state, second = engine.run(harm(state), data, periods=after, room=ROOM)
+    state, first = engine.run(engine.init(jax.random.key(1)), data, periods=before, max_periods=ROOM)
+    state, second = engine.run(harm(state), data, periods=after, max_periods=ROOM)
     return state, tree.take(first, slice(before)), tree.take(second, slice(after))
 
 
@@ -57,9 +57,9 @@ def test_a_broken_replica_changes_nothing_for_the_others(data):
     assert before.rung["learning_rate+dropout_rate"][:, HOTTEST].tolist() == [HOTTEST] * PLANTED
 
     free = make_engine(small_problem(), rule=jaxpt.Tempering(2.0, "deo"))
-    state, _ = engine.run(engine.init(jax.random.key(1)), data, periods=PLANTED, room=ROOM)
+    state, _ = engine.run(engine.init(jax.random.key(1)), data, periods=PLANTED, max_periods=ROOM)
     rule = free.init(jax.random.key(1)).rule
-    found, trace = free.run(broken(state, HOTTEST)._replace(rule=rule), data, periods=8, room=ROOM)
+    found, trace = free.run(broken(state, HOTTEST)._replace(rule=rule), data, periods=8, max_periods=ROOM)
     trace = tree.take(trace, slice(8))
 
     _, _, expected = run(engine, data, lambda state: state)

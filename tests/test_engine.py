@@ -65,9 +65,9 @@ def test_a_replica_in_the_stack_equals_one_trained_alone(name, k, data):
 def test_swaps_permute_hyperparameters_and_leave_weights_and_momentum(data):
     """The exchange comes last in a period, so after one period only rungs and hyperparameters can differ."""
     engine = make_engine(rule=jaxpt.Tempering(1e-9))
-    with_swap, trace = engine.run(engine.init(jax.random.key(0)), data, periods=1, room=ROOM)
+    with_swap, trace = engine.run(engine.init(jax.random.key(0)), data, periods=1, max_periods=ROOM)
     alone = dataclasses.replace(engine, rule=jaxpt.Independent())
-    without, _ = alone.run(alone.init(jax.random.key(0)), data, periods=1, room=3)
+    without, _ = alone.run(alone.init(jax.random.key(0)), data, periods=1, max_periods=3)
     assert trace.info.accepted.sum() == 1
     for part in ("params", "model_state", "opt_state", "key"):
         assert_same(getattr(with_swap.replicas, part), getattr(without.replicas, part))
@@ -81,7 +81,7 @@ def test_swaps_permute_hyperparameters_and_leave_weights_and_momentum(data):
 
 def test_the_same_seed_gives_the_same_bits_and_a_cut_changes_nothing(data):
     engine = make_engine(rule=jaxpt.Tempering(5.0))
-    run = lambda state, periods: engine.run(state, data, periods=periods, room=ROOM)
+    run = lambda state, periods: engine.run(state, data, periods=periods, max_periods=ROOM)
     whole, trace = run(engine.init(jax.random.key(3)), 4)
     again, _ = run(engine.init(jax.random.key(3)), 4)
     assert_same(whole, again)
@@ -169,19 +169,19 @@ def test_a_period_has_the_same_bits_in_any_dispatch(data):
     whole, rows = engine.run(engine.init(jax.random.key(0)), data, periods=9)
     state, parts = engine.init(jax.random.key(0)), []
     for periods in (1, 3, 2, 1, 2):
-        state, trace = engine.run(state, data, periods=periods, room=3)
+        state, trace = engine.run(state, data, periods=periods, max_periods=3)
         assert {leaf.shape[0] for leaf in jax.tree.leaves(trace)} == {3}
         parts.append(tree.take(trace, slice(periods)))
     assert_same(state, whole)
     assert_same(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts), rows)
     for periods in (-1, 4):
-        with pytest.raises(ValueError, match=rf"periods must be 0 .. room=3, but it is {periods}"):
-            engine.run(state, data, periods=periods, room=3)
+        with pytest.raises(ValueError, match=rf"periods must be 0 .. max_periods=3, but it is {periods}"):
+            engine.run(state, data, periods=periods, max_periods=3)
     before = jaxpt.engine.engine._run._cache_size()
-    engine.run(state, data, periods=2, room=3)
+    engine.run(state, data, periods=2, max_periods=3)
     assert jaxpt.engine.engine._run._cache_size() == before
     one, _ = engine.run(engine.init(jax.random.key(0)), data, periods=1)
-    assert_same(one, engine.run(engine.init(jax.random.key(0)), data, periods=1, room=3)[0])
+    assert_same(one, engine.run(engine.init(jax.random.key(0)), data, periods=1, max_periods=3)[0])
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxpt
-from jaxpt.engine.reads import reads
+from jaxpt.engine.reads import hyperparameters_read
 from jaxpt.engine.replica import train_step
 
 BOWL = jaxpt.energy_problem(lambda w: jnp.sum(w["a"] ** 2) + jnp.sum((w["b"] - 1) ** 2), lambda key: START)
@@ -130,7 +130,7 @@ READS = {
 @pytest.mark.parametrize("name", READS)
 def test_every_way_to_read_a_dict_counts_where_it_reads(name):
     optimizer, names = READS[name]
-    assert reads(BOWL, optimizer, None, HYPER) == names
+    assert hyperparameters_read(BOWL, optimizer, None, HYPER) == names
     plain = {name: jnp.float32(0.25) for name in HYPER}
     optimizer(plain).init(START)  # what a step gives: a plain dict
 
@@ -151,7 +151,9 @@ SCHEDULES = {
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_what_a_schedule_merely_passes_on_is_not_read(name):
     schedule, more = SCHEDULES[name]
-    assert reads(BOWL, lambda h: optax.sgd(h["learning_rate"]), schedule, HYPER) == {"learning_rate"} | more
+    assert (
+        hyperparameters_read(BOWL, lambda h: optax.sgd(h["learning_rate"]), schedule, HYPER) == {"learning_rate"} | more
+    )
     fixed = {"idle": 0.5, "momentum": 0.25}
     made = lambda h: optax.sgd(h["learning_rate"] * (1 + 0 * h["idle"] * h["momentum"]))
     run = engine(made, ladder=jaxpt.Ladder(learning_rate=[0.25, 0.5]), schedule=schedule, fixed=fixed)

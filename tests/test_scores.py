@@ -56,7 +56,7 @@ def test_a_name_tells_the_direction(name):
 
 @pytest.mark.parametrize("name", ["hits", "accuracy_error", "energy2", "x"])
 def test_a_name_that_tells_nothing_asks_for_the_direction(name):
-    found = run(classifier(metrics={name: lambda m, b: ~jaxpt.errors(m(b["x"]), b["y"])}))
+    found = run(classifier(metrics={name: lambda m, b: ~jaxpt.zero_one_loss(m(b["x"]), b["y"])}))
     assert found.valid[name].shape == (3,), "it is recorded"
     with pytest.raises(ValueError, match=rf"is more or less of '{name}' better\? .* jaxpt.Metric"):
         found.best(name)
@@ -65,7 +65,7 @@ def test_a_name_that_tells_nothing_asks_for_the_direction(name):
 
 
 def test_the_best_replica_is_the_best_in_the_metric_s_direction():
-    hit = lambda m, b: ~jaxpt.errors(m(b["x"]), b["y"])
+    hit = lambda m, b: ~jaxpt.zero_one_loss(m(b["x"]), b["y"])
     metrics = {"accuracy": hit, "hits": jaxpt.Metric(hit, higher_is_better=True), "error": lambda m, b: ~hit(m, b)}
     found = run(classifier(metrics=metrics), steps=20)
     assert np.ptp(found.valid["accuracy"]) > 0
@@ -104,7 +104,7 @@ WHOLE = {
     "correlation of all": jaxpt.Metric(
         lambda m, b: (m(b["x"])[:, 0], b["x"][:, 1]), whole=lambda o: jnp.corrcoef(*o)[0, 1]
     ),
-    "accuracy": lambda m, b: ~jaxpt.errors(m(b["x"]), b["y"]),
+    "accuracy": lambda m, b: ~jaxpt.zero_one_loss(m(b["x"]), b["y"]),
 }
 
 
@@ -181,9 +181,9 @@ def test_the_mean_prediction_is_that_of_its_kind(name):
     each = np.stack([np.asarray(predict(best.model, {"x": X}), np.float64) for best in found.coldest(3)])
     e = np.exp(each)
     exact = {"values": each, "binary": e / (1 + e), "classes": e / e.sum(-1, keepdims=True)}[kind].mean(0)
-    np.testing.assert_allclose(found.mixture()({"x": X}), exact, rtol=1e-4)
+    np.testing.assert_allclose(found.ensemble()({"x": X}), exact, rtol=1e-4)
     mean = lambda p, b: p.reshape(len(p), -1).mean(-1)
-    through = jaxpt.mixture(found.engine, found.state, data, {"mean": mean})["mean"]
+    through = jaxpt.ensemble(found.engine, found.state, data, {"mean": mean})["mean"]
     np.testing.assert_allclose(through, exact.mean(), rtol=1e-4)
     silent = classifier(outputs, loss, predict=predict)
     if (
@@ -191,7 +191,7 @@ def test_the_mean_prediction_is_that_of_its_kind(name):
     ):  # beside labels of classes, [B, 3] could be logits of classes, and is taken for that
         return
     if name == "classes":
-        np.testing.assert_allclose(run(silent, data).mixture()({"x": X}), exact, rtol=1e-5)
+        np.testing.assert_allclose(run(silent, data).ensemble()({"x": X}), exact, rtol=1e-5)
     else:
         with pytest.raises(ValueError, match=r"predict.*prediction="):
             run(silent, data)
@@ -222,12 +222,12 @@ def test_metrics_of_whole_splits_are_those_of_the_mean_prediction_too():
     result = run(classifier(predict=logits))
     square = jaxpt.Metric(lambda p, b: (p[:, 1] - (b["y"] == 1)) ** 2, finish=jnp.sqrt)
     area = jaxpt.Metric(lambda p, b: (p[:, 1], b["y"] == 1), whole=lambda rows: jnp.corrcoef(*rows)[0, 1])
-    found = jaxpt.mixture(result.engine, result.state, DATA, {"square": square, "area": area})
-    predicted = np.asarray(result.mixture()(DATA))[:, 1]
+    found = jaxpt.ensemble(result.engine, result.state, DATA, {"square": square, "area": area})
+    predicted = np.asarray(result.ensemble()(DATA))[:, 1]
     np.testing.assert_allclose(found["square"], np.sqrt(np.mean((predicted - (Y == 1)) ** 2)), rtol=1e-5)
     np.testing.assert_allclose(found["area"], np.corrcoef(predicted, Y == 1)[0, 1], rtol=1e-4)
     with pytest.raises(ValueError, match="examples/y has values"):
-        jaxpt.mixture(result.engine, result.state, {"x": X, "y": Y.astype(np.int64) + 2**40}, {"square": square})
+        jaxpt.ensemble(result.engine, result.state, {"x": X, "y": Y.astype(np.int64) + 2**40}, {"square": square})
 
 
 def test_metrics_of_a_problem_without_data():

@@ -77,7 +77,7 @@ def over_replicas(
     function: Callable[..., Any],
     in_axes: Sequence[int | None],
     seeds: bool = False,
-    at_once: int = 1,
+    replicas_at_once: int = 1,
 ) -> Callable[..., Any]:
     """Lifts a function of one replica to stacked ones, as `jax.vmap` does; the strategies agree up to rounding.
 
@@ -87,18 +87,18 @@ def over_replicas(
 
     Args:
         strategy: "vmap": one batched computation; "unroll": the replicas one by one in one program; "map": in a loop,
-            one replica at a time, or `at_once`; "auto": see `choose`.
+            one replica at a time, or `replicas_at_once`; "auto": see `choose`.
         platform: "cpu", "gpu" or "tpu".
         devices: number of devices that the replicas are spread over, for "auto".
         function: a function of one replica.
         in_axes: for each argument, 0: its leaves lead with the replicas; None: it is the same for all.
         seeds: whether the axis is the seeds, each a whole ladder of replicas; "auto" does not unroll seeds.
-        at_once: replicas that each turn of "map" runs by vmap.
+        replicas_at_once: replicas that each turn of "map" runs by vmap.
     """
     # Nothing to rewrite elsewhere: `lowering` is about XLA:CPU. "auto" is then vmap for any number of replicas.
     if platform != "cpu":
         return _lifted(
-            choose(platform, 0, devices, False) if strategy == "auto" else strategy, function, in_axes, at_once
+            choose(platform, 0, devices, False) if strategy == "auto" else strategy, function, in_axes, replicas_at_once
         )
 
     def lifted(*args: Any) -> Any:
@@ -118,13 +118,13 @@ def over_replicas(
         def traced(*args: Any) -> Any:
             return jax.tree.unflatten(structure, rewrite.evaluate(program, *jax.tree.leaves(args)))
 
-        return _lifted(how, traced, in_axes, at_once)(*args)
+        return _lifted(how, traced, in_axes, replicas_at_once)(*args)
 
     return lifted
 
 
 def _lifted(
-    strategy: str, function: Callable[..., Any], in_axes: Sequence[int | None], at_once: int
+    strategy: str, function: Callable[..., Any], in_axes: Sequence[int | None], replicas_at_once: int
 ) -> Callable[..., Any]:
     if strategy == "vmap":
         return jax.vmap(function, tuple(in_axes))
@@ -140,7 +140,7 @@ def _lifted(
 
         if strategy == "map":
             # A batch_size of 1 would be a vmap over an axis of length one, so it is left out.
-            return lax.map(at, stacked, batch_size=at_once if at_once > 1 else None)
+            return lax.map(at, stacked, batch_size=replicas_at_once if replicas_at_once > 1 else None)
         # Unrolled in Python: independent parts of one program, which XLA may run side by side on the cores.
         rows = [at(tree.take(stacked, i)) for i in range(tree.leading(stacked))]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)

@@ -67,9 +67,11 @@ def check(
     fitting = max(0, int((room - working) // stored if looped else room // (stored + working)))
     advice = [f"{fitting * shards} replicas would fit" if fitting else "not even one replica a device would fit"]
     # A loop holds a little more than one step's share; following the advice must succeed.
-    at_once = min(each - 1, int(0.8 * (room - stored * each) // working)) if working else 0
-    if execution.replica_axis == "vmap" and at_once >= 1:
-        advice.append(f'all of them fit {at_once} at a time: replica_axis="map", at_once={at_once}')
+    replicas_at_once = min(each - 1, int(0.8 * (room - stored * each) // working)) if working else 0
+    if execution.replica_axis == "vmap" and replicas_at_once >= 1:
+        advice.append(
+            f'all of them fit {replicas_at_once} at a time: replica_axis="map", replicas_at_once={replicas_at_once}'
+        )
     elif execution.replica_axis == "unroll" and each > 1:
         advice.append('one at a time may need less: replica_axis="map"')
     advice.append("a smaller batch_size or evaluation_batch needs less, too")

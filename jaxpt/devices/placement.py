@@ -32,9 +32,9 @@ class Placement:
     """M replicas in D shards of M / D; make one with `single`, `shard_map` or `pmap`.
 
     The whole run is inside the shards: each device scans over the steps of its own replicas without waiting for others.
-    After each period the shards gather all energies, rungs and hyperparameters (`whole`). Each computes the same
-    exchange and continues with the rows of its own replicas (`own`). Weights leave a shard only for rules that copy
-    them. Seeds, each a whole ladder, do not interact, so they may be sharded too.
+    After each period the shards gather all energies, rungs and hyperparameters (`all_gather`). Each computes the same
+    exchange and continues with the rows of its own replicas (`local_rows`). Weights leave a shard only for rules that
+    copy them. Seeds, each a whole ladder, do not interact, so they may be sharded too.
 
     A `PartitionSpec` of the names `SEED` and `AXIS` states how an array is sharded, one entry for each of its axes;
     names for which the devices have no axis are ignored.
@@ -76,7 +76,7 @@ class Placement:
         """Lifts a function of one shard's arrays to whole arrays; returns the function itself on one device.
 
         Args:
-            function: the computation of one device; it may call `whole` and `own`.
+            function: the computation of one device; it may call `all_gather` and `local_rows`.
             in_axes: for each argument, as a prefix of its tree, a `PartitionSpec` that states how it is sharded.
             out_axes: the same for the result.
         """
@@ -88,13 +88,13 @@ class Placement:
         # Replication holds by construction; `check_vma` could not verify it through arbitrary code in a user's loss.
         return jax.shard_map(function, mesh=self.mesh, in_specs=next(specs), out_specs=next(specs), check_vma=False)
 
-    def whole(self, shard: T) -> T:
+    def all_gather(self, shard: T) -> T:
         """Returns all M rows of arrays [M / D, ...], gathered from all shards."""
         if self.mesh is None:
             return shard
         return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True), shard)
 
-    def own(self, rows: T) -> T:
+    def local_rows(self, rows: T) -> T:
         """Returns this shard's rows of arrays [M, ...]."""
         if self.mesh is None:
             return rows

@@ -20,7 +20,7 @@ from jaxpt.diagnostics.exchanges import check_trace
 class Lineage:
     """The hyperparameters, period by period, under which a replica's weights were trained.
 
-    `hyper` has the rungs' values. If the engine has a schedule, `in_force` has its results for them, step by step. A
+    `hyper` has the rungs' values. If the engine has a schedule, `scheduled` has its results for them, step by step. A
     schedule inside the optimizer's function, `lambda h: optax.sgd(lambda step: h["learning_rate"] * ...)`, is not
     visible and is in neither: apply it again when you train with this path.
 
@@ -29,22 +29,22 @@ class Lineage:
         hyper: {name: value during each period}.
         replica: the slot in which the weights were trained during each period; it changes only if a rule copies
             weights.
-        in_force: {name: value at each of T steps} from the engine's schedule; None without one. `replay` computes it
+        scheduled: {name: value at each of T steps} from the engine's schedule; None without one. `replay` computes it
             again.
     """
 
     step: Int[np.ndarray, " P"]
     hyper: dict[str, Float[np.ndarray, " P"]]
     replica: Int[np.ndarray, " P"]
-    in_force: dict[str, Float[np.ndarray, " T"]] | None = None
+    scheduled: dict[str, Float[np.ndarray, " T"]] | None = None
 
     def to_json(self) -> str:
         """Returns the path as a JSON object; all values are exact to the bit.
 
-        The object is {"step": [P], "replica": [P], "hyper": {name: [P]}}; with a schedule also "in_force": {name: [T]}.
+        It is {"step": [P], "replica": [P], "hyper": {name: [P]}}; with a schedule also "scheduled": {name: [T]}.
         """
         content = {"step": self.step.tolist(), "replica": self.replica.tolist(), "hyper": _plain(self.hyper)}
-        return json.dumps(content if self.in_force is None else {**content, "in_force": _plain(self.in_force)})
+        return json.dumps(content if self.scheduled is None else {**content, "scheduled": _plain(self.scheduled)})
 
     @classmethod
     def from_json(cls, text: str) -> "Lineage":
@@ -57,7 +57,7 @@ class Lineage:
             given = json.loads(text)
             hyper = {name: np.asarray(values, np.float32) for name, values in given["hyper"].items()}
             step, replica = np.asarray(given["step"], np.int32), np.asarray(given["replica"], np.int32)
-            forced = given.get("in_force")
+            forced = given.get("scheduled")
             if forced is not None:
                 forced = {name: np.asarray(values, np.float32) for name, values in forced.items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -81,11 +81,11 @@ class Lineage:
         Raises:
             ValueError: no such hyperparameter.
         """
-        known = self.hyper if self.in_force is None else self.in_force
+        known = self.hyper if self.scheduled is None else self.scheduled
         if name not in known:
             raise ValueError(f"the path has no hyperparameter {name!r}; it has {', '.join(known)}")
         values = jnp.asarray(known[name])
-        if self.in_force is not None:
+        if self.scheduled is not None:
             return lambda count: values[jnp.minimum(count, len(values) - 1)]
         ends = jnp.asarray(self.step)
         return lambda count: values[jnp.minimum(jnp.searchsorted(ends, count, side="right"), len(ends) - 1)]
@@ -137,10 +137,10 @@ def lineage(trace: Trace, replica: int, seed: int | None = None, *, schedule: Sc
             slot[period] = now = parents[period, now]
     rows = np.arange(shape[0])
     step, hyper = np.asarray(trace.step), {name: own(v)[rows, slot] for name, v in trace.hyper.items()}
-    return Lineage(step, hyper, slot, None if schedule is None else _in_force(schedule, step, hyper))
+    return Lineage(step, hyper, slot, None if schedule is None else _scheduled(schedule, step, hyper))
 
 
-def _in_force(schedule: Schedule, step: np.ndarray, hyper: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _scheduled(schedule: Schedule, step: np.ndarray, hyper: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns a schedule's results for each step's values, {name: [T]}."""
     at = jnp.repeat(jnp.arange(len(step)), np.diff(step, prepend=0), total_repeat_length=int(step[-1]))
     values = {name: jnp.asarray(v)[at] for name, v in hyper.items()}

@@ -20,8 +20,8 @@ from jaxpt.core.types import Problem
 from jaxpt.devices import execution, precision
 from jaxpt.devices.placement import Placement, automatic, check_fits
 from jaxpt.engine.names import check_all_read, check_names
-from jaxpt.engine.reads import reads
-from jaxpt.engine.replica import in_force
+from jaxpt.engine.reads import hyperparameters_read
+from jaxpt.engine.replica import scheduled
 from jaxpt.engine.spec import Spec, abstract_hyper
 from jaxpt.engine.tracked import Reads
 from jaxpt.models.scores import require_kind
@@ -39,7 +39,7 @@ def check_engine(engine: Spec) -> None:
         "batch_size": 1,
         "evaluation_batch": 1,
         "probe": 1,
-        "at_once": 1,
+        "replicas_at_once": 1,
     }.items():
         value = getattr(engine, name)
         if value is None and name == "probe":
@@ -237,7 +237,7 @@ def _check_scores(engine: Spec, name: str, split: PyTree, is_shown: Callable[[An
         rest = iter(hidden)
         batch = jax.tree.unflatten(treedef, [leaf if s else next(rest) for s, leaf in zip(shown, leaves, strict=True)])
         params, state = problem.init(key)
-        hyper = in_force(engine.schedule, dict(hyper), jnp.zeros((), jnp.int32))
+        hyper = scheduled(engine.schedule, dict(hyper), jnp.zeros((), jnp.int32))
         return score(params, state, batch, Reads(hyper, seen), key)
 
     problem = engine.problem
@@ -270,7 +270,7 @@ def _check_scores(engine: Spec, name: str, split: PyTree, is_shown: Callable[[An
                 "other axes"
             )
     if engine.problem.reads_hyper and name == "train":
-        known = reads(engine.problem, engine.optimizer, engine.schedule, abstract_hyper(engine))
+        known = hyperparameters_read(engine.problem, engine.optimizer, engine.schedule, abstract_hyper(engine))
         check_all_read(engine, known | engine.problem.hyperparameters | {"batch_size"} | seen)
 
 

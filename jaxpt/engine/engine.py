@@ -31,7 +31,7 @@ from jaxpt.engine.spec import Spec, abstract_hyper
     meta=(
         *("problem", "optimizer", "every", "batch_size", "schedule", "own_batches"),
         *("drop_remainder", "probe", "evaluation_batch", "rescale_momentum"),
-        *("replica_axis", "at_once", "placement", "precision", "diverged"),
+        *("replica_axis", "replicas_at_once", "placement", "precision", "diverged"),
     ),
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ class Engine(Spec):
             the velocity. By default the momentum does not change.
         replica_axis: how a device's replicas are executed: "vmap", "unroll", "map", or "auto", which takes the choice
             of `jaxpt.devices.execution.choose`.
-        at_once: replicas that "map" runs at a time, which bounds its working memory; 1 by default.
+        replicas_at_once: replicas that "map" runs at a time, which bounds its working memory; 1 by default.
         placement: the devices that hold the replicas. "auto" is one device; on CPUs it is as many host devices as
             divide M (see `use_all_cores`), and with several processes all devices. See `jaxpt.placement`.
         precision: of float32 products: "highest", float32 everywhere; "high", TF32 on GPUs; "default", JAX's setting,
@@ -135,20 +135,20 @@ class Engine(Spec):
         periods: int | Int[Array, ""],
         batches: Batches | None = None,
         donate: bool = False,
-        room: int | None = None,
+        max_periods: int | None = None,
     ) -> tuple[RunState, Trace]:
         """Returns the state after `periods` periods and their trace; one dispatch, without work on the host.
 
         Args:
             state: the state to start from.
             data: the splits; None for a problem without data.
-            periods: number of periods, each of `every` steps and an exchange; static unless `room` is given.
+            periods: number of periods, each of `every` steps and an exchange; static unless `max_periods` is given.
             batches: the periods' minibatches, instead of drawing them from `data.train`; see `jaxpt.prefetch`.
             donate: let the run overwrite the given state, so that memory holds one state and not two; the given state
                 cannot be used again.
-            room: rows of the trace (static); by default `periods`. If given, `periods` is traced: one compiled program
-                runs any number of periods up to `room`, and the remaining rows of the trace are zeros. A run gives the
-                same bits however it is divided into dispatches.
+            max_periods: rows of the trace (static); by default `periods`. If given, `periods` is traced: one compiled
+                program runs any number of periods up to `max_periods`, and the remaining rows of the trace are zeros. A
+                run gives the same bits however it is divided into dispatches.
 
         Raises:
             ValueError: the data or the batches do not fit (see `check`, which also looks at labels), or the state comes
@@ -156,12 +156,12 @@ class Engine(Spec):
         """
         if not isinstance(periods, int | np.integer | jax.Array):
             raise ValueError(f"periods must be an integer, how many of them, but it is {periods!r}")
-        room = operator.index(periods) if room is None else room
-        if not isinstance(periods, jax.Array) and not 0 <= periods <= room:
-            raise ValueError(f"periods must be 0 .. room={room}, but it is {periods!r}")
+        max_periods = operator.index(periods) if max_periods is None else max_periods
+        if not isinstance(periods, jax.Array) and not 0 <= periods <= max_periods:
+            raise ValueError(f"periods must be 0 .. max_periods={max_periods}, but it is {periods!r}")
         # A NumPy number goes from the host to every device; a JAX array is on one device, to be copied to the others.
         count = periods if isinstance(periods, jax.Array) else np.int32(operator.index(periods))
-        return (_run_donated if donate else _run)(self, state, _as_data(data), batches, count, room=room)
+        return (_run_donated if donate else _run)(self, state, _as_data(data), batches, count, max_periods=max_periods)
 
     def lower(
         self,
@@ -174,10 +174,12 @@ class Engine(Spec):
     ) -> jax.stages.Lowered:
         """Returns the program of `run` before compilation; `run` will use the program that `.compile()` returns.
 
-        Its arguments may be abstract; `periods` is the trace's `room`.
+        Its arguments may be abstract; `periods` is the trace's `max_periods`.
         """
         count = jax.ShapeDtypeStruct((), jnp.int32)
-        return (_run_donated if donate else _run).lower(self, state, _as_data(data), batches, count, room=periods)
+        return (_run_donated if donate else _run).lower(
+            self, state, _as_data(data), batches, count, max_periods=periods
+        )
 
     def evaluate(self, state: RunState, examples: PyTree) -> dict[str, Float[Array, "..."]]:
         """Returns {"energy": [M], metric: [M]}, averaged over all the examples in evaluation mode."""
@@ -212,21 +214,21 @@ def _as_data(data: Data | tuple[PyTree, ...] | None) -> Data:
 
 
 def _periods(
-    engine: Engine, state: RunState, data: Data, batches: Batches | None, count: Array, *, room: int
+    engine: Engine, state: RunState, data: Data, batches: Batches | None, count: Array, *, max_periods: int
 ) -> tuple[RunState, Trace]:
     checks.check_state(engine, state)
-    checks.check_sizes(engine, checks.with_batches(engine, data, batches, room))
+    checks.check_sizes(engine, checks.with_batches(engine, data, batches, max_periods))
     axes, rows = state_axes(state.key.ndim), trace_axes(state.key.ndim)
     with tracing_with(engine.precision):
         run = engine.placed.over_shards(
-            partial(periods, room=room), (EVERYWHERE, axes, *(EVERYWHERE,) * 3), (axes, rows)
+            partial(periods, max_periods=max_periods), (EVERYWHERE, axes, *(EVERYWHERE,) * 3), (axes, rows)
         )
         state, trace = run(engine, state, data, batches, count)
         return state, engine.placed.readable(trace)
 
 
-_run = jax.jit(_periods, static_argnames="room")
-_run_donated = jax.jit(_periods, static_argnames="room", donate_argnames="state")
+_run = jax.jit(_periods, static_argnames="max_periods")
+_run_donated = jax.jit(_periods, static_argnames="max_periods", donate_argnames="state")
 
 
 @jax.jit

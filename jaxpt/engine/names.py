@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxpt.engine.reads import check_kept, has_state, reading
-from jaxpt.engine.replica import in_force
+from jaxpt.engine.replica import scheduled
 from jaxpt.engine.spec import Spec, abstract_hyper
 
 _INJECTED = (optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState)
@@ -30,7 +30,7 @@ def check_names(engine: Spec) -> None:
             "a ladder or into fixed={...}"
         ) from error
     known = found.names | engine.problem.hyperparameters | {"batch_size"}
-    after = jax.eval_shape(lambda h: dict(in_force(engine.schedule, h, jnp.zeros((), jnp.int32))), hyper)
+    after = jax.eval_shape(lambda h: dict(scheduled(engine.schedule, h, jnp.zeros((), jnp.int32))), hyper)
     if lost := sorted(set(hyper) & engine.problem.hyperparameters - set(after)):
         raise ValueError(f"the schedule drops {', '.join(lost)}, which the model reads; return {{**h, ...}}")
     if not engine.problem.reads_hyper:

@@ -15,7 +15,7 @@ from jaxpt.core.ladder import Ladder
 from jaxpt.core.state import Replicas, RunState, Trace
 from jaxpt.core.types import Info, Move
 from jaxpt.devices.execution import over_replicas
-from jaxpt.engine.replica import in_force, rescale_momentum, train_step
+from jaxpt.engine.replica import rescale_momentum, scheduled, train_step
 from jaxpt.engine.scoring import mean_scores, paired_variance
 from jaxpt.engine.spec import Spec
 
@@ -24,11 +24,11 @@ INIT, DATA, EXCHANGE, PROBE = range(4)  # folded into the run's key, one number 
 
 
 def periods(
-    engine: Spec, state: RunState, data: Data, batches: Batches | None, count: Int[Array, ""], *, room: int
+    engine: Spec, state: RunState, data: Data, batches: Batches | None, count: Int[Array, ""], *, max_periods: int
 ) -> tuple[RunState, Trace]:
-    """Returns the state after `count` periods and a trace of `room` rows, of which the first `count` are filled.
+    """Returns the state after `count` periods and a trace of `max_periods` rows, of which the first `count` are filled.
 
-    `count` is traced: one program runs any number of periods up to `room`, and a period gives the same bits in
+    `count` is traced: one program runs any number of periods up to `max_periods`, and a period gives the same bits in
     whichever dispatch it runs.
     """
 
@@ -51,9 +51,9 @@ def periods(
 
     leaves, structure = jax.tree.flatten(state)
     shapes, form = jax.tree.flatten(row)
-    start = first, leaves, [jnp.zeros((room, *leaf.shape), leaf.dtype) for leaf in shapes]
+    start = first, leaves, [jnp.zeros((max_periods, *leaf.shape), leaf.dtype) for leaf in shapes]
     # `while_loop`, not `scan`: the length is traced. Rows past it stay zero.
-    _, leaves, rows = jax.lax.while_loop(lambda carry: carry[0] < jnp.minimum(count, room), one, start)
+    _, leaves, rows = jax.lax.while_loop(lambda carry: carry[0] < jnp.minimum(count, max_periods), one, start)
     return jax.tree.unflatten(structure, leaves), jax.tree.unflatten(form, rows)
 
 
@@ -78,13 +78,13 @@ def period(engine: Spec, state: RunState, data: Data, batches: Batches | None) -
     def propose(key: Key[Array, ""], energy: Array, replicas: Replicas, ladders: dict[str, Ladder], rule: Any) -> Any:
         noise = {}
         if rule.noise_corrected:
-            how = engine.problem, partial(_over_replicas, engine), engine.placed.whole
+            how = engine.problem, partial(_over_replicas, engine), engine.placed.all_gather
             sizes = engine.evaluation_batch, tree.leading(data.valid)
             # `probe(key)` again: the same examples as those of the energies.
             noise["variance"] = paired_variance(*how, replicas, probe(key), *sizes)
         key = jax.random.fold_in(jax.random.fold_in(key, EXCHANGE), turn)
         # Small arrays are gathered on all devices, and each computes the same exchange.
-        seen = engine.placed.whole((energy, replicas.rung, replicas.hyper))
+        seen = engine.placed.all_gather((energy, replicas.rung, replicas.hyper))
         # burn_in is traced: whether swaps are allowed is data, not another program.
         move, rule, info = rule.propose(key, turn, *seen, ladders, step > engine.burn_in, **noise)
         if engine.diverged == "respawn":
@@ -139,7 +139,7 @@ def _minibatches(
     if not engine.own_batches:
         return draw(key)
     # Folded with the replica's number among all M, so that placement does not change the draw.
-    own = jax.vmap(jax.random.fold_in, (None, 0))(key, engine.placed.own(jnp.arange(engine.num_replicas)))
+    own = jax.vmap(jax.random.fold_in, (None, 0))(key, engine.placed.local_rows(jnp.arange(engine.num_replicas)))
     return jax.vmap(draw, out_axes=(0, None))(own)
 
 
@@ -172,15 +172,17 @@ def _apply(engine: Spec, replicas: Replicas, move: Move, step: Int[Array, ""]) -
     if move.parents is not None:
         mine = (*replicas[:3], replicas.hyper)
         # A parent may be on another device: weights are gathered whole, and each device takes its own rows.
-        params, model_state, opt_state, hyper = tree.take(engine.placed.whole(mine), engine.placed.own(move.parents))
+        params, model_state, opt_state, hyper = tree.take(
+            engine.placed.all_gather(mine), engine.placed.local_rows(move.parents)
+        )
         replicas = replicas._replace(params=params, model_state=model_state, opt_state=opt_state, hyper=hyper)
-    rung, hyper = engine.placed.own((move.rung, move.hyper))
+    rung, hyper = engine.placed.local_rows((move.rung, move.hyper))
     moved = replicas._replace(rung=rung, hyper=hyper)
     if engine.rescale_momentum is None:
         return moved
     # Rates in force. After a copy `before` is the parent's, under which the copied momentum arose.
     before, after = (
-        jax.vmap(partial(in_force, engine.schedule), (0, None))(r.hyper, step)[engine.rescale_momentum]
+        jax.vmap(partial(scheduled, engine.schedule), (0, None))(r.hyper, step)[engine.rescale_momentum]
         for r in (replicas, moved)
     )
     return moved._replace(opt_state=rescale_momentum(moved.opt_state, before / after))
@@ -205,5 +207,5 @@ def _over_replicas(
 ) -> Callable[..., T]:
     placed = engine.placed
     return over_replicas(
-        engine.replica_axis, placed.platform, placed.num_devices, function, in_axes, seeds, engine.at_once
+        engine.replica_axis, placed.platform, placed.num_devices, function, in_axes, seeds, engine.replicas_at_once
     )

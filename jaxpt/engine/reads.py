@@ -10,7 +10,7 @@ from jax.extend.core import Literal
 from jaxtyping import Array, Int, Key, PyTree
 
 from jaxpt.core.types import Hyper, Optimizer, Problem, Schedule
-from jaxpt.engine.replica import in_force
+from jaxpt.engine.replica import scheduled
 from jaxpt.engine.tracked import PassedOn, Reads, plain
 from jaxpt.engine.updates import extra_arguments, updated
 from jaxpt.lowering import rewrite
@@ -28,7 +28,9 @@ class Reading(NamedTuple):
     depends on: names of hyperparameters, and "" for the step."""
 
 
-def reads(problem: Problem, optimizer: Optimizer, schedule: Schedule | None, hyper: Mapping[str, Any]) -> set[str]:
+def hyperparameters_read(
+    problem: Problem, optimizer: Optimizer, schedule: Schedule | None, hyper: Mapping[str, Any]
+) -> set[str]:
     """Returns the names that the optimiser and the schedule read (see `reading`)."""
     return reading(problem, optimizer, schedule, hyper).names
 
@@ -216,7 +218,7 @@ def convolves(
 
     def loss(key: Key[Array, ""], hyper: Hyper, batch: PyTree) -> Any:
         params, state = problem.init(key)
-        return problem.loss(params, state, batch, in_force(schedule, hyper, jnp.zeros((), jnp.int32)), key)
+        return problem.loss(params, state, batch, scheduled(schedule, hyper, jnp.zeros((), jnp.int32)), key)
 
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), jnp.result_type(leaf)), train)
     return rewrite.has_convolutions(jax.make_jaxpr(loss)(jax.random.key(0), dict(hyper), batch).jaxpr)

@@ -27,7 +27,7 @@ def init_replica(
     """Returns one replica with new weights; its arrays have no leading axis."""
     key_init, key_own = jax.random.split(key)
     params, model_state = problem.init(key_init)
-    first = in_force(schedule, hyper, jnp.zeros((), jnp.int32))
+    first = scheduled(schedule, hyper, jnp.zeros((), jnp.int32))
     return Replicas(params, model_state, optimizer(first).init(params), key_own, hyper, rung)
 
 
@@ -86,7 +86,7 @@ def train_step(
         step: number of steps before this one.
     """
     key_loss, key_update = jax.random.split(jax.random.fold_in(replica.key, step))
-    hyper = in_force(schedule, replica.hyper, step)
+    hyper = scheduled(schedule, replica.hyper, step)
     if weight is not None and "batch_size" in hyper:
         weight = weight & (jnp.arange(weight.shape[0]) < hyper["batch_size"])
 
@@ -109,7 +109,7 @@ def train_step(
     return replica._replace(params=params, model_state=model_state, opt_state=opt_state), loss
 
 
-def in_force(schedule: Schedule | None, hyper: Hyper, step: Int[Array, ""]) -> Hyper:
+def scheduled(schedule: Schedule | None, hyper: Hyper, step: Int[Array, ""]) -> Hyper:
     """Returns the hyperparameters that a step uses: the rung's, or the schedule's result for them."""
     # A copy, in case the schedule modifies its argument: the replica's own values must not change.
     return dict(hyper) if schedule is None else dict(schedule(dict(hyper), step))

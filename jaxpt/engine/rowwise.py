@@ -26,7 +26,7 @@ _ELEMENTWISE = frozenset((
     "convert_element_type", "copy", "copy_p", "cos", "cosh", "device_put", "digamma", "div", "eq", "eq_to", "erf",
     "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma", "igamma_grad_a", "igammac", "imag",
     "integer_pow", "is_finite", "le", "le_to", "lgamma", "log", "log1p", "logistic", "lt", "lt_to", "max", "min", "mul",
-    "mulhi",    "name", "ne", "neg", "nextafter", "not", "optimization_barrier", "or", "polygamma", "population_count", "pow",
+    "mulhi", "name", "ne", "neg", "nextafter", "not", "optimization_barrier", "or", "polygamma", "population_count", "pow",
     "random_fold_in", "random_seed", "random_split", "random_unwrap", "random_wrap", "real", "reduce_precision",
     "regularized_incomplete_beta", "rem", "round", "rsqrt", "select_n", "sharding_constraint", "shift_left",
     "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "squeeze",

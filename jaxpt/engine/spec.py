@@ -35,7 +35,7 @@ class Spec:
     evaluation_batch: int = dataclasses.field(default=128, kw_only=True)
     rescale_momentum: str | None = dataclasses.field(default=None, kw_only=True)
     replica_axis: ReplicaAxis = dataclasses.field(default="auto", kw_only=True)
-    at_once: int = dataclasses.field(default=1, kw_only=True)
+    replicas_at_once: int = dataclasses.field(default=1, kw_only=True)
     placement: Placement | Literal["auto"] = dataclasses.field(default="auto", kw_only=True)
     precision: Precision = dataclasses.field(default="highest", kw_only=True)
     diverged: Literal["keep", "stop", "respawn"] = dataclasses.field(default="keep", kw_only=True)

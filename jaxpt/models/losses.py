@@ -46,7 +46,7 @@ def label_mean(values: Shaped[Array, "B *T"], labels: Int[Array, "B *T"], ignore
     """Returns each example's mean over the labels that count; 0 for an example without such labels.
 
     >>> labels = jnp.array([[2, 0, -1], [1, -1, -1]])
-    >>> wrong = jaxpt.errors(jnp.zeros((2, 3, 4)), labels, ignore_label=-1)
+    >>> wrong = jaxpt.zero_one_loss(jnp.zeros((2, 3, 4)), labels, ignore_label=-1)
     >>> jaxpt.label_mean(wrong, labels, ignore_label=-1).tolist()
     [0.5, 1.0]
 
@@ -63,12 +63,12 @@ def label_mean(values: Shaped[Array, "B *T"], labels: Int[Array, "B *T"], ignore
     return total / jnp.maximum(counts.sum(axes), 1)
 
 
-def errors(
+def zero_one_loss(
     logits: Float[Array, "*B K"], labels: Int[Array, "*B"], *, ignore_label: int | None = None
 ) -> Bool[Array, "*B"]:
     """Returns whether the most probable class differs from the label, for each label; the mean is the error rate.
 
-    >>> jaxpt.errors(jnp.array([[2.0, 1.0], [0.0, 1.0]]), jnp.array([0, 0])).tolist()
+    >>> jaxpt.zero_one_loss(jnp.array([[2.0, 1.0], [0.0, 1.0]]), jnp.array([0, 0])).tolist()
     [False, True]
 
     Accepts probabilities or logits. A label equal to `ignore_label` gives no error (see `cross_entropy`).
@@ -89,7 +89,7 @@ def negative_log_likelihood(
     A label equal to `ignore_label` gives 0 (see `cross_entropy`).
 
     Raises:
-        ValueError: as for `errors`.
+        ValueError: as for `zero_one_loss`.
     """
     _check_labels(probabilities, labels, ignore_label)
     known = _known(labels, ignore_label)

@@ -118,7 +118,7 @@ def nnx_problem(
             if the loss reads `hyper`, since all rungs must be scored by the same function.
         metrics: further functions to record in evaluation mode, {name: function(model, batch) -> [B]}; or
             `jaxpt.Metric`, for a metric with a direction or of a whole split.
-        predict: `predict(model, batch)` -> logits [B, K], for `mixture`; their softmax is the prediction. For a model
+        predict: `predict(model, batch)` -> logits [B, K], for `ensemble`; their softmax is the prediction. For a model
             that outputs probabilities, return their logarithm.
         prediction: kind of `predict`'s result: "classes", logits [B, ..., K] (for example per word or pixel); "binary",
             a logit [B, ...] per yes/no answer, whose sigmoid is the prediction; "values" [B, ...] of a regression. By

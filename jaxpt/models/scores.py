@@ -44,7 +44,7 @@ class Metric:
     """A metric with a direction, or one of a whole split.
 
     >>> def correct(model, batch):
-    ...     return ~jaxpt.errors(model(batch["x"]), batch["y"])
+    ...     return ~jaxpt.zero_one_loss(model(batch["x"]), batch["y"])
     >>> metrics = {"hits": jaxpt.Metric(correct, higher_is_better=True)}
 
     A plain function suffices if its name implies the direction (accuracy, f1, reward; error, nll, rmse, ...).

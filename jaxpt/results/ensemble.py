@@ -1,4 +1,4 @@
-"""The mixture of replicas: the mean of the predictions of all replicas, or of the coldest few."""
+"""The ensemble of replicas: the mean of the predictions of all replicas, or of the coldest few."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -23,23 +23,23 @@ from jaxpt.engine.engine import Engine
 from jaxpt.engine.scoring import mean_in_chunks
 from jaxpt.models.scores import Metric, require_kind
 
-MixtureMetric = Callable[[Float[Array, "B *K"], Batch], Array]
+EnsembleMetric = Callable[[Float[Array, "B *K"], Batch], Array]
 """(mean prediction, batch) -> [B], one number per example."""
 
 
-def mixture(
+def ensemble(
     engine: Engine,
     state: RunState,
     examples: PyTree,
-    metrics: Mapping[str, MixtureMetric],
+    metrics: Mapping[str, EnsembleMetric],
     *,
     coldest: int | Sequence[int] | None = None,
     ladder: str | None = None,
 ) -> dict[str, Float[Array, "..."]]:
     """Returns {metric: []} for the mean prediction of several replicas, each averaged over all the examples.
 
-        >>> mixed = jaxpt.mixture(result.engine, result.state, valid, {
-        ...     "error": lambda p, batch: jaxpt.errors(p, batch["y"]),
+        >>> mixed = jaxpt.ensemble(result.engine, result.state, valid, {
+        ...     "error": lambda p, batch: jaxpt.zero_one_loss(p, batch["y"]),
         ...     "nll": lambda p, batch: jaxpt.negative_log_likelihood(p, batch["y"]),
         ... }, coldest=3)
         >>> {name: value.shape for name, value in mixed.items()}
@@ -51,14 +51,14 @@ def mixture(
 
     Args:
         engine: its problem needs `predict`.
-        state: the state that holds the replicas; with S seeds there is one mixture per seed, and metrics are [S] (or
+        state: the state that holds the replicas; with S seeds there is one ensemble per seed, and metrics are [S] (or
             [K, S]).
         examples: leaves [N, ...].
         metrics: {name: function(predictions [B, ...], batch) -> [B]}. Predictions are class probabilities or values,
             depending on the problem's `prediction`. Or a `jaxpt.Metric` of such a function, for a metric of the whole
             split.
         coldest: use only the replicas that are now on this many coldest rungs; by default all. A sequence of K such
-            numbers gives K mixtures, metrics [K], at the cost of one.
+            numbers gives K ensembles, metrics [K], at the cost of one.
         ladder: the ladder whose rungs are meant; needed with `coldest` if there are several ladders.
 
     Raises:
@@ -69,7 +69,9 @@ def mixture(
     if not isinstance(metrics, Mapping):
         raise ValueError(f"metrics must be {{name: function(probabilities, batch)}}, but it is {metrics!r}")
     if not metrics:
-        raise ValueError('metrics is empty; give one at least, e.g. {"error": lambda p, batch: errors(p, batch["y"])}')
+        raise ValueError(
+            'metrics is empty; give one at least, e.g. {"error": lambda p, batch: zero_one_loss(p, batch["y"])}'
+        )
     tree.leading(examples, "examples")
     check_numbers(examples, "examples")
     require_kind(engine.problem, examples)
@@ -82,17 +84,17 @@ def mixture(
         engine.evaluation_batch,
         engine.placed,
         engine.replica_axis,
-        engine.at_once,
+        engine.replicas_at_once,
         engine.precision,
         bool(state.key.ndim),
     )
     rung = state.replicas.rung[name]
-    found = _mixture(how, state.replicas, rung, examples, jnp.asarray(counts.ravel(), jnp.int32))
+    found = _ensemble(how, state.replicas, rung, examples, jnp.asarray(counts.ravel(), jnp.int32))
     return found if counts.ndim else jax.tree.map(lambda metric: metric[0], found)
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixture:
+class Ensemble:
     """An ensemble of replicas; a call returns the mean of their predictions.
 
     A replica is left out wherever its probabilities are not finite. Compiled once for each shape of batch.
@@ -116,15 +118,17 @@ class Mixture:
         return _together(self._how, self.params, self.model_state, batch)
 
 
-def together(engine: Engine, replicas: Sequence[int], seed: int | None, params: PyTree, model_state: PyTree) -> Mixture:
-    """Returns stacked replicas, on one device, as a `Mixture`.
+def together(
+    engine: Engine, replicas: Sequence[int], seed: int | None, params: PyTree, model_state: PyTree
+) -> Ensemble:
+    """Returns stacked replicas, on one device, as an `Ensemble`.
 
     Raises:
         ValueError: the problem has no `predict`.
     """
     _require_predict(engine)
-    how = _How(engine.problem, (), 0, single(), engine.replica_axis, engine.at_once, engine.precision, False)
-    return Mixture(tuple(replicas), seed, params, model_state, how)
+    how = _How(engine.problem, (), 0, single(), engine.replica_axis, engine.replicas_at_once, engine.precision, False)
+    return Ensemble(tuple(replicas), seed, params, model_state, how)
 
 
 def ladder_of(engine: Engine, ladder: str | None, coldest: int | Sequence[int] | None) -> str:
@@ -158,18 +162,20 @@ class _How(NamedTuple):
     """The static arguments that determine a compiled program."""
 
     problem: Problem
-    metrics: tuple[tuple[str, MixtureMetric], ...]
+    metrics: tuple[tuple[str, EnsembleMetric], ...]
     chunk: int
     placed: Placement
     replica_axis: str
-    at_once: int
+    replicas_at_once: int
     precision: str
     seeds: bool
 
     def over(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Lifts a function of two stacked arguments as the engine does."""
         axis, placed = self.replica_axis, self.placed
-        return over_replicas(axis, placed.platform, placed.num_devices, function, (0, 0), at_once=self.at_once)
+        return over_replicas(
+            axis, placed.platform, placed.num_devices, function, (0, 0), replicas_at_once=self.replicas_at_once
+        )
 
 
 def _mean(each: Float[Array, "M B *K"], chosen: Bool[Array, " M"]) -> Float[Array, "B *K"]:
@@ -196,7 +202,7 @@ def _together(how: _How, params: PyTree, model_state: PyTree, batch: Batch) -> F
 
 
 @partial(jax.jit, static_argnums=0)
-def _mixture(
+def _ensemble(
     how: _How, replicas: Replicas, rung: Int[Array, "*S M"], examples: PyTree, coldest: Int[Array, " K"]
 ) -> dict[str, Array]:
     def all_seeds(replicas: Replicas, rung: Array, examples: PyTree, coldest: Array) -> dict[str, Array]:
@@ -215,16 +221,16 @@ def _mixture(
 def _of_one_seed(
     how: _How, replicas: Replicas, rung: Int[Array, " m"], *, examples: PyTree, coldest: Int[Array, " K"]
 ) -> dict[str, Float[Array, " K"]]:
-    """Returns the metrics of the mixtures of one seed's replicas; `replicas` holds those of one device."""
+    """Returns the metrics of the ensembles of one seed's replicas; `replicas` holds those of one device."""
     predict: Any = how.problem.predict
-    rung = how.placed.whole(rung)
+    rung = how.placed.all_gather(rung)
     metrics = ((name, metric) for name, metric in how.metrics if isinstance(metric, Metric))
     combined = {name: metric for name, metric in metrics if metric.finish or metric.whole}
 
     def score(batch: PyTree) -> dict[str, Any]:
         count = tree.leading(batch, "examples")
         each = how.over(lambda params, rest: predict(params, rest, batch))(replicas.params, replicas.model_state)
-        each = how.placed.whole(each)
+        each = how.placed.all_gather(each)
         _check_count(each, count)
 
         def mixed(coldest: Int[Array, ""]) -> dict[str, Any]:

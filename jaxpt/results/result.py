@@ -9,7 +9,7 @@ import numpy as np
 from jaxpt.core import tree
 from jaxpt.core.extras import extra, versions
 from jaxpt.devices.processes import is_first
-from jaxpt.results.ensemble import Mixture, together
+from jaxpt.results.ensemble import Ensemble, together
 from jaxpt.results.record import Best, Record, all_weights, best_ever, lead_of, on_rungs, pick, replicas_of
 from jaxpt.results.summary import Summary, about_replica, frame, summary
 from jaxpt.saving.files import local_path
@@ -26,7 +26,7 @@ class Result(Record):
 
         >>> result.best().model(valid["x"]).shape  # the replica that is best on validation, ready to call
         (80, 2)
-        >>> result.mixture(coldest=3)(valid).shape  # the mean of several replicas' predictions
+        >>> result.ensemble(coldest=3)(valid).shape  # the mean of several replicas' predictions
         (80, 2)
         >>> result.trace.valid["energy"].shape  # [periods, replicas], or [periods, seeds, replicas]
         (20, 4)
@@ -90,10 +90,10 @@ class Result(Record):
         """
         return replicas_of(self, on_rungs(self, k, seed, ladder), seed)
 
-    def mixture(self, coldest: int | None = None, seed: int | None = None, *, ladder: str | None = None) -> Mixture:
+    def ensemble(self, coldest: int | None = None, seed: int | None = None, *, ladder: str | None = None) -> Ensemble:
         """Returns the mean prediction of several replicas, as an object to call on a batch.
 
-            probabilities = result.mixture(coldest=3)({"image": images})  # [B, K]
+            probabilities = result.ensemble(coldest=3)({"image": images})  # [B, K]
 
         Args:
             coldest: use only the replicas on this many coldest rungs; by default all.

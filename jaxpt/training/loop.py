@@ -139,7 +139,9 @@ class Loop:
         count, _, ended, _ = agree(count=1, signalled=self.signalled())
         while done < self.whole and not ended and not stopped:
             before = time.perf_counter()
-            state, trace = job.engine.run(state, job.data, periods=count, room=job.room, batches=batches, donate=True)
+            state, trace = job.engine.run(
+                state, job.data, periods=count, max_periods=job.max_periods, batches=batches, donate=True
+            )
             rows = filled(trace, count)
             done += count
             took = time.perf_counter() - before
@@ -190,7 +192,7 @@ class Loop:
         """
         if self.keeps:
             return 1
-        limits: Any = (self.job.room, self.saver.until(done), self.monitor.left or self.whole, self.whole - done)
+        limits: Any = (self.job.max_periods, self.saver.until(done), self.monitor.left or self.whole, self.whole - done)
         return max(1, min(wanted, *limits))
 
 

@@ -50,7 +50,7 @@ class Job:
     batches: Batches | None
     """Minibatches of the first period if they come from a stream; `feed` gives those of later periods."""
     feed: Iterator[Batches | None]
-    room: int
+    max_periods: int
     """Most periods in a dispatch."""
     form: RunState
     """The state as shapes with their shardings."""
@@ -114,10 +114,10 @@ def prepare(
         if store.steps:
             form = _as_loaded(form)
     short = dataclasses.replace(engine, every=rest or 1, burn_in=NEVER)
-    room = 1 if streaming else _ROOMS[whole > _ROOMS[0]]
+    max_periods = 1 if streaming else _ROOMS[whole > _ROOMS[0]]
     started = time.perf_counter()
     row: Any = None
-    for part, periods, left in ((engine, room, done < whole), (short, 1, rest > 0)):
+    for part, periods, left in ((engine, max_periods, done < whole), (short, 1, rest > 0)):
         if left or (part is engine and whole):
             given = _shapes(batches, part.every)
             lowered = part.lower(form, data, periods=periods, batches=given, donate=True)
@@ -128,7 +128,7 @@ def prepare(
                     _compiled(lowered), form.replicas, (data, given), execution, most, engine.placed.num_shards
                 )
     seconds = time.perf_counter() - started
-    return Job(engine, short, key, data, batches, feed, room, form, row, execution, seconds)
+    return Job(engine, short, key, data, batches, feed, max_periods, form, row, execution, seconds)
 
 
 def _compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:

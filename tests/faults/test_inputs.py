@@ -58,7 +58,7 @@ def test_ladders(name, first, second, beta):
 
 
 SETTINGS = (
-    *("every", "burn_in", "batch_size", "probe", "evaluation_batch", "at_once", "fixed", "rescale_momentum"),
+    *("every", "burn_in", "batch_size", "probe", "evaluation_batch", "replicas_at_once", "fixed", "rescale_momentum"),
     *("replica_axis", "placement", "precision", "diverged"),
 )
 
