@@ -4,7 +4,8 @@ import contextlib
 import inspect
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from functools import partial
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,8 @@ from jaxtyping import Array, Float, Key, PyTree
 from jaxpt.core.types import Batch, ModelState, Params, Problem
 from jaxpt.models import noise
 from jaxpt.models.asked import asked
-from jaxpt.models.scores import Prediction, Score, declared_metrics, predictions, scores, takes_hyper, unknown
+from jaxpt.models.assembly import assemble
+from jaxpt.models.scores import Prediction, Score, scores, unknown
 
 COLLECTION = "hyperparameters"
 """The variable collection whose entries the engine fills by name before each step."""
@@ -129,101 +131,106 @@ def linen_problem(
     """
     if not isinstance(module, linen.Module):
         raise ValueError(f"module must be a Linen module, Net() rather than its class Net, but it is {module!r}")
-    scored = scores(loss, energy, metrics)
-    reads_hyper = takes_hyper(loss)
+    scores(loss, energy, metrics)  # checked before the module is traced
     parameters = inspect.signature(module.__call__).parameters
     arguments = list(parameters)
     takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     if train is not None and train not in arguments:
         raise ValueError(f"train={train!r} is no argument of the module's __call__, which has {', '.join(arguments)}")
-    flags = [train] if train else [f for f in ("train", "training", "is_training", "deterministic") if f in arguments]
-
+    flags: list[str] = (
+        [train] if train else [f for f in ("train", "training", "is_training", "deterministic") if f in arguments]
+    )
     inputs, named_inputs = _inputs(example, arguments, takes_any)
-
-    def mode(training: bool) -> dict[str, Any]:
-        return {flag: training != (flag == "deterministic") for flag in flags}
 
     def zeros() -> Any:
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (inputs, named_inputs))
 
     def variables(key: Key[Array, ""]) -> dict[str, PyTree]:
         given, named = zeros()
-        return dict(module.init(key, *given, **{**mode(False), **named}))
+        return dict(module.init(key, *given, **{**_mode(flags, False), **named}))
 
     with asked() as found:
         hypers = _shapes(variables, inputs, named_inputs).get(COLLECTION, {})
     named = jax.tree.map_with_path(lambda path, leaf: path[-1].key, hypers)
     names = frozenset(jax.tree.leaves(named))
-    sown = {("intermediates",), *found.sown}
-    streams: dict[bool, set[str]] = {True: set(), False: set()}  # in training, in evaluation
-
-    class Bound:
-        """The module with its variables; keeps the changed variables and the sown values of a call."""
-
-        def __init__(self, params: Params, rest: ModelState, hyper: Mapping[str, Array], key: Key[Array, ""] | None):
-            self.params, self.rest, self.key, self.calls = params, rest, key, 0
-            self.hyper = jax.tree.map(lambda name, leaf: jnp.broadcast_to(hyper[name], leaf.shape), named, hypers)
-            self.sown: dict[str, PyTree] = {}
-
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            bound = {"params": self.params, COLLECTION: self.hyper, **self.rest}
-            training = self.key is not None
-            key = jax.random.fold_in(jax.random.key(0) if self.key is None else self.key, self.calls)
-            self.calls += 1
-
-            def apply(rngs: dict[str, Array]) -> Any:
-                mutable = {*(self.rest if training else ()), *(path[0] for path in sown)}
-                return module.apply(bound, *args, **{**mode(training), **kwargs}, rngs=rngs, mutable=[*mutable])
-
-            out, changed = _apply_with_streams(apply, key, streams[training], training, sown)
-            carried, self.sown = _parted(changed, sown)
-            self.rest = {**self.rest, **carried} if training else self.rest
-            return out
+    setup = _Setup(module, flags, hypers, named, {("intermediates",), *found.sown}, {True: set(), False: set()})
 
     def init(key: Key[Array, ""]) -> tuple[Params, ModelState]:
-        made, _ = _parted(variables(key), sown)
+        made, _ = _parted(variables(key), setup.sown)
         return made.get("params", {}), {k: v for k, v in made.items() if k not in ("params", COLLECTION)}
 
     def called(key: Key[Array, ""]) -> Any:
         params, rest = init(key)
-        model = Bound(params, rest, unknown(names), key)
+        model = _Bound(setup, params, rest, unknown(names), key)
         given, keywords = zeros()
         model(*given, **keywords)
         return rest, model.rest
 
     with contextlib.suppress(Exception):  # the example may suit initialisation only; the loss gives better errors
-        sown |= {(name,) for name in _grown(*jax.eval_shape(called, jax.random.key(0)))}
-
-    def training_loss(
-        params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array], key: Key[Array, ""]
-    ) -> tuple[Array, ModelState]:
-        model = Bound(params, rest, hyper, key)
-        value = loss(model, batch, hyper) if reads_hyper else loss(model, batch)
-        return value, model.rest
-
-    def rebuild(params: Params, rest: ModelState) -> Bound:
-        return Bound(params, rest, unknown(names), None)
-
-    def evaluate(params: Params, rest: ModelState, batch: Batch) -> dict[str, Array]:
-        model = rebuild(params, rest)
-        return {name: score(model, batch) for name, score in scored.items()}
-
-    def trained_on(params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array]) -> Array:
-        model = rebuild(params, rest)
-        return loss(model, batch, hyper) if reads_hyper else loss(model, batch)
-
-    return Problem(
+        setup.sown.update((name,) for name in _grown(*jax.eval_shape(lambda: called(jax.random.key(0)))))
+    options: Any = {"loss": loss, "energy": energy, "metrics": metrics, "predict": predict, "prediction": prediction}
+    return assemble(
         init,
-        training_loss,
-        evaluate,
+        partial(_Bound, setup),
+        lambda model, rest: model.rest,
+        lambda params, rest: _Bound(setup, params, rest, unknown(names), None),
         names,
-        reads_hyper,
-        rebuild,
-        predictions(rebuild, predict, prediction),
-        prediction,
-        declared_metrics(metrics),
-        None if energy is None else trained_on,
+        **options,
     )
+
+
+class _Setup(NamedTuple):
+    """A module, and what tracing it has shown."""
+
+    module: linen.Module
+    flags: list[str]
+    """Arguments of its `__call__` that say whether it trains."""
+    hypers: PyTree
+    """Its hyperparameters as shapes."""
+    named: PyTree
+    """Their names, in the same structure."""
+    sown: set[tuple[str, ...]]
+    """Where it sows values; places that are found later are added."""
+    streams: dict[bool, set[str]]
+    """Random streams that it draws from in training (True) and in evaluation (False), likewise."""
+
+
+def _mode(flags: Sequence[str], training: bool) -> dict[str, Any]:
+    return {flag: training != (flag == "deterministic") for flag in flags}
+
+
+class _Bound:
+    """A module with its variables, in training if it has a key; keeps what a call changes and sows."""
+
+    def __init__(
+        self,
+        setup: _Setup,
+        params: Params,
+        rest: ModelState,
+        hyper: Mapping[str, Array],
+        key: Key[Array, ""] | None,
+    ):
+        self._setup, self.params, self.rest, self.key, self.calls = setup, params, rest, key, 0
+        self.hyper = jax.tree.map(
+            lambda name, leaf: jnp.broadcast_to(hyper[name], leaf.shape), setup.named, setup.hypers
+        )
+        self.sown: dict[str, PyTree] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module, flags, _, _, sown, streams = self._setup
+        bound = {"params": self.params, COLLECTION: self.hyper, **self.rest}
+        training = self.key is not None
+        key = jax.random.fold_in(jax.random.key(0) if self.key is None else self.key, self.calls)
+        self.calls += 1
+
+        def apply(rngs: dict[str, Array]) -> Any:
+            mutable = {*(self.rest if training else ()), *(path[0] for path in sown)}
+            return module.apply(bound, *args, **{**_mode(flags, training), **kwargs}, rngs=rngs, mutable=[*mutable])
+
+        out, changed = _apply_with_streams(apply, key, streams[training], training, sown)
+        carried, self.sown = _parted(changed, sown)
+        self.rest = {**self.rest, **carried} if training else self.rest
+        return out
 
 
 def _inputs(example: Any, arguments: Sequence[str], takes_any: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -253,7 +260,7 @@ def _inputs(example: Any, arguments: Sequence[str], takes_any: bool) -> tuple[tu
 def _shapes(variables: Callable[[Any], dict[str, PyTree]], inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
     """Returns the shapes of a module's variables; raises an error that shows the inputs if the module rejects them."""
     try:
-        return jax.eval_shape(variables, jax.random.key(0))
+        return jax.eval_shape(lambda: variables(jax.random.key(0)))  # no key before: that would start the devices
     except Exception as error:
         shown = ", ".join([*map(_shown, inputs), *(f"{name}={_shown(each)}" for name, each in named.items())])
         raise ValueError(

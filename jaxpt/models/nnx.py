@@ -1,6 +1,7 @@
 """Flax NNX: layers whose strength is a hyperparameter, and the `Problem` of a model and a loss."""
 
 import collections
+import contextlib
 import functools
 import types
 from collections.abc import Callable, Mapping
@@ -15,7 +16,8 @@ from jaxtyping import Array, Float, Key
 from jaxpt.core.arguments import check_takes
 from jaxpt.core.types import Batch, ModelState, Params, Problem
 from jaxpt.models import noise
-from jaxpt.models.scores import Prediction, Score, declared_metrics, predictions, scores, takes_hyper, unknown
+from jaxpt.models.assembly import assemble
+from jaxpt.models.scores import Prediction, Score, scores, unknown
 
 
 class Hyperparameter(nnx.Variable):
@@ -133,36 +135,34 @@ def nnx_problem(
             f"make must be {type(make).__name__}, the class, or a function: each replica gets fresh weights"
         )
     check_takes("make", make, named=["rngs"], hint="give a class, or lambda rngs: Net(64, rngs=rngs)")
-    scored = scores(loss, energy, metrics)
-    reads_hyper = takes_hyper(loss)
+    scores(loss, energy, metrics)  # checked before the model is traced
 
     def separate(model: nnx.Module) -> Any:
         return nnx.split(model, nnx.Param, Hyperparameter, nnx.RngState, ...)
 
-    def made(key: Any) -> nnx.Module:
-        # Values that do not depend on the key are computed eagerly, so that a constructor can read them.
-        try:
-            with jax.ensure_compile_time_eval():
-                model = make(rngs=nnx.Rngs(key))
-        except _VALUES as error:
-            raise ValueError(
-                "make asks for the value of an array that is drawn from its random key, as float(array) does; such "
-                "a value is only known when the program runs, so keep the array itself: nnx.Variable(array)"
-            ) from error
+    graphs: dict[bool, Any] = {}
+    eager = False
+
+    def made(key: Key[Array, ""]) -> nnx.Module:
+        with jax.ensure_compile_time_eval() if eager else contextlib.nullcontext():
+            model = make(rngs=nnx.Rngs(key))
         if not isinstance(model, nnx.Module):
             raise ValueError(f"make must return an nnx.Module, but make(rngs=...) returns {model!r}")
         return _with_arrays_as_data(model)
 
-    graphs: dict[bool, Any] = {}
-
-    def structures(key: Key[Array, ""]) -> Any:
-        model = made(key)
+    def structures() -> Any:
+        model = made(jax.random.key(0))
         for training in (True, False):
             model.train() if training else model.eval()
             graphs[training], *states = separate(model)
         return states
 
-    declared, hypers, streams, _ = jax.eval_shape(structures, jax.random.key(0))
+    try:
+        declared, hypers, streams, _ = jax.eval_shape(structures)
+    except (_HiddenArrayError, *_VALUES):
+        # Values that do not depend on the key are then computed at once, which starts JAX's devices.
+        eager = True
+        declared, hypers, streams, _ = _eager_shapes(structures)
 
     def init(key: Key[Array, ""]) -> tuple[Params, ModelState]:
         _, params, _, _, rest = separate(made(key))
@@ -174,39 +174,37 @@ def nnx_problem(
         model = nnx.merge(graph, params, _fill(hypers, hyper), _reseed(streams, key), rest, copy=True)
         return _computing_in(model, _kinds(params) - _kinds(declared))
 
-    def training_loss(
-        params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array], key: Key[Array, ""]
-    ) -> tuple[Array, ModelState]:
-        model = build(graphs[True], params, rest, hyper, key)
-        value = loss(model, batch, hyper) if reads_hyper else loss(model, batch)
+    def bind(params: Params, rest: ModelState, hyper: Mapping[str, Array], key: Key[Array, ""]) -> nnx.Module:
+        return build(graphs[True], params, rest, hyper, key)
+
+    def carried(model: nnx.Module, rest: ModelState) -> ModelState:
         nnx.pop(model, nnx.Intermediate)
         _, _, _, _, after = separate(model)
-        return value, _without_new(after, rest)
+        return _without_new(after, rest)
 
     def rebuild(params: Params, rest: ModelState) -> nnx.Module:
         return build(graphs[False], params, rest, unknown(names), jax.random.key(0))
 
-    def evaluate(params: Params, rest: ModelState, batch: Batch) -> dict[str, Array]:
-        model = rebuild(params, rest)
-        return {name: score(model, batch) for name, score in scored.items()}
-
-    def trained_on(params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array]) -> Array:
-        model = rebuild(params, rest)
-        return loss(model, batch, hyper) if reads_hyper else loss(model, batch)
-
     names = frozenset(variable.tag for _, variable in nnx.to_flat_state(hypers))
-    return Problem(
-        init,
-        training_loss,
-        evaluate,
-        names,
-        reads_hyper,
-        rebuild,
-        predictions(rebuild, predict, prediction),
-        prediction,
-        declared_metrics(metrics),
-        None if energy is None else trained_on,
-    )
+    options: Any = {"loss": loss, "energy": energy, "metrics": metrics, "predict": predict, "prediction": prediction}
+    return assemble(init, bind, carried, rebuild, names, **options)
+
+
+class _HiddenArrayError(ValueError):
+    """A traced array is where Flax does not find it."""
+
+
+def _eager_shapes(structures: Callable[[], Any]) -> Any:
+    """Returns the shapes of a model's states; says which array of its constructor cannot be had."""
+    try:
+        return jax.eval_shape(structures)
+    except _VALUES as error:
+        raise ValueError(
+            "make asks for the value of an array that is drawn from its random key, as float(array) does; such "
+            "a value is only known when the program runs, so keep the array itself: nnx.Variable(array)"
+        ) from error
+    except _HiddenArrayError as error:
+        raise ValueError(str(error)) from None
 
 
 def _with_arrays_as_data(model: nnx.Module) -> nnx.Module:
@@ -225,7 +223,7 @@ def _with_arrays_as_data(model: nnx.Module) -> nnx.Module:
         for name, value in vars(node).items():
             if not isinstance(value, nnx.Variable) and _holds_traced(value, found):
                 place = ".".join(map(str, (*path, name)))
-                raise ValueError(
+                raise _HiddenArrayError(
                     f"the model keeps an array drawn from its random key in {place}, a {type(value).__name__}, where "
                     "Flax does not find it; each replica has its own, so make it an attribute: nnx.Variable(array)"
                 )

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -85,14 +85,7 @@ def diffusion(
         ValueError: steps is not a positive multiple of every; burn_in is negative, or 0 with own_burn_in; no seeds, or
             duplicate seeds; values are not monotone in beta; otherwise as for `Engine`.
     """
-    if steps < 1 or every < 1 or steps % every:
-        raise ValueError(f"steps must be a positive multiple of every, but steps={steps} and every={every}")
-    if burn_in < 0:
-        raise ValueError(f"burn_in must be at least 0, but it is {burn_in}")
-    if own_burn_in and not burn_in:
-        raise ValueError("own_burn_in=True asks for a burn-in; give burn_in, its steps")
-    if not isinstance(seeds, Sequence | np.ndarray) or not len(seeds) or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds must be one or more different integers, e.g. range(5), but they are {seeds!r}")
+    _check(steps, every, burn_in, own_burn_in, seeds)
     make = partial(
         Engine,
         _from_start(problem),
@@ -132,6 +125,18 @@ def diffusion(
     ladder = engine.ladders[name]
     displacement = np.sqrt(np.stack(records).astype(np.float64))
     return Diffusion(name, np.asarray(ladder.values[name]), np.arange(every, steps + 1, every), displacement)
+
+
+def _check(steps: int, every: int, burn_in: int, own_burn_in: bool, seeds: Any) -> None:
+    """Raises ValueError if the times do not fit each other, or seeds are missing or equal."""
+    if steps < 1 or every < 1 or steps % every:
+        raise ValueError(f"steps must be a positive multiple of every, but steps={steps} and every={every}")
+    if burn_in < 0:
+        raise ValueError(f"burn_in must be at least 0, but it is {burn_in}")
+    if own_burn_in and not burn_in:
+        raise ValueError("own_burn_in=True asks for a burn-in; give burn_in, its steps")
+    if not isinstance(seeds, Sequence | np.ndarray) or not len(seeds) or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be one or more different integers, e.g. range(5), but they are {seeds!r}")
 
 
 def _ladder(name: str, values: Sequence[float] | np.ndarray, beta: Callable[[np.ndarray], np.ndarray] | None) -> Ladder:

@@ -22,7 +22,7 @@ from jaxpt.engine.engine import Engine
 from jaxpt.results.result import Result
 from jaxpt.saving.files import local_path
 from jaxpt.training.divergence import DivergenceMonitor
-from jaxpt.training.loop import Loop, Saver
+from jaxpt.training.loop import Loop, Saver, Stopped
 from jaxpt.training.monitor import Callback, Monitor
 from jaxpt.training.prepare import Job, prepare
 from jaxpt.training.recorders.base import Recorder, Run
@@ -140,8 +140,7 @@ def fit(
     callbacks = _checked_callbacks(callbacks)
     written = _checked_recorders(recorders, directory)
     key = keys(seed, seeds, prng)
-    whole, rest = divmod(int(steps), engine.every)
-    _warn_of_burn_in(engine, steps, whole)
+    whole, rest = _periods(engine, int(steps))
     with contextlib.ExitStack() as stack:
         stack.enter_context(clear_errors())
         request = stack.enter_context(requests(directory is not None))
@@ -161,13 +160,12 @@ def fit(
             return batches
 
         job = prepare(engine, train, Data(None, valid, test), whole, rest, done, key, store, first)
-        if isinstance(job.feed, Prefetch):
-            stack.callback(job.feed.close, 1.0)
+        _close_at_end(stack, job)
         state, traces, earlier, images, keeper = job.begin(store)
         bar.set_description(description, refresh=False)
         bar.unpause()  # restarts the bar's clock: its rate leaves out preparation and compilation
-        opened = _begun(stack, written, Run(engine, int(steps), directory, joined(traces) if traces else None))
-        monitor = Monitor(steps, traces, earlier, images, bar, opened, callbacks, patience)
+        run = Run(engine, int(steps), directory, joined(traces) if traces else None)
+        monitor = Monitor(steps, traces, earlier, images, bar, _begun(stack, written, run), callbacks, patience)
         keeps = patience is not None if keep_best is None else keep_best
         divergence = DivergenceMonitor(engine, fresh=not done)
         loop = Loop(
@@ -178,20 +176,28 @@ def fit(
         state, stopped = loop.run(state, done)
         seconds = monitor.seconds
         loop.finish()
-    trace = monitor.join()
-    valid_scores, test_scores = _last_scores(engine, state, trace, job)
+    kept = tuple(keeper.kept) if keeps else None
+    return _result(job, state, monitor, seconds, stopped, int(steps), kept)
+
+
+def _result(
+    job: Job, state: RunState, monitor: Monitor, seconds: float, stopped: Stopped, steps: int, kept: Any
+) -> Result:
+    """Returns the result of a run that has ended."""
+    engine, trace = job.engine, monitor.join()
+    valid, test = _last_scores(engine, state, trace, job)
     return Result(
         engine,
         state,
         trace,
-        valid=valid_scores,
-        test=test_scores,
+        valid=valid,
+        test=test,
         seconds=seconds,
         compile_seconds=job.compile_seconds,
         replica_images=monitor.images,
         execution=job.execution,
         stopped=stopped if int(trace.step[-1]) < steps else None,
-        kept=tuple(keeper.kept) if keeps else None,
+        kept=kept,
     )
 
 
@@ -208,14 +214,16 @@ def _check_options(engine: Any, steps: Any, save_every: Any, save_minutes: Any, 
         raise ValueError(f"save_minutes must be positive, but it is {save_minutes!r}")
 
 
-def _warn_of_burn_in(engine: Engine, steps: int, whole: int) -> None:
-    """Warns if burn-in lasts as long as the run."""
+def _periods(engine: Engine, steps: int) -> tuple[int, int]:
+    """Returns the whole periods of a run and the steps of its short last one; warns if no exchange follows burn-in."""
+    whole, rest = divmod(steps, engine.every)
     if engine.rule.exchanges and not engine.rule.swap_while_tuning and engine.every * whole <= engine.burn_in:
         warnings.warn(
             f"no exchange will happen: {steps} steps hold no whole period of {engine.every} steps that ends after the "
             f"burn-in of {engine.burn_in}",
             stacklevel=3,
         )
+    return whole, rest
 
 
 def _bar(
@@ -230,6 +238,12 @@ def _bar(
     if start and not bar.disable:
         bar.write(f"{description} goes on from step {start} of {directory}", file=sys.stderr)
     return bar
+
+
+def _close_at_end(stack: contextlib.ExitStack, job: Job) -> None:
+    """Ends the thread that reads a stream when the run ends."""
+    if isinstance(job.feed, Prefetch):
+        stack.callback(job.feed.close, 1.0)
 
 
 def _last_scores(engine: Engine, state: RunState, trace: Any, job: Job) -> tuple[Any, Any]:
