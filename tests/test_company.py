@@ -93,6 +93,8 @@ COMPANY = {
     "flipped": lambda w, d: (s(w, d) - s(w, d)[::-1]) ** 2,
     "loop": lambda w, d: jax.lax.fori_loop(0, count(d), lambda i, c: c + s(w, d)[i], 0.0) * s(w, d),
     "associative scan": lambda w, d: jax.lax.associative_scan(jnp.maximum, s(w, d)),
+    "in a loop of Python": lambda w, d: sum(s(w, d)[i] for i in range(0, count(d), 20)) * s(w, d),
+    "put together": lambda w, d: jnp.concatenate([s(w, d)[i : i + 20] * i for i in range(0, count(d), 20)]),
     "other order": lambda w, d: (d["x"] @ w).reshape(3, -1).T.sum(-1) ** 2,
 }
 
