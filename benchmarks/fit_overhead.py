@@ -83,7 +83,7 @@ def of_a_dispatch(engine: jaxpt.Engine, data: jaxpt.Data, rounds: int) -> list[f
         nonlocal state
         started = time.perf_counter()
         for _ in range(cuts):
-            state, trace = engine.run(state, data, periods=_CUT // cuts, room=64, donate=True)
+            state, trace = engine.run(state, data, periods=_CUT // cuts, max_periods=64, donate=True)
             jax.tree.map(np.asarray, trace)  # as `fit` does
         return time.perf_counter() - started
 

@@ -239,7 +239,7 @@ def measure(name: str, arm: Arm, work: Work) -> dict[str, Any]:
     time.sleep(_PAUSE)
     trained, state = arm(work)
     scores = [jax.tree.map(np.asarray, work.engine.evaluate(state, split)) for split in work.data[1:]]
-    mixture = jaxpt.mixture(work.engine, state, work.data.test, _METRICS)["error"]
+    mixture = jaxpt.ensemble(work.engine, state, work.data.test, _METRICS)["error"]
     healthy = np.isfinite(scores[0]["energy"])
     error, energy = (np.where(healthy, scores[0][on], np.inf) for on in ("error", "energy"))
     best = int(np.lexsort([energy, error])[0])

@@ -17,7 +17,7 @@ def loss(model: nnx.Module, batch: dict) -> Array:
 
 def error(model: nnx.Module, batch: dict) -> Array:
     """Whether each image is misclassified."""
-    return jaxpt.errors(model(batch["image"]), batch["label"])
+    return jaxpt.zero_one_loss(model(batch["image"]), batch["label"])
 
 
 def logits(model: nnx.Module, batch: dict) -> Array:
@@ -27,7 +27,7 @@ def logits(model: nnx.Module, batch: dict) -> Array:
 
 def mixture_error(probabilities: Float[Array, "B K"], batch: dict) -> Array:
     """Whether the mixture misclassifies each image."""
-    return jaxpt.errors(probabilities, batch["label"])
+    return jaxpt.zero_one_loss(probabilities, batch["label"])
 
 
 def classifier(network: Callable[..., nnx.Module]) -> jaxpt.Problem:

@@ -70,7 +70,7 @@ def last(model: nnx.Module, batch: dict) -> Float[Array, "B characters"]:
 
 def error(model: nnx.Module, batch: dict) -> Array:
     """Whether another character than the one behind the window is the most probable."""
-    return jaxpt.errors(last(model, batch), batch["label"])
+    return jaxpt.zero_one_loss(last(model, batch), batch["label"])
 
 
 def reference_text(context: int, stride: int = 8) -> Data:

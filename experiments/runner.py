@@ -192,7 +192,7 @@ def mixture_errors(result: jaxpt.Result, data: Data, options: BaseOptions) -> re
     healthy = np.isfinite(result.valid["energy"]).any(-1)
     found: report.Mixtures = {which: {} for which in counts}
     for split, examples in (("validation", data.valid), ("test", data.test)):
-        mixed = jaxpt.mixture(
+        mixed = jaxpt.ensemble(
             result.engine, result.state, examples, metrics, coldest=list(counts.values()), ladder=ladder
         )
         for which, error in zip(counts, np.asarray(mixed["error"]), strict=True):

@@ -3,8 +3,8 @@
 A problem (`nnx_problem`, `linen_problem`, `energy_problem`), a `Ladder` of hyperparameters and a rule (`Tempering`,
 `Independent`, `PBT`, `CopyBest`) make an `Engine`; `fit` runs it and returns a `Result`.
 
-The examples go on from the README's first script, made smaller: `problem`, `loss`, `engine`, `train`, `valid` and
-`result` are its own, and `dataclasses`, `jax`, `jnp`, `np`, `optax`, `nnx` and `linen` are imported.
+The examples continue a smaller version of the README's first script: `problem`, `loss`, `engine`, `train`, `valid` and
+`result` come from it, and `dataclasses`, `jax`, `jnp`, `np`, `optax`, `nnx` and `linen` are imported.
 """
 
 from jaxpt import diagnostics
@@ -25,11 +25,11 @@ from jaxpt.models import linen
 from jaxpt.models.dtype import with_compute_dtype
 from jaxpt.models.energy import energy_problem
 from jaxpt.models.linen import linen_problem
-from jaxpt.models.losses import cross_entropy, errors, label_mean, negative_log_likelihood
+from jaxpt.models.losses import cross_entropy, label_mean, negative_log_likelihood, zero_one_loss
 from jaxpt.models.nnx import Dropout, GaussianNoise, Hyperparameter, nnx_problem
 from jaxpt.models.noise import gradient_noise, langevin, with_weight_noise
 from jaxpt.models.scores import Metric
-from jaxpt.results.ensemble import Mixture, mixture
+from jaxpt.results.ensemble import Ensemble, ensemble
 from jaxpt.results.loading import load_run
 from jaxpt.results.result import Best, Result
 from jaxpt.results.summary import Summary
@@ -49,7 +49,7 @@ from jaxpt.training.stream import prefetch
 allocator.few_arenas()
 
 __all__ = [  # noqa: RUF022  in the order in which the pages of the interface show them
-    # What to train.
+    # The problem.
     "nnx_problem",
     "linen_problem",
     "energy_problem",
@@ -59,18 +59,18 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "Hyperparameter",
     "linen",
     "cross_entropy",
-    "errors",
+    "zero_one_loss",
     "negative_log_likelihood",
     "label_mean",
     "Metric",
-    # On which hyperparameters.
+    # Ladders of hyperparameters.
     "Ladder",
     "geometric",
     "linear",
     "gradient_noise",
     "with_weight_noise",
     "langevin",
-    # By which rule.
+    # Rules.
     "Tempering",
     "random_adjacent",
     "seo",
@@ -99,21 +99,21 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "CheckpointError",
     "Diverged",
     "Interrupted",
-    # What it says.
+    # Results and diagnostics.
     "diagnose",
     "suggest_replicas",
     "diagnostics",
     "lineage",
     "Lineage",
     "replay",
-    "mixture",
-    "Mixture",
+    "ensemble",
+    "Ensemble",
     "diffusion",
     "Diffusion",
     # Sampling.
     "sampler",
     "mala",
-    # Where and how it runs.
+    # Devices and execution.
     "use_all_cores",
     "placement",
     "prefetch",
@@ -122,7 +122,7 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "fast_convolutions",
     "conv_general_dilated",
     "conv_by_products",
-    # For rules of one's own.
+    # For custom rules.
     "Rule",
     "Move",
     "Info",

@@ -16,7 +16,9 @@ import jaxpt
 FEATURES, CLASSES = 6, 3
 LONGEST = {
     f"test_{name}"
-    for name in ("kill", "engine", "reproduce", "checkpoint", "placement", "processes", "readme", "guide")
+    for name in (
+        *("kill", "engine", "reproduce", "checkpoint", "placement", "processes", "readme", "guide", "replica_axis"),
+    )
 }
 """Files of two minutes and more."""
 
@@ -32,10 +34,29 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+def compiles_quickly(item):
+    return "quick_compiler" in getattr(item, "fixturenames", ())
+
+
 def pytest_collection_modifyitems(items):
-    """The files that take longest come first, then those with slow tests: no worker begins with one at the end."""
+    """The files that take longest come first, then those with slow tests: no worker begins with one at the end.
+
+    In a file those that compile as users do come first, so that the compiler changes once.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path.stem not in LONGEST, item.path not in slow))
+    files = {path: number for number, path in enumerate(dict.fromkeys(item.path for item in items))}
+    first = lambda path: (path.stem not in LONGEST, path not in slow, files[path])
+    items.sort(key=lambda item: (*first(item.path), compiles_quickly(item)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Programs compile as users' do, unless a test asks for the quick compiler; before any fixture is made."""
+    quick, name = compiles_quickly(item), "JAX_DISABLE_MOST_OPTIMIZATIONS"
+    if quick != (os.environ.get(name) == "1"):
+        jax.clear_caches()  # JAX would take a program of before for the same one, compiled the other way
+        jax.config.update("jax_disable_most_optimizations", quick)
+        os.environ[name] = str(int(quick))  # for the programs that a test starts
 
 
 class NnxNet(nnx.Module):
@@ -50,6 +71,18 @@ class NnxNet(nnx.Module):
 
     def __call__(self, x):
         return self.dense2(self.stock(self.dropout(jax.numpy.tanh(self.norm(self.dense1(x))))))
+
+
+class SmallNet(nnx.Module):
+    """Dense, BatchNorm, dropout: all kinds of state and of draws, compiled in two thirds of the time."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.dense = nnx.Linear(FEATURES, CLASSES, rngs=rngs)
+        self.norm = nnx.BatchNorm(CLASSES, momentum=0.9, rngs=rngs)
+        self.dropout = jaxpt.Dropout("dropout_rate", rngs=rngs)
+
+    def __call__(self, x):
+        return self.dropout(self.norm(self.dense(x)))
 
 
 class LinenNet(linen.Module):
@@ -69,12 +102,17 @@ def loss(model, batch):
 
 
 def error(model, batch):
-    return jaxpt.errors(model(batch["x"]), batch["y"])
+    return jaxpt.zero_one_loss(model(batch["x"]), batch["y"])
 
 
 @functools.cache
 def nnx_problem():
     return jaxpt.nnx_problem(NnxNet, loss, metrics={"error": error})
+
+
+@functools.cache
+def small_problem():
+    return jaxpt.nnx_problem(SmallNet, loss, metrics={"error": error})
 
 
 @functools.cache
@@ -114,13 +152,6 @@ def data():
     return examples()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def quick_compiler():
-    """For files that test what a program says, not its bits or speed: it compiles in half the time."""
-    jax.clear_caches()  # JAX would take a program of another file for the same one, compiled the other way
-    jax.config.update("jax_disable_most_optimizations", True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # the programs that a test starts
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
+    """For tests of what a program says, not of its bits or speed: it compiles in less than half the time."""

@@ -17,6 +17,8 @@ from jaxpt.saving.checkpoint import Checkpoints
 from tests import conftest
 
 RUNGS = jaxpt.Ladder(learning_rate=jaxpt.geometric(0.02, 0.2, 4))
+STEPS = 280
+"""70 periods: more than 64, so that the longer runs have the same program."""
 METRICS = {"nll": lambda p, batch: jaxpt.negative_log_likelihood(p, batch["y"])}
 
 
@@ -51,7 +53,10 @@ def equal(directory):
     """Writes what two runs come to: on a grid of seeds and replicas, best replica and mixture too; streamed, copied."""
     data = conftest.examples()
     stream = ({name: leaf[i : i + 16] for name, leaf in data.train.items()} for i in (0, 16, 32, 48) * 2)
-    results = {"grid": grid(20, progress=True), "stream": jaxpt.fit(engine(jaxpt.PBT()), stream, data.valid, steps=8)}
+    results = {
+        "grid": grid(STEPS, progress=True),
+        "stream": jaxpt.fit(engine(jaxpt.PBT()), stream, data.valid, steps=8),
+    }
     tempered = results["grid"].engine
     found = {}
     for case, result in results.items():
@@ -64,13 +69,13 @@ def equal(directory):
         }
     best = results["grid"].best(seed=1)
     found["best"] = np.asarray(conftest.loss(best.model, data.valid))
-    mixed = jaxpt.mixture(tempered, results["grid"].state, data.test, METRICS, coldest=3)
+    mixed = jaxpt.ensemble(tempered, results["grid"].state, data.test, METRICS, coldest=3)
     found["mixture"] = np.asarray(mixed["nll"])
     results["grid"].save_model(directory / "model", seed=1)
     model = jaxpt.load_model(directory / "model")
     found |= {f"model{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree.leaves_with_path(model)}
     last = jax.process_index() == jax.process_count() - 1
-    found["asked"] = grid(20, callbacks=[lambda status: last]).trace.step
+    found["asked"] = grid(STEPS, callbacks=[lambda status: last]).trace.step
     found["patient"] = grid(2000, patience=1).trace.step
     if jax.process_count() > 1:
         made = partial(dataclasses.replace, tempered, placement="auto")

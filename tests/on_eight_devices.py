@@ -161,7 +161,7 @@ out["loops"]["waiting"] = hlo.loops(nosy.lower(nosy.init(KEY), periods=3).compil
 best = fits[1].best()
 out["best"] = abs(float(np.mean(conftest.loss(best.model, DATA.valid))) - best.valid["energy"])
 metrics = {"nll": lambda p, batch: jaxpt.negative_log_likelihood(p, batch["y"])}
-mixed = [jaxpt.mixture(result.engine, result.state, DATA.test, metrics, coldest=3)["nll"] for result in fits]
+mixed = [jaxpt.ensemble(result.engine, result.state, DATA.test, metrics, coldest=3)["nll"] for result in fits]
 out["mixture"] = abs(float(mixed[0] - mixed[1]))
 
 out["shards"] = {str(m): automatic(m).num_shards for m in (1, 2, 3, 4, 5, 6, 8)}

@@ -13,8 +13,9 @@ import pytest
 import jaxpt
 import jaxpt.saving.checkpoint
 from jaxpt.core import tree
-from tests.conftest import make_engine
+from tests.conftest import make_engine, small_problem
 
+quick = pytest.mark.usefixtures("quick_compiler")
 RULES = {
     "tuned": {"rule": jaxpt.Tempering("auto", "deo", adapt_ladder=True, window=2), "burn_in": 20},
     "copies": {"rule": jaxpt.PBT(), "probe": 20},
@@ -38,11 +39,17 @@ def assert_same_result(one, other):
     assert_same((one.valid, one.test), (other.valid, other.test))
 
 
-def bowl(every=2, rungs=(1.0, 2.0, 4.0), optimizer=None, **settings):
+BOWL = jaxpt.energy_problem(lambda w: jnp.sum(w**2), lambda key: jax.random.normal(key, (3,)))
+"""One for all, as its optimiser is: what one test has traced and compiled the others of a process have, too."""
+
+
+def langevin(h):
+    return jaxpt.langevin(0.01, h["temperature"])
+
+
+def bowl(every=2, rungs=(1.0, 2.0, 4.0), optimizer=langevin, **settings):
     """Langevin dynamics in a quadratic bowl: the least that trains, exchanges and is saved."""
-    problem = jaxpt.energy_problem(lambda w: jnp.sum(w**2), lambda key: jax.random.normal(key, (3,)))
-    optimizer = optimizer or (lambda h: jaxpt.langevin(0.01, h["temperature"]))
-    return jaxpt.Engine(problem, optimizer, jaxpt.Ladder(temperature=rungs), every=every, **settings)
+    return jaxpt.Engine(BOWL, optimizer, jaxpt.Ladder(temperature=rungs), every=every, **settings)
 
 
 @pytest.fixture
@@ -61,7 +68,7 @@ def go_on(directory, steps=16, engine=None, **options):
 def test_a_run_in_pieces_equals_one_in_one_piece(settings, data, tmp_path):
     """Steps that do not fill a period are done over when the run goes on: their end is no end of a period."""
     options = {"test": data.test, "seeds": [3, 5], "progress": False}
-    engine = make_engine(**settings)
+    engine = make_engine(small_problem(), **settings)
     whole = jaxpt.fit(engine, data.train, data.valid, steps=63, **options)
     for steps in (23, 23, 43, 63, 63):
         found = jaxpt.fit(engine, data.train, data.valid, steps=steps, directory=tmp_path, save_every=3, **options)
@@ -79,7 +86,7 @@ def test_one_replica_goes_on(tmp_path):
 
 @pytest.mark.slow
 def test_a_stream_goes_on_where_it_was(data, tmp_path):
-    engine = make_engine(rule=jaxpt.Tempering(3.0))
+    engine = make_engine(small_problem(), rule=jaxpt.Tempering(3.0))
     stream = lambda: ({name: leaf[i % 80 :][:16] for name, leaf in data.train.items()} for i in range(60))
     whole = jaxpt.fit(engine, stream(), data.valid, steps=25, progress=False)
     for steps in (10, 25):
@@ -87,6 +94,7 @@ def test_a_stream_goes_on_where_it_was(data, tmp_path):
     assert_same_result(found, whole)
 
 
+@quick
 def test_the_latest_two_and_the_best_are_kept(tmp_path):
     # Gradient ascent: the first checkpoint is the best.
     climbing = bowl(optimizer=lambda h: optax.sgd(-0.01 * h["temperature"]), rule=jaxpt.Independent())
@@ -96,6 +104,7 @@ def test_the_latest_two_and_the_best_are_kept(tmp_path):
     assert {path.stem for path in (tmp_path / "checksums").iterdir()} == kept
 
 
+@quick
 def test_what_was_not_finished_is_cleared_away(saved):
     """A process killed before the checksums were written, or while Orbax wrote."""
     (saved / "checksums" / "12.json").unlink()
@@ -106,6 +115,7 @@ def test_what_was_not_finished_is_cleared_away(saved):
     assert not list(saved.glob("checkpoints/*tmp*"))
 
 
+@quick
 def test_what_was_being_removed_is_cleared_away(saved):
     """A process killed while Orbax removed an earlier checkpoint."""
     earlier = min(int(path.stem) for path in (saved / "checksums").iterdir())
@@ -115,6 +125,7 @@ def test_what_was_being_removed_is_cleared_away(saved):
     assert not (saved / "checksums" / f"{earlier}.json").exists()
 
 
+@quick
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove"])
 def test_damage_is_found_and_said_and_the_earlier_checkpoint_stays(harm, saved):
     """Any file, any byte: here the middle one of each kind of file."""
@@ -136,6 +147,7 @@ def test_damage_is_found_and_said_and_the_earlier_checkpoint_stays(harm, saved):
     assert_same_result(go_on(saved), jaxpt.fit(bowl(), steps=16, progress=False))
 
 
+@quick
 def test_settings_that_change_the_mathematics_are_refused_with_what_differs(saved):
     other = bowl(every=3, rungs=(1.0, 2.0, 5.0), rule=jaxpt.Tempering(2.0))
     with pytest.raises(ValueError, match="other settings") as refused:
@@ -156,6 +168,7 @@ def test_settings_that_change_the_mathematics_are_refused_with_what_differs(save
     assert_same_result(go_on(saved), jaxpt.fit(bowl(), steps=16, progress=False))
 
 
+@quick
 @pytest.mark.slow
 @pytest.mark.parametrize("hidden", [jax.jit, lambda f: f, lambda f: jax.jit(jax.checkpoint(f))])
 def test_a_constant_of_the_loss_is_seen_wherever_it_hides(hidden, tmp_path):
@@ -171,6 +184,7 @@ def test_a_constant_of_the_loss_is_seen_wherever_it_hides(hidden, tmp_path):
     go_on(tmp_path, steps=8, engine=made(np.zeros(3, np.float32)))
 
 
+@quick
 def test_what_others_keep_there_is_left_alone(tmp_path, saved):
     (tmp_path / "other" / "checkpoints" / "1000").mkdir(parents=True)
     with pytest.raises(jaxpt.CheckpointError, match=r"without checksums \(1000\).*move them away"):
@@ -182,6 +196,7 @@ def test_what_others_keep_there_is_left_alone(tmp_path, saved):
     assert len(list((saved / "checkpoints").iterdir())) >= 2
 
 
+@quick
 @pytest.mark.slow
 def test_a_signal_that_comes_too_late_is_not_lost(tmp_path, monkeypatch):
     """While the last checkpoint is waited for: the run is saved, and the process must still end."""
@@ -199,9 +214,10 @@ def test_a_signal_that_comes_too_late_is_not_lost(tmp_path, monkeypatch):
     assert_same_result(go_on(tmp_path, steps=5), jaxpt.fit(bowl(), steps=5, progress=False))
 
 
+@quick
 @pytest.mark.slow
 def test_other_data_are_refused(data, tmp_path):
-    engine = make_engine(rule=jaxpt.Independent())
+    engine = make_engine(small_problem(), rule=jaxpt.Independent())
     jaxpt.fit(engine, data.train, data.valid, steps=5, directory=tmp_path, progress=False)
     changed = {**data.train, "x": np.where(np.arange(100)[:, None] == 7, 0, data.train["x"])}
     with pytest.raises(ValueError, match=r"data / train/x: float32\[100,6\] \w+ -> float32\[100,6\] \w+"):
@@ -214,6 +230,7 @@ def test_other_devices_and_another_execution_are_welcome(saved):
     assert_same_result(found, jaxpt.fit(bowl(replica_axis="map"), steps=16, progress=False))
 
 
+@quick
 def test_another_release_and_broken_settings(saved):
     file = saved / "settings.json"
     described = json.loads(file.read_text())
@@ -234,18 +251,21 @@ def test_another_release_and_broken_settings(saved):
     assert json.loads(file.read_text()) == described, "from now on programs can be compared again"
 
 
+@quick
 def test_a_directory_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(jaxpt.CheckpointError, match="cannot hold checkpoints; give another directory: "):
         go_on(tmp_path / "file")
 
 
+@quick
 @pytest.mark.parametrize("options", [{"save_every": 0}, {"save_every": 1.5}, {"save_minutes": 0}])
 def test_how_often_is_checked(options, tmp_path):
     with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
         go_on(tmp_path, **options)
 
 
+@quick
 def test_nothing_is_unpickled_and_no_secret_is_kept(saved, monkeypatch):
     """What is loaded cannot run code; what is written holds nothing of the environment."""
     seen = []
@@ -259,6 +279,7 @@ def test_nothing_is_unpickled_and_no_secret_is_kept(saved, monkeypatch):
     assert b"xyzzy-plugh" not in text
 
 
+@quick
 def test_warnings_of_libraries_are_not_the_users(saved):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -267,6 +288,7 @@ def test_warnings_of_libraries_are_not_the_users(saved):
         go_on(saved)
 
 
+@quick
 def test_a_resumed_run_is_compiled_once(tmp_path, caplog):
     engine = bowl(placement=jaxpt.placement.single())
     go_on(tmp_path, 4, engine)

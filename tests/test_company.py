@@ -194,7 +194,7 @@ def test_image_networks_show_it_without_a_number(make):
     loss = lambda m, b, h: jaxpt.cross_entropy(m(b["x"]), b["y"], h["smoothing"])
     energy = lambda m, b: jaxpt.cross_entropy(m(b["x"]), b["y"])
     problem = jaxpt.nnx_problem(
-        make, loss, energy=energy, metrics={"error": lambda m, b: jaxpt.errors(m(b["x"]), b["y"])}
+        make, loss, energy=energy, metrics={"error": lambda m, b: jaxpt.zero_one_loss(m(b["x"]), b["y"])}
     )
     images = {"x": np.zeros((2, 32, 32, 3), np.float32), "y": np.zeros(2, np.int32)}
     assert not company.may_depend_on_company(problem, images)

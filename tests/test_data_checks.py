@@ -1,6 +1,7 @@
 """Data that would give wrong numbers without a word: integers too wide, seeds too wide, labels out of range, batches
 whose examples look at each other, starts without a finite energy."""
 
+import functools
 import warnings
 
 import jax
@@ -17,6 +18,8 @@ from jaxpt.engine import company
 from jaxpt.training.divergence import DivergenceMonitor
 from tests.conftest import linen_problem, nnx_problem
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(64, 3)).astype(np.float32)
 Y = np.argmax(X, 1).astype(np.int32)
@@ -28,6 +31,7 @@ def make(problem, **options):
     return jaxpt.Engine(problem, sgd, jaxpt.Ladder(learning_rate=[0.01, 0.1]), **options)
 
 
+@functools.cache
 def of_numbers(energy=lambda w, b: b["id"].astype(jnp.float32) + 0 * w):
     return jaxpt.energy_problem(energy, lambda key: jnp.zeros(()))
 
@@ -101,6 +105,7 @@ def test_a_seed_of_32_bits_is_the_key_that_jax_makes_of_it(prng):
         assert key == jax.random.key(seed, impl=prng) == jaxpt.core.seeds.keys(seed, None, prng)
 
 
+@functools.cache
 def tagger(**options):
     """Three labels an example; of the problem's own softmax, so that only `ignore_label` can leave one out."""
 
@@ -126,7 +131,9 @@ def test_labels_of_several_axes_are_checked(bad, door):
             jaxpt.fit(make(tagger()), iter(parts), {"x": X, "y": good}, steps=6, progress=False)
         elif door == "images":
             shape = lambda y: np.broadcast_to(y[:, :, None], (64, 3, 5)).astype(np.int16)
-            loss = lambda m, b: jaxpt.errors(jnp.zeros((*b["y"].shape, 3)), b["y"]).mean((1, 2)) + 0 * m(b["x"])[:, 0]
+            loss = lambda m, b: (
+                jaxpt.zero_one_loss(jnp.zeros((*b["y"].shape, 3)), b["y"]).mean((1, 2)) + 0 * m(b["x"])[:, 0]
+            )
             problem = jaxpt.nnx_problem(lambda rngs: nnx.Linear(3, 3, rngs=rngs), loss)
             make(problem).check(jaxpt.Data({"x": X, "y": shape(wrong)}, {"x": X, "y": shape(good)}))
         else:
@@ -166,7 +173,7 @@ def test_labels_that_do_not_count():
     np.testing.assert_allclose(
         jaxpt.negative_log_likelihood(jnp.asarray(p), y, ignore_label=-100), np.where(y < 0, 0, exact), rtol=1e-5
     )
-    wrong = jaxpt.errors(logits, y, ignore_label=-100)
+    wrong = jaxpt.zero_one_loss(logits, y, ignore_label=-100)
     np.testing.assert_array_equal(wrong, (logits.argmax(-1) != y) & (y >= 0))
     means = [row[labels >= 0].mean() if (labels >= 0).any() else 0 for row, labels in zip(exact, y, strict=True)]
     loss = jaxpt.cross_entropy(logits, y, ignore_label=-100)

@@ -8,8 +8,9 @@ import pytest
 
 import jaxpt
 from jaxpt.core import tree
-from tests.conftest import make_engine
+from tests.conftest import make_engine, small_problem
 
+quick = pytest.mark.usefixtures("quick_compiler")
 HOTTEST, PLANTED = 3, 4  # replica, and the period after which it breaks
 ROOM = 12  # one program for all of these
 
@@ -39,8 +40,8 @@ def broken(state, replica):
 
 def run(engine, data, harm, before=PLANTED, after=8):
     """So many periods, the harm, and further ones; the state then and both traces."""
-    state, first = engine.run(engine.init(jax.random.key(1)), data, periods=before, room=ROOM)
-    state, second = engine.run(harm(state), data, periods=after, room=ROOM)
+    state, first = engine.run(engine.init(jax.random.key(1)), data, periods=before, max_periods=ROOM)
+    state, second = engine.run(harm(state), data, periods=after, max_periods=ROOM)
     return state, tree.take(first, slice(before)), tree.take(second, slice(after))
 
 
@@ -51,14 +52,14 @@ def others(tree_of_replicas, replica):
 @pytest.mark.slow
 def test_a_broken_replica_changes_nothing_for_the_others(data):
     """To the bit as where it is whole and never allowed to swap: it stands at the hot end, where nobody wants to go."""
-    engine = make_engine(rule=Veto(jaxpt.Tempering(2.0, "deo"), HOTTEST))
+    engine = make_engine(small_problem(), rule=Veto(jaxpt.Tempering(2.0, "deo"), HOTTEST))
     healthy, before, _ = run(engine, data, lambda state: state)
     assert before.rung["learning_rate+dropout_rate"][:, HOTTEST].tolist() == [HOTTEST] * PLANTED
 
-    free = make_engine(rule=jaxpt.Tempering(2.0, "deo"))
-    state, _ = engine.run(engine.init(jax.random.key(1)), data, periods=PLANTED, room=ROOM)
+    free = make_engine(small_problem(), rule=jaxpt.Tempering(2.0, "deo"))
+    state, _ = engine.run(engine.init(jax.random.key(1)), data, periods=PLANTED, max_periods=ROOM)
     rule = free.init(jax.random.key(1)).rule
-    found, trace = free.run(broken(state, HOTTEST)._replace(rule=rule), data, periods=8, room=ROOM)
+    found, trace = free.run(broken(state, HOTTEST)._replace(rule=rule), data, periods=8, max_periods=ROOM)
     trace = tree.take(trace, slice(8))
 
     _, _, expected = run(engine, data, lambda state: state)
@@ -95,7 +96,7 @@ class Hiding(jaxpt.Rule):
 @pytest.fixture(scope="module")
 def tuned():
     rule = jaxpt.Tempering("auto", "deo", adapt_ladder=True, noise_corrected=True, window=3)
-    return make_engine(rule=Hiding(rule, np.zeros(4, bool)), burn_in=30, probe=30)
+    return make_engine(small_problem(), rule=Hiding(rule, np.zeros(4, bool)), burn_in=30, probe=30)
 
 
 @pytest.mark.slow
@@ -141,7 +142,7 @@ def test_tuning_and_noise_correction_do_not_see_a_broken_replica(planted, tuned,
 @pytest.mark.slow
 @pytest.mark.parametrize("replica", range(4))
 def test_wherever_it_stands_it_gets_no_colder_and_leaves_the_others_whole(replica, data):
-    engine = make_engine(rule=jaxpt.Tempering(2.0, "deo"))
+    engine = make_engine(small_problem(), rule=jaxpt.Tempering(2.0, "deo"))
     state, _, trace = run(engine, data, lambda state: broken(state, replica), after=12)
     rung = trace.rung["learning_rate+dropout_rate"]
     assert (np.diff(rung[:, replica]) >= 0).all()
@@ -152,8 +153,8 @@ def test_wherever_it_stands_it_gets_no_colder_and_leaves_the_others_whole(replic
 
 @pytest.mark.slow
 def test_respawn_goes_on_with_the_nearest_healthy_one(data):
-    engine = make_engine(rule=jaxpt.Independent(), diverged="respawn")
-    plain = make_engine(rule=jaxpt.Independent())
+    engine = make_engine(small_problem(), rule=jaxpt.Independent(), diverged="respawn")
+    plain = make_engine(small_problem(), rule=jaxpt.Independent())
     _, _, trace = run(engine, data, lambda state: broken(broken(state, 0), 2), after=3)
     parents = np.asarray(trace.info.parents)
     assert parents.tolist() == [[1, 1, 1, 3], [0, 1, 2, 3], [0, 1, 2, 3]], "of two neighbours the colder"
@@ -170,10 +171,11 @@ def test_respawn_goes_on_with_the_nearest_healthy_one(data):
     jax.tree.map(np.testing.assert_array_equal, state.replicas.hyper, whole.replicas.hyper)
 
 
+@quick
 @pytest.mark.slow
 def test_respawn_beside_a_rule_that_copies(data):
     """What PBT has replaced already stays as PBT wants it, and nobody goes on with a broken one."""
-    engine = make_engine(rule=jaxpt.PBT(), diverged="respawn")
+    engine = make_engine(small_problem(), rule=jaxpt.PBT(), diverged="respawn")
     _, _, trace = run(engine, data, lambda state: broken(broken(state, 0), 2), after=3)
     parents = np.asarray(trace.info.parents)
     assert not {0, 2} & set(parents[0].tolist())
@@ -182,7 +184,7 @@ def test_respawn_beside_a_rule_that_copies(data):
 
 @pytest.mark.slow
 def test_with_all_broken_there_is_nobody_to_go_on_with(data):
-    engine = make_engine(rule=jaxpt.Independent(), diverged="respawn")
+    engine = make_engine(small_problem(), rule=jaxpt.Independent(), diverged="respawn")
     harm = lambda state: broken(broken(broken(broken(state, 0), 1), 2), 3)
     _, _, trace = run(engine, data, harm, after=2)
     assert np.asarray(trace.info.parents).tolist() == [[0, 1, 2, 3]] * 2
@@ -201,6 +203,7 @@ def diverging(policy, **settings):
     )
 
 
+@quick
 @pytest.mark.parametrize(
     ("policy", "then"),
     [("keep", "it goes on, and counts nowhere"), ("respawn", "weights of the nearest healthy replica")],
@@ -214,6 +217,7 @@ def test_it_is_reported_at_once(policy, then):
     assert lost[2] == 4 if policy == "keep" else 1 <= lost[2] < 4
 
 
+@quick
 @pytest.mark.slow
 def test_stop_ends_the_run_and_keeps_the_checkpoint(tmp_path):
     seeds = {"seeds": [0, 1], "progress": False, "directory": tmp_path}
@@ -228,3 +232,19 @@ def test_stop_ends_the_run_and_keeps_the_checkpoint(tmp_path):
 def test_policies_are_checked():
     with pytest.raises(ValueError, match="diverged must be one of keep, stop, respawn, but it is 'ignore'"):
         make_engine(diverged="ignore")
+
+
+def test_an_energy_that_is_infinite_at_first_may_become_finite():
+    """w = 12 (1 - 2 rate)^200 from an energy exp(w^2) beyond float32."""
+
+    def loss(w, rest, batch, hyper, key):
+        return w**2 + jnp.zeros(1), rest
+
+    energy = lambda w, rest, batch: {"energy": jnp.exp(w**2) + jnp.zeros(1)}
+    problem = jaxpt.Problem(lambda key: (jnp.array(12.0), ()), loss, energy)
+    ladder = jaxpt.Ladder(learning_rate=[0.01, 0.02])
+    engine = jaxpt.Engine(problem, lambda h: optax.sgd(h["learning_rate"]), ladder, jaxpt.Independent(), every=5)
+    with pytest.warns(UserWarning, match="energy is not finite: replica 0 on rung 0"):
+        result = jaxpt.fit(engine, steps=200, progress=False)
+    w = 12 * (1 - 2 * np.array([0.01, 0.02])) ** 200
+    np.testing.assert_allclose(result.valid["energy"], np.exp(w**2), rtol=1e-4)

@@ -1,16 +1,21 @@
-import jax
 import numpy as np
 import pytest
 
 import jaxpt
 from tests import conftest
-from tests.conftest import make_engine
+from tests.conftest import make_engine, small_problem
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
+def small_engine(**settings):
+    return make_engine(small_problem(), **settings)
 
 
 @pytest.fixture(scope="module")
 def result(data):
     return jaxpt.fit(
-        make_engine(rule=jaxpt.Tempering(3.0)),
+        small_engine(rule=jaxpt.Tempering(3.0)),
         data.train,
         data.valid,
         test=data.test,
@@ -29,12 +34,6 @@ def test_it_trains_for_exactly_the_steps_asked_for(result):
     assert result.trace.loss[-1].mean() < result.trace.loss[0].mean() - 0.05
 
 
-def test_it_equals_the_bare_engine(result, data):
-    engine = result.engine
-    _, trace = engine.run(engine.init(jax.vmap(jax.random.key)(np.array([3, 11]))), data, periods=8)
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:8], b), result.trace, trace)
-
-
 def test_images_are_counted(result):
     # 100 examples in minibatches of 16: 7 steps an epoch, 43 steps = 6 epochs and one minibatch; 2 x 4 replicas.
     assert result.replica_images == 8 * (6 * 100 + 16)
@@ -43,7 +42,7 @@ def test_images_are_counted(result):
 @pytest.mark.slow
 def test_images_of_batch_size_rungs_are_counted_as_they_are(data):
     ladder = jaxpt.Ladder(batch_size=[16, 2])
-    engine = make_engine(rungs=ladder, fixed={"learning_rate": 0.1, "dropout_rate": 0.1}, rule=jaxpt.Independent())
+    engine = small_engine(rungs=ladder, fixed={"learning_rate": 0.1, "dropout_rate": 0.1}, rule=jaxpt.Independent())
     # One epoch of 100 examples is 7 minibatches: 6 of 16 and one of 4.
     found = jaxpt.fit(engine, data.train, data.valid, steps=7, progress=False)
     assert found.replica_images == (6 * 16 + 4) + 7 * 2
@@ -53,7 +52,7 @@ def test_images_of_batch_size_rungs_are_counted_as_they_are(data):
 def test_images_of_batch_sizes_that_change_are_counted_as_they_were(data):
     ladder = jaxpt.Ladder(batch_size=[16, 12, 8, 2])
     fixed = {"learning_rate": 0.1, "dropout_rate": 0.1}
-    engine = make_engine(rungs=ladder, fixed=fixed, rule=jaxpt.PBT(), every=3, drop_remainder=True)
+    engine = small_engine(rungs=ladder, fixed=fixed, rule=jaxpt.PBT(), every=3, drop_remainder=True)
     found = jaxpt.fit(engine, data.train, data.valid, steps=31, seeds=[0, 1], progress=False)
     sizes = found.trace.hyper["batch_size"]
     assert len(np.unique(sizes)) > 4, "PBT has found new ones"
@@ -63,7 +62,7 @@ def test_images_of_batch_sizes_that_change_are_counted_as_they_were(data):
 @pytest.mark.slow
 def test_one_program_runs_all_dispatches(data):
     """However many periods a dispatch holds; a last period that is short needs a second one."""
-    engine = make_engine(every=3, rule=jaxpt.Independent())
+    engine = small_engine(every=3, rule=jaxpt.Independent())
     before = jaxpt.engine.engine._run_donated._cache_size()
     found = jaxpt.fit(engine, data.train, data.valid, steps=3 * 1100 + 2, progress=False)
     assert len(found.trace.step) == 1101
@@ -102,7 +101,7 @@ def test_best_says_what_it_needs(result, arguments, message):
 
 @pytest.mark.slow
 def test_one_seed_needs_no_seed_axis(data):
-    engine = make_engine(rule=jaxpt.Independent())
+    engine = small_engine(rule=jaxpt.Independent())
     one = jaxpt.fit(engine, data.train, data.valid, steps=5, seed=11, progress=False)
     assert one.trace.loss.shape == (1, 4)
     assert one.best().seed is None
@@ -113,7 +112,7 @@ def test_one_seed_needs_no_seed_axis(data):
 
 @pytest.mark.slow
 def test_with_a_probe_the_choice_is_still_made_on_the_whole_split(data):
-    engine = make_engine(probe=7, rule=jaxpt.Independent())
+    engine = small_engine(probe=7, rule=jaxpt.Independent())
     probed = jaxpt.fit(engine, data.train, data.valid, steps=5, progress=False)
     np.testing.assert_array_equal(probed.valid["energy"], engine.evaluate(probed.state, data.valid)["energy"])
     assert not np.allclose(probed.valid["energy"], probed.trace.valid["energy"][-1])
@@ -125,13 +124,13 @@ def test_with_a_probe_the_choice_is_still_made_on_the_whole_split(data):
 )
 def test_seeds_must_be_distinct_integers(seeds, data):
     with pytest.raises(ValueError, match="seed"):
-        jaxpt.fit(make_engine(), data.train, data.valid, steps=5, **seeds)
+        jaxpt.fit(small_engine(), data.train, data.valid, steps=5, **seeds)
 
 
 @pytest.mark.slow
 def test_a_run_too_short_for_exchanges_says_so(data):
     with pytest.warns(UserWarning, match="no exchange will happen"):
-        jaxpt.fit(make_engine(burn_in=10), data.train, data.valid, steps=10)
+        jaxpt.fit(small_engine(burn_in=10), data.train, data.valid, steps=10)
 
 
 def test_a_ladder_that_diverged_altogether_says_so(result):
@@ -144,12 +143,12 @@ def test_a_ladder_that_diverged_altogether_says_so(result):
 @pytest.mark.parametrize("steps", [0, -5, 40.0])
 def test_steps_must_be_positive(steps, data):
     with pytest.raises(ValueError, match="steps must be an integer of at least 1"):
-        jaxpt.fit(make_engine(), data.train, data.valid, steps=steps)
+        jaxpt.fit(small_engine(), data.train, data.valid, steps=steps)
 
 
 @pytest.mark.slow
 def test_the_bar_shows_progress_and_can_be_silenced(data, capsys):
-    engine = make_engine(rule=jaxpt.Tempering(3.0))
+    engine = small_engine(rule=jaxpt.Tempering(3.0))
     jaxpt.fit(engine, data.train, data.valid, steps=10, description="mine", progress=True)
     shown = capsys.readouterr().err
     assert "mine: 100%" in shown
@@ -161,7 +160,7 @@ def test_the_bar_shows_progress_and_can_be_silenced(data, capsys):
 
 @pytest.mark.slow
 def test_another_generator_draws_other_numbers_and_trains_as_well(result, data):
-    engine = make_engine(rule=jaxpt.Tempering(3.0))
+    engine = small_engine(rule=jaxpt.Tempering(3.0))
     found = jaxpt.fit(engine, data.train, data.valid, steps=40, seeds=[3, 11], prng="rbg", progress=False)
     assert "rbg" in str(found.state.key.dtype)
     assert not np.allclose(found.trace.loss[0], result.trace.loss[0])
@@ -170,4 +169,4 @@ def test_another_generator_draws_other_numbers_and_trains_as_well(result, data):
 
 def test_an_unknown_generator_is_refused(data):
     with pytest.raises(ValueError, match="prng must be one of threefry2x32, rbg, unsafe_rbg, or None"):
-        jaxpt.fit(make_engine(), data.train, data.valid, steps=5, prng="mersenne")
+        jaxpt.fit(small_engine(), data.train, data.valid, steps=5, prng="mersenne")

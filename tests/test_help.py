@@ -47,7 +47,7 @@ def test_the_classes_that_users_meet_are_looked_at():
         "RunState",
         "Data",
     }
-    assert wanted | {"Batches", "Mixture", "Engine", "Ladder", "Tempering", "Placement", "Replicas"} <= set(CLASSES)
+    assert wanted | {"Batches", "Ensemble", "Engine", "Ladder", "Tempering", "Placement", "Replicas"} <= set(CLASSES)
 
 
 @pytest.mark.parametrize("name", CLASSES)

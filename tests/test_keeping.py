@@ -7,6 +7,8 @@ import pytest
 
 import jaxpt
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 RATES = [0.02, 0.3, 1.1]
 
 
@@ -15,17 +17,25 @@ def swinging(w, b):
     return (w - b["x"].mean()) ** 2 + 0 * b["x"]
 
 
-def make(rule=None, **options):
-    problem = jaxpt.energy_problem(swinging, lambda key: 1 + jnp.abs(jnp.asarray(2.0)))
-    drift = lambda h, t: {
-        **h,
-        "learning_rate": jnp.where(t < 12, h["learning_rate"], -h["learning_rate"]),
-    }  # then uphill
+PROBLEM = jaxpt.energy_problem(swinging, lambda key: 1 + jnp.abs(jnp.asarray(2.0)))
+
+
+def drift(h, t):
+    """Downhill for twelve steps, then uphill."""
+    return {**h, "learning_rate": jnp.where(t < 12, h["learning_rate"], -h["learning_rate"])}
+
+
+def sgd(h):
+    return optax.sgd(h["learning_rate"])
+
+
+def adam(h):
+    return optax.adam(h["learning_rate"])
+
+
+def make(rule=None, optimizer=sgd, rates=RATES, **options):
     options = {"schedule": drift, "every": 2, "batch_size": 4, **options}
-    ladder = jaxpt.Ladder(learning_rate=RATES)
-    return jaxpt.Engine(
-        problem, lambda h: optax.sgd(h["learning_rate"]), ladder, rule or jaxpt.Independent(), **options
-    )
+    return jaxpt.Engine(PROBLEM, optimizer, jaxpt.Ladder(learning_rate=rates), rule or jaxpt.Independent(), **options)
 
 
 DATA = {"x": np.full(4, 0.5, np.float32)}
@@ -111,3 +121,14 @@ def test_seeds_and_generators_of_a_directory_are_read(tmp_path):
     read = jaxpt.load_run(make(), tmp_path / "run")
     assert read.trace.valid["energy"].shape == (2, 2, 3)
     assert read.best(seed=1).seed == 1
+
+
+def test_a_run_is_read_with_the_engine_that_made_it(tmp_path):
+    fit(directory=tmp_path / "run")
+    for other, place in (
+        (make(optimizer=adam), "opt_state"),
+        (make(rates=RATES[:2]), r"params: float32\[3\] -> float32\[2\]"),
+        (make(jaxpt.PBT()), "rule: Independent -> PBT"),
+    ):
+        with pytest.raises(ValueError, match=rf"the engine is not the one of the run in .*{place}"):
+            jaxpt.load_run(other, tmp_path / "run")

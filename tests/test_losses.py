@@ -18,7 +18,7 @@ def test_cross_entropy_with_smoothing_is_the_mixture_of_targets():
 
 
 def test_errors_are_wrong_first_guesses():
-    assert jaxpt.errors(jnp.array([[1.0, 2.0], [2.0, 1.0]]), jnp.array([1, 1])).tolist() == [False, True]
+    assert jaxpt.zero_one_loss(jnp.array([[1.0, 2.0], [2.0, 1.0]]), jnp.array([1, 1])).tolist() == [False, True]
 
 
 @pytest.mark.parametrize("labels", [[0, 3], [-1, 0], [1, 26]])

@@ -7,7 +7,7 @@ import pytest
 
 import jaxpt
 from jaxpt.devices import memory
-from tests.conftest import ladder, make_engine
+from tests.conftest import ladder, make_engine, small_problem
 
 WIDE = {"batch_size": 64, "every": 2, "rule": jaxpt.Independent(), "evaluation_batch": 50}
 
@@ -30,12 +30,12 @@ def test_the_numbers_that_it_says_fit(data):
         memory.check(*given, most)
     said = str(refused.value)
     fitting = int(re.search(r"(\d+) replicas would fit", said)[1])
-    at_once = int(re.search(r"at_once=(\d+)", said)[1])
+    replicas_at_once = int(re.search(r"replicas_at_once=(\d+)", said)[1])
     assert 8 <= fitting < 24
     memory.check(*needs(data, fitting, replica_axis="vmap"), most)
     with pytest.raises(MemoryError):
         memory.check(*needs(data, fitting + 4, replica_axis="vmap"), most)
-    memory.check(*needs(data, 24, replica_axis="map", at_once=at_once), most)
+    memory.check(*needs(data, 24, replica_axis="map", replicas_at_once=replicas_at_once), most)
 
 
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_allocated(data):
@@ -55,13 +55,13 @@ def test_what_the_limit_is():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at_once", [1, 3])
-def test_replicas_at_once_change_nothing(at_once, data):
+@pytest.mark.parametrize("replicas_at_once", [1, 3])
+def test_replicas_at_once_change_nothing(replicas_at_once, data):
     found = []
-    for settings in ({"replica_axis": "vmap"}, {"replica_axis": "map", "at_once": at_once}):
-        engine = make_engine(rule=jaxpt.Tempering(3.0), **settings)
+    for settings in ({"replica_axis": "vmap"}, {"replica_axis": "map", "replicas_at_once": replicas_at_once}):
+        engine = make_engine(small_problem(), rule=jaxpt.Tempering(3.0), **settings)
         state, trace = engine.run(engine.init(jax.random.key(0)), data, periods=3)
         found.append((state.replicas.params, trace))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), *found)
-    with pytest.raises(ValueError, match="at_once must be an integer of at least 1"):
-        make_engine(at_once=0)
+    with pytest.raises(ValueError, match="replicas_at_once must be an integer of at least 1"):
+        make_engine(replicas_at_once=0)

@@ -122,7 +122,9 @@ MISTAKES = {
         engine(), conftest.examples().train, steps=10
     ),
     "logits must be an array, but it is [[0.0, 1.0]]": lambda: jaxpt.cross_entropy([[0.0, 1.0]], [1]),
-    "labels need one class per example, shape (4,)": lambda: jaxpt.errors(jnp.zeros((4, 2)), jnp.zeros((4, 1), int)),
+    "labels need one class per example, shape (4,)": lambda: jaxpt.zero_one_loss(
+        jnp.zeros((4, 2)), jnp.zeros((4, 1), int)
+    ),
     "trace must be a run's trace, result.trace": lambda: jaxpt.lineage(result(), 0),
     "run's trace, result.trace, but it is of <class 'jaxpt.results.result.Result'>": lambda: jaxpt.suggest_replicas(
         result()
@@ -130,10 +132,10 @@ MISTAKES = {
     "replica must be one of 0 .. 1, but it is 0.0": lambda: jaxpt.lineage(result().trace, 0.0),
     "result.trace, but it is of <class 'jaxpt.results.result.Result'>": lambda: jaxpt.diagnose(result()),
     "takes what jaxpt.lineage gave, and the engine that made it": lambda: jaxpt.replay(engine(), result().trace, None),
-    "metrics must be {name: function(probabilities, batch)}": lambda: jaxpt.mixture(
+    "metrics must be {name: function(probabilities, batch)}": lambda: jaxpt.ensemble(
         conftest.make_engine(problem(), LADDER), result().state, {"x": ONE}, loss
     ),
-    "examples holds no arrays": lambda: jaxpt.mixture(
+    "examples holds no arrays": lambda: jaxpt.ensemble(
         conftest.make_engine(problem(), LADDER), result().state, None, {"error": lambda p, batch: p[:, 0]}
     ),
     "step_size must be positive, one number or one per rung, but it is 'a'": lambda: jaxpt.sampler(

@@ -1,5 +1,7 @@
 """Models as people write them: random streams, arrays made in constructors, several inputs, sown values."""
 
+import collections
+import dataclasses
 import functools
 
 import jax
@@ -196,6 +198,11 @@ class Object:
     pass
 
 
+@dataclasses.dataclass(slots=True)
+class Slots:
+    array: object
+
+
 def keeps(how, array):
     """An array where Flax has no name for it, and how to get it back."""
     if how == "object":
@@ -206,10 +213,14 @@ def keeps(how, array):
         return (lambda: array), lambda kept: kept()
     if how == "partial":
         return functools.partial(jnp.add, array), lambda kept: kept(0.0)
+    if how == "slots":
+        return Slots(array), lambda kept: kept.array
+    if how == "deque":
+        return collections.deque([array]), lambda kept: kept[0]
     return nnx.data([array]), lambda kept: kept[0]
 
 
-HOW = ["object", "closure", "partial", "list"]
+HOW = ["object", "slots", "deque", "closure", "partial", "list"]
 
 
 def holder(how, make):
@@ -248,6 +259,8 @@ def test_an_array_of_each_replica_is_found_or_named(how):
         holder(how, draw)
     with pytest.raises(ValueError, match="make asks for the value of an array that is drawn from its random key"):
         holder(how, lambda rngs: float(rngs.params.normal(())))
+    with pytest.raises(ValueError, match="make asks for the value of an array that is drawn from its random key"):
+        holder(how, lambda rngs: draw(rngs)[draw(rngs) > 0])
 
 
 @pytest.mark.parametrize(
@@ -336,6 +349,23 @@ def test_a_loss_reads_what_a_linen_module_sows(adds):
     assert not jax.tree.leaves(found.state.replicas.model_state)
     for best in found.coldest(2):
         np.testing.assert_allclose(best.valid["energy"], (np.asarray(best.model(FLAT)) ** 2).mean(), rtol=1e-5)
+
+
+def test_sowing_into_a_collection_of_state_leaves_the_state():
+    """Batch statistics are carried along beside what is sown: the running mean is that of Flax alone."""
+
+    class Net(linen.Module):
+        @linen.compact
+        def __call__(self, x, train):
+            self.sow("batch_stats", "calls", 1.0, reduce_fn=lambda a, b: a + b, init_fn=lambda: 0.0)
+            return linen.BatchNorm(use_running_average=not train, momentum=0.5, use_bias=False, use_scale=False)(x)
+
+    problem = jaxpt.linen_problem(Net(), lambda m, b: m(b["x"]).mean(1), example=FLAT[:1])
+    params, rest = problem.init(jax.random.key(0))
+    for _ in range(3):
+        _, rest = problem.loss(params, rest, {"x": FLAT}, {}, jax.random.key(1))
+    (norm,) = rest["batch_stats"].values()
+    np.testing.assert_allclose(norm["mean"], FLAT.mean(0) * (1 - 0.5**3), rtol=1e-5)
 
 
 def test_a_loss_reads_what_an_nnx_module_sows():

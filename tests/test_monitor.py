@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 import jaxpt
-from jaxpt.training.monitor import Lowest
+from jaxpt.training.monitor import BestEnergy
 from tests.test_checkpoint import assert_same, assert_same_result, bowl
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 ENGINE = bowl()  # one for all, so that it is compiled once
 
@@ -82,7 +84,7 @@ def test_patience_ends_every_run_at_the_same_period(tmp_path):
 
 
 def test_what_is_not_finite_is_no_improvement():
-    lowest = Lowest()
+    lowest = BestEnergy()
     nothing = np.array([[np.nan, np.inf], [3.0, np.nan], [4.0, 2.0], [np.nan, np.nan], [2.0, 2.0]])
     rows = [jaxpt.Trace(None, None, {"energy": row[None]}, {}, {}, {}, None) for row in nothing]
     stale = []
@@ -90,7 +92,7 @@ def test_what_is_not_finite_is_no_improvement():
         lowest.look(row)
         stale.append(lowest.stale)
     assert stale == [1, 0, 0, 1, 2]
-    at_once = Lowest()
+    at_once = BestEnergy()
     at_once.look(jaxpt.Trace(None, None, {"energy": nothing}, {}, {}, {}, None))
     assert at_once.stale == 2
     lowest.look(rows[0], counts=False)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxpt
-from jaxpt.engine.reads import reads
+from jaxpt.engine.reads import hyperparameters_read
 from jaxpt.engine.replica import train_step
 
 BOWL = jaxpt.energy_problem(lambda w: jnp.sum(w["a"] ** 2) + jnp.sum((w["b"] - 1) ** 2), lambda key: START)
@@ -130,7 +130,7 @@ READS = {
 @pytest.mark.parametrize("name", READS)
 def test_every_way_to_read_a_dict_counts_where_it_reads(name):
     optimizer, names = READS[name]
-    assert reads(BOWL, optimizer, None, HYPER) == names
+    assert hyperparameters_read(BOWL, optimizer, None, HYPER) == names
     plain = {name: jnp.float32(0.25) for name in HYPER}
     optimizer(plain).init(START)  # what a step gives: a plain dict
 
@@ -151,7 +151,9 @@ SCHEDULES = {
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_what_a_schedule_merely_passes_on_is_not_read(name):
     schedule, more = SCHEDULES[name]
-    assert reads(BOWL, lambda h: optax.sgd(h["learning_rate"]), schedule, HYPER) == {"learning_rate"} | more
+    assert (
+        hyperparameters_read(BOWL, lambda h: optax.sgd(h["learning_rate"]), schedule, HYPER) == {"learning_rate"} | more
+    )
     fixed = {"idle": 0.5, "momentum": 0.25}
     made = lambda h: optax.sgd(h["learning_rate"] * (1 + 0 * h["idle"] * h["momentum"]))
     run = engine(made, ladder=jaxpt.Ladder(learning_rate=[0.25, 0.5]), schedule=schedule, fixed=fixed)
@@ -337,3 +339,40 @@ def test_a_function_that_changes_its_dict_changes_no_replica():
         expected = np.asarray(START["a"]) * (1 - 4 * rate) ** 4
         np.testing.assert_allclose(state.replicas.params["a"][replica], expected, rtol=1e-5)
     dataclasses.replace(made, rule=jaxpt.Tempering(1.0))
+
+
+def test_accumulated_gradients_reach_an_update_that_takes_the_loss():
+    """`optax.MultiSteps` has a class of its own; every step's value is offered, as in a plain loop."""
+    accumulated = lambda h: optax.MultiSteps(optax.polyak_sgd(h["learning_rate"]), 2)
+    found = after(accumulated, steps=6)
+    for row, rate in enumerate([0.01, 0.02]):
+        optimizer, w = accumulated({"learning_rate": rate}), START
+        state = optimizer.init(w)
+        for _ in range(6):
+            value, grads = jax.value_and_grad(loss)(w)
+            updates, state = optimizer.update(grads, state, w, value=value)
+            w = optax.apply_updates(w, updates)
+        jax.tree.map(lambda a, b, row=row: np.testing.assert_allclose(a[row], b, rtol=1e-5), found, w)
+
+
+def test_a_loss_that_changes_its_hyperparameters_changes_nothing_behind_it():
+    """The update is offered the loss of the same values, and the optimiser sees the replica's own."""
+
+    def changing(w, rest, batch, hyper, key):
+        scale = hyper.pop("scale")
+        hyper["learning_rate"] = 0.0
+        return scale * w**2 + jnp.zeros(1), rest
+
+    def optimizer(h):
+        def update(grads, state, params, *, value_fn):
+            return jax.tree.map(lambda g: -h["learning_rate"] * g, grads), value_fn(params)
+
+        return optax.GradientTransformationExtraArgs(lambda params: jnp.zeros(()), update)
+
+    energy = lambda w, rest, batch: {"energy": w**2 + jnp.zeros(1)}
+    problem = jaxpt.Problem(lambda key: (jnp.array(2.0), ()), changing, energy, reads_hyper=True)
+    ladder = jaxpt.Ladder(scale=[1.0, 3.0], beta=[2.0, 1.0])
+    made = jaxpt.Engine(problem, optimizer, ladder, GRID, every=1, fixed={"learning_rate": 0.1})
+    state, _ = made.run(made.init(jax.random.key(0)), periods=1)
+    np.testing.assert_allclose(state.replicas.opt_state, [4.0, 12.0])
+    np.testing.assert_allclose(state.replicas.params, [2 - 0.1 * 4, 2 - 0.1 * 12], rtol=1e-6)

@@ -14,7 +14,7 @@ from tests.conftest import make_engine
 def test_products_are_asked_for_in_the_engines_precision(precision, data):
     """Forward and backward, in training and in evaluation."""
     engine = make_engine(conftest.linen_problem(), precision=precision)
-    text = engine.lower(engine.init(jax.random.key(0)), data, periods=1).as_text()
+    text = engine.lower(engine.abstract(jax.random.key(0)), data, periods=1).as_text()
     products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
     word = f"precision = [{precision.upper()}, {precision.upper()}]"
     assert len(products) >= 8
@@ -25,7 +25,7 @@ def test_float32_is_the_default_and_the_setting_of_jax_does_not_change_it(data):
     engine = make_engine()
     assert engine.precision == "highest"
     with jax.default_matmul_precision("bfloat16"):
-        text = engine.lower(engine.init(jax.random.key(0)), data, periods=1).as_text()
+        text = engine.lower(engine.abstract(jax.random.key(0)), data, periods=1).as_text()
     assert "HIGHEST" in text
     assert "precision = [DEFAULT" not in text
 

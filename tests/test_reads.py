@@ -8,8 +8,10 @@ import optax.contrib
 import pytest
 
 import jaxpt
-from jaxpt.engine.reads import reading, reads
+from jaxpt.engine.reads import hyperparameters_read, reading
 from jaxpt.engine.replica import train_step
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 LADDER = jaxpt.Ladder(learning_rate=[0.01, 0.1, 0.3])
 X = np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32)
@@ -45,7 +47,7 @@ READING = {
 def test_an_optimizer_may_read_hyperparameters_like_any_dict(how):
     """In the trace of the reading, and with the plain dict of a step."""
     optimizer, read = READING[how]
-    assert reads(problem(), optimizer, None, HYPER) == read
+    assert hyperparameters_read(problem(), optimizer, None, HYPER) == read
     hyper = {"learning_rate": 0.1, "momentum": 0.9, "idle": 0.0}
     assert optimizer(hyper).update(jnp.ones(3), optimizer(hyper).init(jnp.ones(3)))[0].shape == (3,)
 
@@ -53,9 +55,9 @@ def test_an_optimizer_may_read_hyperparameters_like_any_dict(how):
 @pytest.mark.parametrize("pass_on", [lambda h: h | {"idle": 1.0}, lambda h: {**h}, lambda h: h.copy(), dict])
 def test_a_schedule_that_passes_on_reads_nothing(pass_on):
     optimizer = lambda h: optax.sgd(h["learning_rate"])
-    assert reads(problem(), optimizer, lambda h, step: pass_on(h), HYPER) == {"learning_rate"}
+    assert hyperparameters_read(problem(), optimizer, lambda h, step: pass_on(h), HYPER) == {"learning_rate"}
     scaled = lambda h, step: {**pass_on(h), "learning_rate": h.get("learning_rate") * h["momentum"]}
-    assert reads(problem(), optimizer, scaled, HYPER) == {"learning_rate", "momentum"}
+    assert hyperparameters_read(problem(), optimizer, scaled, HYPER) == {"learning_rate", "momentum"}
 
 
 def test_an_optimizer_that_reads_its_rate_only_at_the_start_is_refused_where_the_rate_changes():

@@ -121,11 +121,11 @@ def test_auto_runs_what_it_says(images):
     counts = {}
     for strategy in ("auto", "vmap", "unroll", "map"):
         engine = make_engine(jaxpt.nnx_problem(ConvNet, conftest.loss), replica_axis=strategy)
-        text = engine.lower(engine.init(jax.random.key(0)), images, periods=1).as_text()
+        text = engine.lower(engine.abstract(jax.random.key(0)), images, periods=1).as_text()
         counts[strategy] = text.count("stablehlo.convolution")
     assert counts["auto"] == counts["unroll"] > counts["map"]
     assert counts["map"] <= counts["vmap"]
-    seeds = engine.init(jax.random.split(jax.random.key(0), 3))
+    seeds = engine.abstract(jax.random.split(jax.random.key(0), 3))
     engine = dataclasses.replace(engine, replica_axis="auto")
     text = engine.lower(seeds, images, periods=1).as_text()
     assert text.count("stablehlo.convolution") == counts["unroll"], "seeds are looped over: the program does not grow"

@@ -5,8 +5,9 @@ import optax
 import pytest
 
 import jaxpt
-from jaxpt.engine.reads import has_state, reads
-from jaxpt.engine.replica import mean_scores, rescale_momentum
+from jaxpt.engine.reads import has_state, hyperparameters_read
+from jaxpt.engine.replica import rescale_momentum
+from jaxpt.engine.scoring import mean_scores
 
 
 @pytest.mark.parametrize(("chunk", "size"), [(1, 1), (3, 3), (7, 5), (9, 5), (10, 10), (100, 10)])
@@ -43,8 +44,8 @@ def test_reads_finds_the_names_even_those_that_only_an_update_reads():
     problem = jaxpt.energy_problem(lambda w: w, lambda key: jnp.ones(()))
     hyper = dict.fromkeys(["learning_rate", "momentum", "idle"], jax.ShapeDtypeStruct((), jnp.float32))
     optimizer = lambda h: optax.sgd(lambda step: h["learning_rate"] * step, momentum=h["momentum"])
-    assert reads(problem, optimizer, None, hyper) == {"learning_rate", "momentum"}
+    assert hyperparameters_read(problem, optimizer, None, hyper) == {"learning_rate", "momentum"}
     schedule = lambda h, step: {**h, "learning_rate": h["idle"]}
-    assert reads(problem, optimizer, schedule, hyper) == {"learning_rate", "momentum", "idle"}
+    assert hyperparameters_read(problem, optimizer, schedule, hyper) == {"learning_rate", "momentum", "idle"}
     with pytest.raises(KeyError, match="weight_decay"):
-        reads(problem, lambda h: optax.sgd(h["weight_decay"]), None, hyper)
+        hyperparameters_read(problem, lambda h: optax.sgd(h["weight_decay"]), None, hyper)

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from flax import nnx
 from matplotlib import image
 
 import jaxpt
@@ -43,7 +44,9 @@ def sets(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:JAX has started already")
-def test_a_panel_is_saved_goes_on_and_takes_more_seeds(tmp_path, sets, capsys):
+def test_a_panel_is_saved_goes_on_and_takes_more_seeds(tmp_path, sets, capsys, monkeypatch):
+    adjusted = reproduce.adjusted  # three replicas instead of the paper's eight
+    monkeypatch.setattr(reproduce, "adjusted", lambda *given: dataclasses.replace(adjusted(*given), replicas=3))
     assert ended(quick(tmp_path, sets, seeds=1, budget=1e-9)) == 75, "a spent budget ends it as a signal would"
     file = tmp_path / "out" / "emnist_dropout.json"
     assert not file.exists()
@@ -73,9 +76,21 @@ def test_a_panel_is_saved_goes_on_and_takes_more_seeds(tmp_path, sets, capsys):
         reproduce.main(quick(tmp_path, sets, seeds=3, shorten=80_000))
 
 
+class OneLayer(nnx.Module):
+    """In LeNet's place, which test_paper.py trains: means of 4x4 pixels, dropout, a dense layer."""
+
+    def __init__(self, classes, channels, *, rngs):
+        self.dropout, self.out = jaxpt.Dropout("dropout_rate", rngs=rngs), nnx.Linear(64 * channels, classes, rngs=rngs)
+
+    def __call__(self, x):
+        x = x.reshape(len(x), 8, 4, 8, 4, -1).mean((2, 4))
+        return self.out(self.dropout(x.reshape(len(x), -1)))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:JAX has started already")
-def test_figure_1_is_saved_hyperparameter_by_hyperparameter_and_drawn(tmp_path, sets, capsys):
+def test_figure_1_is_saved_hyperparameter_by_hyperparameter_and_drawn(tmp_path, sets, capsys, monkeypatch):
+    monkeypatch.setattr(diffusion, "LeNetEMNIST", OneLayer)
     with pytest.raises(ValueError, match="--batch-size 8 must be a multiple of 16"):
         reproduce.main(quick(tmp_path, sets, figure=1, batch_size=8))
     given = {"figure": 1, "seeds": 2, "shorten": 7_000}  # steps / 7,000 is no whole number of periods

@@ -54,20 +54,20 @@ def test_the_coldest_are_those_on_the_coldest_rungs(result, data):
 
 
 def test_the_mixture_predicts_as_its_replicas_do_in_the_mean(result, data):
-    mixture = result.mixture(coldest=2, seed=1)
+    mixture = result.ensemble(coldest=2, seed=1)
     each = [jax.nn.softmax(one.model(data.test["x"])) for one in result.coldest(2, 1)]
     assert mixture.replicas == tuple(one.replica for one in result.coldest(2, 1))
     np.testing.assert_allclose(mixture({"x": data.test["x"]}), np.mean(each, 0), rtol=1e-5)
-    everybody = result.mixture(seed=0)(data.test)
-    metrics = {"error": lambda p, batch: jaxpt.errors(p, batch["y"])}
-    expected = jaxpt.mixture(result.engine, result.state, data.test, metrics)["error"][0]
-    np.testing.assert_allclose(np.mean(jaxpt.errors(everybody, data.test["y"])), expected, rtol=1e-6)
+    everybody = result.ensemble(seed=0)(data.test)
+    metrics = {"error": lambda p, batch: jaxpt.zero_one_loss(p, batch["y"])}
+    expected = jaxpt.ensemble(result.engine, result.state, data.test, metrics)["error"][0]
+    np.testing.assert_allclose(np.mean(jaxpt.zero_one_loss(everybody, data.test["y"])), expected, rtol=1e-6)
 
 
 def test_the_mixture_goes_on_without_a_replica_that_diverged(result, data):
     broken = jax.tree.map(lambda leaf: leaf.at[0, 1].set(jnp.nan), result.state.replicas.params)
     state = result.state._replace(replicas=result.state.replicas._replace(params=broken))
-    found = jaxpt.Result(**{**vars(result), "state": state}).mixture(seed=0)(data.test)
+    found = jaxpt.Result(**{**vars(result), "state": state}).ensemble(seed=0)(data.test)
     healthy = [jax.nn.softmax(one.model(data.test["x"])) for one in result.coldest(4, 0) if one.replica != 1]
     np.testing.assert_allclose(found, np.mean(healthy, 0), rtol=1e-5)
 
@@ -78,7 +78,7 @@ def test_the_mixture_goes_on_without_a_replica_that_diverged(result, data):
         (lambda r: r.coldest(5, 0), r"coldest must be 1 .. 4"),
         (lambda r: r.coldest(0, 0), r"coldest must be 1 .. 4"),
         (lambda r: r.coldest(2), r"give seed=0 .. 1"),
-        (lambda r: r.mixture(seed=2), r"give seed=0 .. 1"),
+        (lambda r: r.ensemble(seed=2), r"give seed=0 .. 1"),
         (lambda r: r.coldest(1, 0, ladder="rate"), r"none of the engine's"),
         (lambda r: r.lineage(9, 0), r"replica must be one of 0 .. 3"),
         (lambda r: r.save_model("x", replica=4, seed=0), r"replica must be one of 0 .. 3"),

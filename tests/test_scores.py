@@ -11,6 +11,8 @@ from sklearn.metrics import f1_score, roc_auc_score
 import jaxpt
 from jaxpt.models.scores import is_higher_better
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(70, 3)).astype(np.float32)
 Y = np.argmax(X + 0.7 * RNG.normal(size=X.shape), 1).astype(np.int32)
@@ -54,7 +56,7 @@ def test_a_name_tells_the_direction(name):
 
 @pytest.mark.parametrize("name", ["hits", "accuracy_error", "energy2", "x"])
 def test_a_name_that_tells_nothing_asks_for_the_direction(name):
-    found = run(classifier(metrics={name: lambda m, b: ~jaxpt.errors(m(b["x"]), b["y"])}))
+    found = run(classifier(metrics={name: lambda m, b: ~jaxpt.zero_one_loss(m(b["x"]), b["y"])}))
     assert found.valid[name].shape == (3,), "it is recorded"
     with pytest.raises(ValueError, match=rf"is more or less of '{name}' better\? .* jaxpt.Metric"):
         found.best(name)
@@ -63,7 +65,7 @@ def test_a_name_that_tells_nothing_asks_for_the_direction(name):
 
 
 def test_the_best_replica_is_the_best_in_the_metric_s_direction():
-    hit = lambda m, b: ~jaxpt.errors(m(b["x"]), b["y"])
+    hit = lambda m, b: ~jaxpt.zero_one_loss(m(b["x"]), b["y"])
     metrics = {"accuracy": hit, "hits": jaxpt.Metric(hit, higher_is_better=True), "error": lambda m, b: ~hit(m, b)}
     found = run(classifier(metrics=metrics), steps=20)
     assert np.ptp(found.valid["accuracy"]) > 0
@@ -102,7 +104,7 @@ WHOLE = {
     "correlation of all": jaxpt.Metric(
         lambda m, b: (m(b["x"])[:, 0], b["x"][:, 1]), whole=lambda o: jnp.corrcoef(*o)[0, 1]
     ),
-    "accuracy": lambda m, b: ~jaxpt.errors(m(b["x"]), b["y"]),
+    "accuracy": lambda m, b: ~jaxpt.zero_one_loss(m(b["x"]), b["y"]),
 }
 
 
@@ -179,9 +181,9 @@ def test_the_mean_prediction_is_that_of_its_kind(name):
     each = np.stack([np.asarray(predict(best.model, {"x": X}), np.float64) for best in found.coldest(3)])
     e = np.exp(each)
     exact = {"values": each, "binary": e / (1 + e), "classes": e / e.sum(-1, keepdims=True)}[kind].mean(0)
-    np.testing.assert_allclose(found.mixture()({"x": X}), exact, rtol=1e-4)
+    np.testing.assert_allclose(found.ensemble()({"x": X}), exact, rtol=1e-4)
     mean = lambda p, b: p.reshape(len(p), -1).mean(-1)
-    through = jaxpt.mixture(found.engine, found.state, data, {"mean": mean})["mean"]
+    through = jaxpt.ensemble(found.engine, found.state, data, {"mean": mean})["mean"]
     np.testing.assert_allclose(through, exact.mean(), rtol=1e-4)
     silent = classifier(outputs, loss, predict=predict)
     if (
@@ -189,7 +191,7 @@ def test_the_mean_prediction_is_that_of_its_kind(name):
     ):  # beside labels of classes, [B, 3] could be logits of classes, and is taken for that
         return
     if name == "classes":
-        np.testing.assert_allclose(run(silent, data).mixture()({"x": X}), exact, rtol=1e-5)
+        np.testing.assert_allclose(run(silent, data).ensemble()({"x": X}), exact, rtol=1e-5)
     else:
         with pytest.raises(ValueError, match=r"predict.*prediction="):
             run(silent, data)
@@ -198,3 +200,53 @@ def test_the_mean_prediction_is_that_of_its_kind(name):
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="prediction must be one of classes, binary, values, but it is 'softmax'"):
         classifier(predict=logits, prediction="softmax")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["neg_mean_squared_error", "1-accuracy", "1 - f1", "-loss", "accuracy_drop", "error_reduction", "return_std"],
+)
+def test_a_name_that_turns_a_word_round_tells_no_direction(name):
+    with pytest.raises(ValueError, match="Its name does not tell"):
+        is_higher_better(classifier(), name)
+
+
+def test_several_yes_or_no_for_each_example_are_asked_about():
+    several = {"x": X, "y": (X > 0).astype(np.int32)}
+    loss = lambda m, b: optax.sigmoid_binary_cross_entropy(m(b["x"]), b["y"]).mean(-1)
+    with pytest.raises(ValueError, match="no array with one integer for each example"):
+        run(classifier(loss=loss, predict=logits), several)
+
+
+def test_metrics_of_whole_splits_are_those_of_the_mean_prediction_too():
+    result = run(classifier(predict=logits))
+    square = jaxpt.Metric(lambda p, b: (p[:, 1] - (b["y"] == 1)) ** 2, finish=jnp.sqrt)
+    area = jaxpt.Metric(lambda p, b: (p[:, 1], b["y"] == 1), whole=lambda rows: jnp.corrcoef(*rows)[0, 1])
+    found = jaxpt.ensemble(result.engine, result.state, DATA, {"square": square, "area": area})
+    predicted = np.asarray(result.ensemble()(DATA))[:, 1]
+    np.testing.assert_allclose(found["square"], np.sqrt(np.mean((predicted - (Y == 1)) ** 2)), rtol=1e-5)
+    np.testing.assert_allclose(found["area"], np.corrcoef(predicted, Y == 1)[0, 1], rtol=1e-4)
+    with pytest.raises(ValueError, match="examples/y has values"):
+        jaxpt.ensemble(result.engine, result.state, {"x": X, "y": Y.astype(np.int64) + 2**40}, {"square": square})
+
+
+def test_metrics_of_a_problem_without_data():
+    metrics = {
+        "first": jaxpt.Metric(lambda w: w[0], higher_is_better=True),
+        "norm": jaxpt.Metric(lambda w: w**2, finish=lambda squares: jnp.sqrt(squares.sum())),
+        "total": jaxpt.Metric(lambda w: w, whole=jnp.sum),
+    }
+    problem = jaxpt.energy_problem(lambda w: jnp.sum(w**2), lambda key: jnp.array([1.0, -2.0]), metrics=metrics)
+    engine = jaxpt.Engine(
+        problem,
+        lambda h: optax.sgd(h["learning_rate"]),
+        jaxpt.Ladder(learning_rate=[0.1, 0.2]),
+        jaxpt.Independent(),
+        every=1,
+    )
+    result = jaxpt.fit(engine, steps=1, progress=False)
+    w = np.outer([0.8, 0.6], [1.0, -2.0])  # (1 - 2 rate) w
+    np.testing.assert_allclose(result.valid["first"], w[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(result.valid["norm"], np.linalg.norm(w, axis=1), rtol=1e-6)
+    np.testing.assert_allclose(result.valid["total"], w.sum(1), rtol=1e-6)
+    assert result.best("first").replica == 0

@@ -50,7 +50,7 @@ def assert_same_run(a, b):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("problem", "rungs", "drop_remainder", "steps"),
-    [(PLAIN, RUNGS, False, 18), (conftest.nnx_problem(), None, True, 15)],
+    [(PLAIN, RUNGS, False, 18), (conftest.small_problem(), None, True, 15)],
     ids=["short minibatches and a short period", "dropout and batch statistics"],
 )
 def test_a_stream_gives_the_bits_of_data_on_the_device_in_the_same_order(problem, rungs, drop_remainder, steps, data):

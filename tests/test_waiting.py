@@ -1,5 +1,6 @@
 """A stream that is slow, stuck or broken delays nothing but the next period."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -17,6 +18,8 @@ import jaxpt
 from jaxpt.training.stream import prefetch
 from tests.test_checkpoint import assert_same_result
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 BATCH = {"x": np.ones(16, np.float32)}
 STUCK = 60.0  # seconds after which a stream that nobody should wait for fails the test
 
@@ -26,6 +29,7 @@ def stuck():
     raise AssertionError("the run waited for the stream")
 
 
+@functools.cache
 def engine(sign=1.0):
     problem = jaxpt.energy_problem(lambda w, b: (b["x"] - w) ** 2, lambda key: jax.random.normal(key))
     sgd = lambda h: optax.sgd(sign * h["learning_rate"])

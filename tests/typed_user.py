@@ -53,7 +53,7 @@ def train(x: np.ndarray, y: np.ndarray) -> jaxpt.Result:
     best = assert_type(result.best("energy", seed=0), jaxpt.Best)
     assert_type(best.replica, int)
     assert_type(result.coldest(2, seed=1), list[jaxpt.Best])
-    assert_type(result.mixture(seed=0), jaxpt.Mixture)
+    assert_type(result.ensemble(seed=0), jaxpt.Ensemble)
     assert_type(result.summary(), jaxpt.Summary)
     assert_type(result.lineage(seed=0), jaxpt.Lineage)
     assert_type(best.valid, dict[str, float])

@@ -1,3 +1,3 @@
-"""The nouns: types, ladders, data, states, and the checks of plain arguments. Imports nothing else of the package."""
+"""The basic types: problems, ladders, data, states, and checks of plain arguments. Imports no other room."""
 
 __version__ = "0.1.0"

@@ -8,17 +8,17 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from jaxpt.core import tree
 
-_SORT_AT_MOST = 4096  # examples; orders of more are not drawn whole
+_SORT_AT_MOST = 4096  # examples; a longer order is not drawn whole
 _FEISTEL_ROUNDS = 8
 
 
 class Data(NamedTuple):
-    """Splits of a data set: pytrees of arrays whose first axis counts examples; None where there are none.
+    """Splits of a data set: pytrees of arrays whose first axis is the examples; None for a missing split.
 
     Attributes:
-        train: what minibatches are drawn from.
-        valid: what energies, and so exchanges and the choice of a replica, are computed on.
-        test: recorded if given; nothing ever depends on it.
+        train: the split for minibatches.
+        valid: the split for energies, and so for exchanges and the choice of the best replica.
+        test: its scores are recorded if given; nothing depends on them.
     """
 
     train: PyTree = None
@@ -27,11 +27,11 @@ class Data(NamedTuple):
 
 
 class Batches(NamedTuple):
-    """Minibatches of whole periods that are given instead of drawn; all replicas, and all seeds, share them.
+    """Minibatches of whole periods, given instead of drawn; all replicas, and all seeds, share them.
 
     Attributes:
         examples: leaves [P, T, B, ...]: P periods of T = `every` steps.
-        counts: which examples count in the loss; the others only fill up a short minibatch.
+        counts: whether each example counts in the loss; the others only fill up a short minibatch.
     """
 
     examples: PyTree
@@ -52,14 +52,14 @@ def minibatches(
     batch_size: int,
     drop_remainder: bool = False,
 ) -> tuple[Int[Array, "T B"], Bool[Array, "T B"]]:
-    """Returns which examples the steps `step` .. `step + num_steps - 1` use.
+    """Returns the examples that the steps `step` .. `step + num_steps - 1` use.
 
-    Every epoch visits each example once, in an order drawn by (key, epoch) alone, so any stretch of steps can be
-    recomputed without the ones before; `order_at` says how. A short last minibatch is filled up with examples of its
-    own epoch whose weight is zero.
+    Every epoch visits each example once, in an order that depends on (key, epoch) alone. So any stretch of steps can be
+    computed without the earlier ones; see `order_at`. A short last minibatch is filled up with examples of the same
+    epoch, with weight zero.
 
     Args:
-        key: one for the whole run.
+        key: the same for the whole run.
         step: the first step; traced.
         num_steps: T, static.
         num_examples: size of the training split.
@@ -67,9 +67,9 @@ def minibatches(
         drop_remainder: leave out an epoch's short last minibatch (other examples every epoch).
 
     Returns:
-        Indices into the split, and whether each counts.
+        Indices into the split, and whether each of them counts.
     """
-    # Keys of other generators ("rbg") do not give each row of a vmap its own bits, and an epoch has several rows.
+    # Under vmap other generators ("rbg") draw all rows' bits from the first key, and an epoch has several rows.
     key = jax.random.wrap_key_data(jax.random.key_data(key)[..., :2], impl="threefry2x32")
     epoch_steps = steps_per_epoch(num_examples, batch_size, drop_remainder)
     steps = jnp.asarray(step) + jnp.arange(num_steps)
@@ -79,7 +79,7 @@ def minibatches(
     if num_examples > _SORT_AT_MOST:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, epochs)
         return jax.vmap(order_at, (0, 0, None))(keys, inside, num_examples), position < num_examples
-    # num_steps consecutive steps touch this many epochs at most, wherever they begin.
+    # The most epochs that num_steps consecutive steps can touch, wherever they begin.
     orders = jax.vmap(lambda e: jax.random.permutation(jax.random.fold_in(key, e), num_examples))(
         epochs[0] + jnp.arange((num_steps + epoch_steps - 2) // epoch_steps + 1)
     )
@@ -87,16 +87,16 @@ def minibatches(
 
 
 def order_at(key: Key[Array, ""], position: Int[Array, " B"], num_examples: int) -> Int[Array, " B"]:
-    """Returns what stands at these positions of a random order of 0 .. num_examples - 1, without drawing all of it.
+    """Returns the entries at these positions of a random order of 0 .. num_examples - 1, without drawing all of it.
 
-    A Feistel network permutes the numbers of as many bits as are needed, and whatever comes out too large is permuted
-    again until it is not (Black and Rogaway, Ciphers with arbitrary finite domains, 2002). A permutation by sorting
-    costs tens of milliseconds for 100,000 examples on a CPU, which a period of a few steps would pay each time.
+    A Feistel network permutes all numbers with the required number of bits; a result that is too large is permuted
+    again until it is in range (Black and Rogaway, Ciphers with arbitrary finite domains, 2002). A permutation by
+    sorting costs tens of milliseconds for 100,000 examples on a CPU, in every period, even one of a few steps.
 
     Args:
-        key: decides the order.
+        key: determines the order.
         position: 0 .. num_examples - 1.
-        num_examples: static; the order of a handful would not be random enough.
+        num_examples: static; must be large, since the order of a few examples would not be random enough.
     """
     bits = (num_examples - 1).bit_length()
     low, high = bits // 2, bits - bits // 2
@@ -129,7 +129,7 @@ def _mixed(x: Array, round_key: Array) -> Array:
 
 
 def probe_batch(key: Key[Array, ""], valid: PyTree, size: int | None) -> PyTree:
-    """Returns so many examples of the validation split, drawn without replacement; the whole split if size is None."""
+    """Returns `size` examples of the validation split, drawn without replacement; the whole split if size is None."""
     if size is None or valid is None:
         return valid
     return tree.take(valid, jax.random.choice(key, tree.leading(valid), (size,), replace=False))
@@ -138,9 +138,9 @@ def probe_batch(key: Key[Array, ""], valid: PyTree, size: int | None) -> PyTree:
 def examples_seen(
     steps: int, num_examples: int, batch_size: int, drop_remainder: bool = False, limit: int | None = None
 ) -> int:
-    """Returns how many examples count in the first `steps` minibatches, at most `limit` of each."""
+    """Returns how many examples count in the first `steps` minibatches, at most `limit` in each."""
     epoch_steps = steps_per_epoch(num_examples, batch_size, drop_remainder)
     most = batch_size if limit is None else min(limit, batch_size)
-    short = 0 if drop_remainder else num_examples % batch_size  # size of an epoch's last minibatch, 0: a full one
+    short = 0 if drop_remainder else num_examples % batch_size  # size of an epoch's last minibatch; 0: it is full
     epochs = steps // epoch_steps if short else 0
     return (steps - epochs) * most + epochs * min(short, most)

@@ -1,4 +1,4 @@
-"""Numbers for people: the shortest decimals that stand for an array's numbers in its own precision."""
+"""Readable numbers: the shortest decimals that round to an array's numbers in its own precision."""
 
 import re
 from typing import Any
@@ -9,17 +9,17 @@ _LONG = re.compile(r"\d+\.\d{8,}(e[+-]?\d+)?|\d\.\d+e[+-]?\d+")
 
 
 def shortest(values: Any) -> Any:
-    """Returns an array as `tolist` does, but each float as the shortest decimal that gives the same number back.
+    """Returns an array as `tolist` does, but with each float as the shortest decimal that converts back to it.
 
     >>> np.float32(0.03).tolist(), jaxpt.core.decimals.shortest(np.float32(0.03))
     (0.029999999329447746, 0.03)
 
     Args:
-        values: an array or a number of any dtype, of NumPy or JAX. float32 0.03 becomes the Python float 0.03, and
-            `np.float32` of it is the same number again; float64, integers and truth values are left as they are.
+        values: an array or a number of any dtype, of NumPy or JAX. float32 0.03 becomes the Python float 0.03, which
+            `np.float32` converts back to the same number. float64, integers and booleans do not change.
     """
     array = np.asarray(values)
-    # Those of 16 bits and fewer beside NumPy's own (bfloat16) have kind "V" and are floats to `str` alone.
+    # Small floats that NumPy does not define (bfloat16) have kind "V"; only their `str` shows that they are floats.
     if array.dtype.kind not in "fV" or array.dtype == np.float64:
         return array.tolist()
     flat = [float(str(value)) for value in array.ravel()]
@@ -27,9 +27,9 @@ def shortest(values: Any) -> Any:
 
 
 def shortened(text: str) -> str:
-    """Returns a text in which float32 numbers that are written with the digits of float64 have their shortest decimals.
+    """Returns a text with float32 numbers that have float64 digits replaced by their shortest decimals.
 
-    Only a decimal that is a float32 number to its last digit is changed; one of float64 hardly ever is.
+    Changes only decimals that equal a float32 number to the last digit; float64 numbers hardly ever do.
     """
 
     def shorter(found: re.Match[str]) -> str:

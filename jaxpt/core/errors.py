@@ -1,4 +1,4 @@
-"""How a run can end before its last step, other than by a wrong argument."""
+"""Errors that end a run before its last step, other than those for wrong arguments."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 EXIT_CODE = 75
-"""With which a process ends that was interrupted and can be resumed (EX_TEMPFAIL of sysexits.h)."""
+"""Exit code of a process that was interrupted and can be resumed (EX_TEMPFAIL of sysexits.h)."""
 
 
 class CheckpointError(RuntimeError):
@@ -14,11 +14,11 @@ class CheckpointError(RuntimeError):
 
 
 class Diverged(RuntimeError):
-    """A replica has diverged in a run that was to stop then."""
+    """A replica has diverged in a run with `diverged="stop"`, or no replica ever had a finite energy."""
 
 
 class Interrupted(SystemExit):
-    """A signal ended a run, which is saved: uncaught, it ends the process with `EXIT_CODE` and no traceback."""
+    """A signal ended a run, which is saved. Uncaught, the error ends the process with `EXIT_CODE` and no traceback."""
 
     def __init__(self, message: str):
         super().__init__(EXIT_CODE)
@@ -30,7 +30,7 @@ class Interrupted(SystemExit):
 
 @contextlib.contextmanager
 def in_words(what: str) -> Iterator[None]:
-    """Raises CheckpointError in place of any other error, with what failed and the error's first line."""
+    """Raises CheckpointError in place of any other error; the message is `what` and the error's first line."""
     try:
         yield
     except CheckpointError:
@@ -42,6 +42,6 @@ def in_words(what: str) -> Iterator[None]:
 def _first_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # tensorstore's
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # the form of tensorstore's messages
         return os.strerror(int(code[1]))
     return next(iter(str(error).splitlines()), type(error).__name__)[:300]

@@ -1,4 +1,4 @@
-"""Packages: those that only some need, imported when they are asked for; and which versions there are."""
+"""Optional packages, imported when needed, and the versions of installed packages."""
 
 import importlib
 import importlib.metadata
@@ -11,21 +11,21 @@ _CORE = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def versions() -> dict[str, str]:
-    """Returns {package: its version}, Python's too."""
+    """Returns {package: version}, including Python's."""
     own = {"python": platform.python_version(), "jaxpt": __version__}
     return own | {name: importlib.metadata.version(name) for name in _CORE}
 
 
 def extra(module: str, name: str, what: str) -> Any:
-    """Returns a module of a package that is no core dependency.
+    """Returns a module of an optional package.
 
     Args:
         module: its full name.
-        name: the extra of jaxpt that brings it.
-        what: which use asks for it, for the error message.
+        name: the extra of jaxpt that installs it.
+        what: the feature that needs it, for the error message.
 
     Raises:
-        ModuleNotFoundError: the package is not installed; the message says how to install it.
+        ModuleNotFoundError: the package is not installed; the message states how to install it.
     """
     package = module.partition(".")[0]
     try:

@@ -1,6 +1,6 @@
 """Whether a loss refuses the labels of a data set: shown to it as they are, before the first step and in a stream."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,15 +9,16 @@ from jaxtyping import PyTree
 
 
 def extremes(split: PyTree) -> PyTree | None:
-    """Returns the examples with the least and the greatest value of each array of integers, as they are.
+    """Returns the examples with the two least and the two greatest values of each array of integers, as they are.
 
-    A loss that checks the range of its labels needs no others. Arrays of other types become abstract.
+    A loss that checks the range of its labels needs no others: of two, one may be a label that it ignores. Arrays of
+    other types become abstract.
 
     Args:
         split: leaves [N, ...], on the host or a device.
 
     Returns:
-        Leaves [n, ...], n at most two for each array of integers; None if none has more than one axis, or if the
+        Leaves [n, ...], n at most four for each array of integers; None if none has more than one axis, or if the
         numbers cannot be read.
     """
     leaves, treedef = jax.tree.flatten(split)
@@ -40,15 +41,26 @@ def _readable(leaf: Any) -> bool:
     return isinstance(leaf, np.ndarray) and leaf.size > 0
 
 
-def _ends(leaf: Any) -> tuple[int, int]:
-    """Returns where, on the first axis, an array has its least and its greatest value."""
+def _ends(leaf: Any) -> list[int]:
+    """Returns where, on the first axis, an array has its two least and its two greatest values."""
     numbers = np.asarray(leaf)
     each = numbers.size // len(numbers)
-    return int(numbers.argmin()) // each, int(numbers.argmax()) // each
+    return [int((numbers == value).argmax()) // each for value in _outermost(numbers)]
+
+
+def _outermost(numbers: np.ndarray) -> tuple[int, int, int, int]:
+    """Returns the least value, the next one, the last but one and the greatest; equal where there are fewer."""
+    least, greatest = numbers.min(), numbers.max()
+    inner = numbers[(numbers > least) & (numbers < greatest)]
+    ends = (inner.min(), inner.max()) if inner.size else (greatest, least)
+    return int(least), int(ends[0]), int(ends[1]), int(greatest)
 
 
 class StreamLabels:
     """Looks at the integers of a stream's minibatches; a value beyond those seen so far is shown to the loss.
+
+    Between the outermost value and the next one there may be any number of others: a label that the loss ignores lies
+    apart from the classes. A value that falls into this gap is shown to the loss as well.
 
     Args:
         check: raises ValueError if the loss refuses a minibatch, given with its integers as they are.
@@ -56,8 +68,8 @@ class StreamLabels:
 
     def __init__(self, check: Callable[[PyTree], None]):
         self._check = check
-        self._seen: list[tuple[int, int] | None] = []
-        """The range of each array of integers; None if the loss takes any value."""
+        self._seen: list[tuple[int, int, int, int] | None] = []
+        """The two least and the two greatest values of each array of integers; None if the loss takes any value."""
 
     def __call__(self, batch: PyTree, what: str) -> None:
         """Looks at one minibatch.
@@ -70,7 +82,7 @@ class StreamLabels:
             ValueError: the loss refuses its labels.
         """
         integers = [leaf for leaf in jax.tree.leaves(batch) if np.issubdtype(leaf.dtype, np.integer)]
-        ranges = [(int(leaf.min()), int(leaf.max())) for leaf in integers]
+        ranges = [_outermost(leaf) for leaf in integers]
         if not integers:
             return
         first = not self._seen
@@ -86,8 +98,7 @@ class StreamLabels:
             self._seen = [None if self._takes_any(batch, i) else ends for i, ends in enumerate(ranges)]
         else:
             self._seen = [
-                known and (min(known[0], new[0]), max(known[1], new[1]))
-                for new, known in zip(ranges, self._seen, strict=True)
+                known and _outermost(np.array([*known, *new])) for new, known in zip(ranges, self._seen, strict=True)
             ]
 
     def _takes_any(self, batch: PyTree, place: int) -> bool:
@@ -104,5 +115,6 @@ class StreamLabels:
         return True
 
 
-def _within(new: tuple[int, int], known: tuple[int, int]) -> bool:
-    return known[0] <= new[0] and new[1] <= known[1]
+def _within(new: Sequence[int], known: tuple[int, int, int, int]) -> bool:
+    least, low, high, greatest = known
+    return all(value in (least, greatest) or low <= value <= high for value in new)

@@ -23,9 +23,9 @@ BETA: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "weight_noise": lambda v: 1 / v**2,
     "input_noise": lambda v: 1 / v**2,
 }
-"""Inverse temperature from a hyperparameter's value, by its name: learning rate 1/v and dropout (1-v)/v as in
-arXiv 1909.04013; a batch of v examples has gradient noise of variance ~ 1/v; a noise of standard deviation v has
-variance v**2."""
+"""{name: function from a hyperparameter's value v to its inverse temperature}. Learning rate 1/v and dropout (1-v)/v
+are those of arXiv 1909.04013; a batch of v examples has gradient noise of variance ~ 1/v; a noise of standard deviation
+v has variance v**2."""
 
 _VALUE: dict[str, Callable[[Array], Array]] = {
     "learning_rate": lambda beta: 1 / beta,
@@ -36,7 +36,7 @@ _VALUE: dict[str, Callable[[Array], Array]] = {
     "weight_noise": lambda beta: beta**-0.5,
     "input_noise": lambda beta: beta**-0.5,
 }
-"""The other way round: the value whose inverse temperature is beta."""
+"""The inverse functions: from an inverse temperature beta to the value."""
 
 _DOMAIN: dict[str, tuple[float, float]] = {
     "learning_rate": (0, np.inf),
@@ -58,7 +58,7 @@ def linear(start: float, stop: float, num_rungs: int) -> np.ndarray:
         array([0.1, 0.2, 0.3, 0.4])
 
     Raises:
-        ValueError: an end is not a number, or there is no rung.
+        ValueError: an end is not a number, or num_rungs is less than 1.
     """
     _check_spacing(start, stop, num_rungs)
     return np.linspace(start, stop, num_rungs)
@@ -71,7 +71,7 @@ def geometric(start: float, stop: float, num_rungs: int) -> np.ndarray:
         array([1., 2., 4., 8.])
 
     Raises:
-        ValueError: an end is not a positive number, or there is no rung.
+        ValueError: an end is not a positive number, or num_rungs is less than 1.
     """
     _check_spacing(start, stop, num_rungs)
     if not (start > 0 and stop > 0):
@@ -80,7 +80,7 @@ def geometric(start: float, stop: float, num_rungs: int) -> np.ndarray:
 
 
 def _check_spacing(start: float, stop: float, num_rungs: int) -> None:
-    """Raises ValueError unless the ends are numbers and there is a rung at least."""
+    """Raises ValueError unless the ends are numbers and there is at least one rung."""
     for name, value in {"start": start, "stop": stop}.items():
         if not isinstance(value, int | float | np.number):
             raise ValueError(f"{name} must be a number, but it is {value!r}")
@@ -93,7 +93,7 @@ def _check_spacing(start: float, stop: float, num_rungs: int) -> None:
 class Ladder:
     """One value of each named hyperparameter per rung, with the rung's inverse temperature.
 
-    Rung 0 is the coldest (largest beta). Values given hot end first are turned round.
+    Rung 0 is the coldest (largest beta). Values given with the hot end first are reversed.
 
         >>> ladder = jaxpt.Ladder(learning_rate=jaxpt.geometric(0.01, 0.04, 3))
         >>> ladder.values["learning_rate"], ladder.beta
@@ -104,24 +104,24 @@ class Ladder:
         >>> ladder = jaxpt.Ladder(weight_decay=[1e-4, 3e-4], beta=[2.0, 1.0])
 
     Args:
-        beta: inverse temperatures, one per rung; or the name of the hyperparameter that gives them, when several are
-            coupled; or a function of that hyperparameter's values, when there is only one. By default it follows from
-            the single hyperparameter's name: learning_rate and temperature 1 / v, dropout_rate (1 - v) / v, batch_size
-            v, gradient_noise, weight_noise and input_noise 1 / v**2. Where that gives no falling row of finite numbers,
-            the rungs stand as given, and only rules that ask for no temperature take the ladder (grid search, PBT,
-            copying the best).
+        beta: inverse temperatures, one per rung; or, if several hyperparameters are coupled, the name of the one that
+            determines them; or, if there is only one, a function of its values. By default beta follows from the name
+            of a single hyperparameter: learning_rate and temperature 1 / v, dropout_rate (1 - v) / v, batch_size v,
+            gradient_noise, weight_noise and input_noise 1 / v**2. If that does not give a descending row of finite
+            numbers, the rungs keep the given order, and only rules that need no temperature accept the ladder (grid
+            search, PBT, copying the best).
         name: the ladder's key in `state.replicas.rung` and `trace.rung`; by default the hyperparameters' names,
             joined by "+".
         **values: {hyperparameter: M values}.
 
     Raises:
-        ValueError: no values; lengths differ; a value is not finite, or outside its domain; a beta that is given, or
-            that a name is given for, is unknown, not finite, or not monotone along the rungs.
+        ValueError: no values; lengths differ; a value is not finite, or outside its domain; the given beta, or that of
+            the given name, is unknown, not finite, or not monotone along the rungs.
 
     Attributes:
         values: {hyperparameter: its value on each rung [M]}, the coldest first.
-        source: the hyperparameter whose name gives beta; None if beta was given, or if no name gives it.
-        unnamed: whether no beta was given and the names give none. Static, so it depends on names and never on values.
+        source: the hyperparameter whose name determines beta; None if beta was given, or if no name determines it.
+        unnamed: whether no beta was given and no name determines it. Static, so it depends on names only, not values.
     """
 
     values: dict[str, Float[Array, " M"]]
@@ -173,13 +173,13 @@ class Ladder:
 
     @property
     def missing(self) -> str | None:
-        """Why there are no inverse temperatures (`beta` then only numbers the rungs); None if there are.
+        """The reason why there are no inverse temperatures (`beta` then only numbers the rungs); None if there are.
 
-        Found from the values each time, which must be known numbers.
+        Computed from the values each time; they must be concrete.
         """
         if self.source is None and not self.unnamed:
             return None
-        # [S, M] in the state of a run of several seeds.
+        # The values are [S, M] in the state of a run with several seeds.
         rows = {name: np.asarray(value).reshape(-1, self.num_rungs) for name, value in self.values.items()}
         for row in range(len(next(iter(rows.values())))):
             try:
@@ -190,25 +190,26 @@ class Ladder:
 
 
 def require_beta(ladder: Ladder) -> None:
-    """Raises ValueError, which says what to give, if nothing gives the ladder inverse temperatures."""
+    """Raises ValueError if the ladder has no inverse temperatures; the message states what to give."""
     if (why := ladder.missing) is not None:
         raise ValueError(why)
 
 
 def as_arrays(ladder: Ladder) -> Ladder:
-    """Returns the ladder with its numbers on the device as float32, ready to be part of a state."""
+    """Returns the ladder with its numbers as float32 arrays on the device, for use in a state."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), ladder)
 
 
 def respaced(ladder: Ladder, beta: Float[Array, " M"]) -> Ladder:
-    """Returns the ladder with its rungs moved to other inverse temperatures; both ends stay as they are.
+    """Returns the ladder with its rungs moved to other inverse temperatures; both ends are fixed.
 
-    The hyperparameter that gives beta takes the value that beta belongs to, and beta is then that value's: a batch size
-    is rounded. Others are interpolated linearly in beta between the rungs there were. May be traced.
+    The hyperparameter that determines beta takes the value for the new beta. Batch sizes are rounded, and beta is
+    recomputed from the rounded value. Other hyperparameters are interpolated linearly in beta between the old rungs.
+    May be traced.
 
     Args:
-        ladder: numbers as arrays.
-        beta: where the rungs go, falling, within the ladder's ends.
+        ladder: ladder whose numbers are arrays.
+        beta: new inverse temperatures, descending, within the ladder's ends.
     """
 
     def between_ends(new: Array, old: Array) -> Array:
@@ -231,7 +232,7 @@ def _row(name: str, values: Any) -> np.ndarray:
     """Returns numbers as an array.
 
     Raises:
-        ValueError: they are none, or nobody knows them yet.
+        ValueError: they are not numbers, or are still traced.
     """
     if isinstance(values, jax.core.Tracer):
         raise ValueError(
@@ -246,7 +247,7 @@ def _row(name: str, values: Any) -> np.ndarray:
 
 
 def check_values(name: str, values: np.ndarray) -> None:
-    """Raises ValueError unless the values are finite and lie where a hyperparameter of that name can lie."""
+    """Raises ValueError unless the values are finite and in the domain of a hyperparameter of that name."""
     if not np.all(np.isfinite(values)):
         raise ValueError(f"the values of {name} must be finite, but they are {shortest(values)}")
     low, high = _DOMAIN.get(name, (-np.inf, np.inf))
@@ -260,7 +261,7 @@ def _inverse_temperature(
     beta: str | Sequence[float] | np.ndarray | Array | Callable[[np.ndarray], np.ndarray] | None,
     values: dict[str, np.ndarray],
 ) -> tuple[np.ndarray, str | None]:
-    """Resolves the `beta` argument of `Ladder` to finite numbers, one per rung, and the name that they follow from."""
+    """Resolves the `beta` argument of `Ladder`: finite numbers, one per rung, and the name that determines them."""
     named: str | None = None
     rungs = len(next(iter(values.values())))
     source = next(iter(values))

@@ -1,4 +1,4 @@
-"""Whether JAX can hold the numbers of a data set: it cuts 64 bits to 32 without a word."""
+"""Checks that JAX can represent the numbers of a data set: it silently truncates 64 bits to 32."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from jaxpt.core import tree
 
 
 def check_numbers(arrays: PyTree, what: str) -> None:
-    """Raises ValueError if an array on the host holds numbers that JAX would change, or no numbers.
+    """Raises ValueError if an array on the host contains numbers that JAX would change, or is not numeric.
 
-    Integers of 64 bits that fit into 32 are fine, and so are all with JAX's option `jax_enable_x64`. Arrays of 64 bits
-    are looked through once; others cost nothing.
+    64-bit integers that fit into 32 bits are fine; with JAX's option `jax_enable_x64` all are. Arrays of 64 bits are
+    scanned once; others cost nothing.
 
     Args:
-        arrays: a pytree; abstract arrays and those on a device are passed over.
-        what: how the message names it.
+        arrays: a pytree; abstract arrays and arrays on a device are skipped.
+        what: name of the arrays in the message.
     """
     for path, leaf in jax.tree.leaves_with_path(arrays):
         if isinstance(leaf, np.ndarray) and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
@@ -25,7 +25,7 @@ def check_numbers(arrays: PyTree, what: str) -> None:
 
 
 def _check(array: np.ndarray, name: str) -> None:
-    if array.dtype.kind in "OSUMmV" and array.dtype.isbuiltin != 2:  # 2: bfloat16 and its like
+    if array.dtype.kind in "OSUMmV" and array.dtype.isbuiltin != 2:  # 2: types registered with NumPy, such as bfloat16
         raise ValueError(
             f"{name} holds {array.dtype}, but JAX computes with numbers only; make numbers of it, or leave it out"
         )

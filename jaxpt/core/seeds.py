@@ -1,4 +1,4 @@
-"""From seeds to keys: different seeds are different keys, or refused."""
+"""Turns seeds into keys; different seeds give different keys or an error."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,15 +10,15 @@ GENERATORS = ("threefry2x32", "rbg", "unsafe_rbg")
 
 
 def keys(seed: int, seeds: Sequence[int] | None, prng: str | None) -> jax.Array:
-    """Returns the key of one seed, or those of several.
+    """Returns the key of one seed, or an array of keys for several.
 
     Args:
         seed: one seed, used if `seeds` is None.
-        seeds: several different ones.
-        prng: one of `GENERATORS`, or None for JAX's own.
+        seeds: several different seeds.
+        prng: one of `GENERATORS`, or None for JAX's default.
 
     Raises:
-        ValueError: no such generator; seeds that are not integers, not different, or of more bits than JAX's keys take.
+        ValueError: no such generator; seeds are not integers, not different, or have more bits than JAX's keys hold.
     """
     if prng not in (None, *GENERATORS):
         raise ValueError(f"prng must be one of {', '.join(GENERATORS)}, or None for JAX's own, but it is {prng!r}")
@@ -35,7 +35,7 @@ def keys(seed: int, seeds: Sequence[int] | None, prng: str | None) -> jax.Array:
 
 
 def _bits(wanted: list[int]) -> np.ndarray:
-    """Returns seeds as numbers that JAX does not cut."""
+    """Returns seeds as integers that JAX does not truncate."""
     wide: bool = jax.config.jax_enable_x64  # type: ignore[attr-defined]
     low, high = (-(2**63), 2**63 - 1) if wide else (-(2**31), 2**32 - 1)
     if outside := [s for s in wanted if not low <= s <= high]:

@@ -1,4 +1,4 @@
-"""The replicas of a run, its whole state, and what it records."""
+"""The replicas of a run, its whole state, and its trace."""
 
 from typing import Any, NamedTuple
 
@@ -9,15 +9,15 @@ from jaxpt.core.types import Hyper, Info, ModelState, Params
 
 
 class Replicas(NamedTuple):
-    """The replicas of a run; every leaf leads with M (or [S, M] for S seeds).
+    """The replicas of a run; the leading axis of every leaf is M (with S seeds the leading axes are [S, M]).
 
     Attributes:
         params: [M, ...] trained weights.
-        model_state: [M, ...] what a model carries besides: batch statistics.
+        model_state: [M, ...] the models' other state, such as batch statistics.
         opt_state: [M, ...] the optimiser's state. Like params and model_state it stays with the replica in a swap.
-        key: [M] source of each replica's dropout and noise; steps fold their number in.
+        key: [M] key for each replica's dropout and noise; each step folds in its number.
         hyper: {name: [M]} the only source of truth for hyperparameters, those of the ladders and fixed ones.
-        rung: {ladder: [M]} where each replica stands.
+        rung: {ladder: [M]} rung of each replica.
     """
 
     params: Params
@@ -29,7 +29,7 @@ class Replicas(NamedTuple):
 
 
 class RunState(NamedTuple):
-    """All there is to a run: what follows is a pure function of it.
+    """The complete state of a run: the rest of the run is a pure function of it.
 
     With S seeds every leaf but `step` and `period` has a further leading axis of length S.
 
@@ -37,7 +37,7 @@ class RunState(NamedTuple):
         replicas: leaves [M, ...].
         step: optimiser steps done.
         period: periods done.
-        key: the seed. Data order, exchanges and probes fold their counters into it; it never changes.
+        key: the seed's key. Data order, exchanges and probes fold their counters into it; it never changes.
         ladders: {name: ladder} the ladders in force.
         rule: the rule; its leaves are its state.
     """
@@ -51,7 +51,7 @@ class RunState(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What a run records: one row per period, P of them; with S seeds [P, S, M] instead of [P, M].
+    """The record of a run: one row per period, P rows; with S seeds [P, S, M] instead of [P, M].
 
     Attributes:
         step: optimiser steps done at the period's end.
@@ -59,8 +59,8 @@ class Trace(NamedTuple):
         valid: {"energy": ..., metric: ...} on the validation split (or probe batch) at the period's end.
         test: the same on the test split; empty without one.
         rung: {ladder: rung} during the period, before its exchange.
-        hyper: {name: value} during the period, before its exchange; what a schedule makes of it is not recorded.
-        info: what the period's exchange did; leaves [P, M-1], `ladder` [P] (with seeds [P, S, M-1] and [P, S]).
+        hyper: {name: value} during the period, before its exchange; a schedule's changes to it are not recorded.
+        info: record of the period's exchange; leaves [P, M-1], `ladder` [P] (with seeds [P, S, M-1] and [P, S]).
     """
 
     step: Int[Array, " P"]

@@ -1,4 +1,4 @@
-"""The leading axis: pytrees whose every leaf stacks the replicas, and dataclasses as pytrees."""
+"""Pytrees whose leaves share a leading axis, and dataclasses as pytrees."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -11,11 +11,11 @@ T = TypeVar("T")
 
 
 def leading(tree: PyTree, what: str = "tree") -> int:
-    """Returns the length of the axis that all leaves share as their first.
+    """Returns the length of the leading axis that all leaves share.
 
     Args:
         tree: a pytree of arrays (or abstract arrays), each of shape [N, ...].
-        what: how an error message names the tree.
+        what: name of the tree in error messages.
 
     Raises:
         ValueError: the tree has no leaves, a leaf has no axes, or the lengths differ.
@@ -42,8 +42,8 @@ def take(tree: T, index: int | tuple[int, ...] | Int[Array, "..."]) -> T:
 def register(data: Sequence[str], meta: Sequence[str] = ()) -> Any:
     """Makes a class a pytree: `data` attributes hold its leaves, `meta` attributes are static.
 
-    Unlike `jax.tree_util.register_dataclass` it never calls the constructor when it rebuilds an object, so a
-    constructor can check its numbers and still travel through `jit`, where they are abstract.
+    Unlike `jax.tree_util.register_dataclass` it does not call the constructor when it rebuilds an object. So a
+    constructor can check its numbers, and the objects still pass through `jit`, where numbers are abstract.
     """
 
     def decorate(cls: type) -> type:
@@ -64,10 +64,10 @@ def register(data: Sequence[str], meta: Sequence[str] = ()) -> Any:
 
 
 def name(path: Any) -> str:
-    """Returns a leaf's place in its tree in words, "replicas/params/conv/kernel"."""
+    """Returns a leaf's path in its tree as text, such as "replicas/params/conv/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def plain(leaf: Any) -> Any:
-    """Returns an array of typed keys as the numbers in it, and any other array as it is."""
+    """Returns an array of typed keys as raw numbers, and any other array unchanged."""
     return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf

@@ -1,4 +1,4 @@
-"""The types that every room uses: problems, and what a rule returns."""
+"""The types that every room uses: problems, and the results of a rule."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -19,7 +19,7 @@ Schedule = Callable[[Mapping[str, Array], Int[Array, ""]], Mapping[str, Array]]
 
 
 class Problem(NamedTuple):
-    """What one replica trains on: pure functions over ONE replica; the engine adds the replica axis.
+    """The problem that a replica trains on: pure functions of ONE replica; the engine adds the replica axis.
 
     Make one with `nnx_problem`, `linen_problem` or `energy_problem`.
 
@@ -28,12 +28,12 @@ class Problem(NamedTuple):
         loss: (params, model_state, batch, hyper, key) -> (training loss of each example [B], new model_state).
         evaluate: (params, model_state, batch) -> {"energy": [B], metric: [B], ...} in evaluation mode; a pytree of
             [B, ...] for a metric that combines them (`jaxpt.Metric`).
-        hyperparameters: names that the model itself reads (the rate of a `Dropout`, say).
-        reads_hyper: whether the loss takes the hyperparameters too, so that any name may be read there.
+        hyperparameters: names that the model itself reads, such as the rate of a `Dropout`.
+        reads_hyper: whether the loss also takes the hyperparameters; it may then read any name.
         model: (params, model_state) -> the user's model with these weights, in evaluation mode.
         predict: (params, model_state, batch) -> probabilities, or values of a regression, [B, ...] in evaluation mode.
-        prediction: what `predict` returns, "classes", "binary" or "values"; None: not said, so classes [B, K].
-        metrics: (name, `jaxpt.Metric`) of the metrics that have more to them than a mean over examples.
+        prediction: kind of the predictions, "classes", "binary" or "values"; None: not given, read as classes [B, K].
+        metrics: (name, `jaxpt.Metric`) of the metrics declared as a `jaxpt.Metric`.
         trained_on: (params, model_state, batch, hyper) -> the training loss [B] in evaluation mode, where the energy is
             another function; only looked at before a run.
     """
@@ -54,18 +54,18 @@ class Problem(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What one exchange did, for the trace. P = M - 1 adjacent pairs; pair i is rungs i and i + 1.
+    """The record of one exchange, for the trace. P = M - 1 adjacent pairs; pair i is rungs i and i + 1.
 
     Attributes:
-        ladder: which ladder had its turn: its place among the sorted names.
+        ladder: the ladder that exchanged: its index among the sorted names.
         attempted: pairs that were offered a swap.
         accepted: pairs that swapped.
         probability: acceptance probability of every pair, attempted or not.
-        beta: inverse temperatures of that ladder's rungs, by which the exchange went.
+        beta: inverse temperatures of that ladder's rungs, as used in the exchange.
         C: the factor between energies and inverse temperatures, likewise.
-        correction: what the noise of the energies took off each pair's log acceptance ratio; None without such a
-            correction.
-        parents: whose weights each replica goes on with; None for rules that never copy any.
+        correction: the amount subtracted from each pair's log acceptance ratio for the noise of the energies; None
+            without such a correction.
+        parents: the replica whose weights each replica takes; None for rules that never copy weights.
     """
 
     ladder: Int[Array, ""]
@@ -83,20 +83,20 @@ class Info(NamedTuple):
 
         Args:
             replicas: M.
-            parents: whose weights each replica goes on with, if the rule copies any.
+            parents: the replica whose weights each replica takes, if the rule copies weights.
         """
         none = jnp.zeros(replicas - 1, bool)
         return cls(jnp.zeros((), jnp.int32), none, none, jnp.zeros(none.shape, jnp.float32), parents=parents)
 
 
 class Move(NamedTuple):
-    """Where each replica goes on from; leaves of rung, hyper and parents [M].
+    """Each replica's position and values for the next period; leaves of rung, hyper and parents [M].
 
     Attributes:
         rung: {ladder: rung of each replica}.
         hyper: {name: value for each replica}.
-        parents: whose weights each replica goes on with; None (static) when weights stay where they are.
-        ladders: {name: Ladder} in force from now on; None (static) when a rule never changes them. `hyper` must agree.
+        parents: the replica whose weights each replica takes; None (static) when weights do not move.
+        ladders: {name: Ladder} in force from now on; None (static) if a rule never changes them. `hyper` must match.
     """
 
     rung: dict[str, Int[Array, " M"]]

@@ -1,1 +1,1 @@
-"""Where a run's replicas are placed, and how they are executed there."""
+"""The placement of a run's replicas on devices, and their execution there."""

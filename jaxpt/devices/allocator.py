@@ -1,4 +1,4 @@
-"""How glibc, where there is one, hands memory back to the system."""
+"""Settings of glibc's malloc, where available, so that it returns memory to the system."""
 
 import ctypes
 import os
@@ -9,10 +9,10 @@ _ARENAS = 2
 
 
 def few_arenas() -> None:
-    """Lets malloc keep two pools instead of eight for each core, unless the environment says how many.
+    """Limits malloc to two arenas instead of eight per core, unless the environment sets a number.
 
-    A checkpoint's threads take whichever pools are free, and what they leave behind in all of them grows for hours.
-    Pools that are there already stay, so this comes before any thread.
+    A checkpoint's threads use whichever arenas are free, and the memory left behind in all of them grows for hours.
+    Existing arenas stay, so call this before any thread starts.
     """
     chosen = "MALLOC_ARENA_MAX" in os.environ or "malloc.arena_max" in os.environ.get("GLIBC_TUNABLES", "")
     if not chosen and (mallopt := _glibc("mallopt")):
@@ -20,7 +20,7 @@ def few_arenas() -> None:
 
 
 def trim() -> None:
-    """Gives back what is free: glibc keeps what a save's threads had."""
+    """Returns free memory to the system; otherwise glibc keeps the memory of a save's threads."""
     if malloc_trim := _glibc("malloc_trim"):
         malloc_trim(0)
 

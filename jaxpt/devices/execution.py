@@ -1,4 +1,4 @@
-"""How the replicas of one device are executed: at once, written out one by one, or in a loop."""
+"""The execution of one device's replicas: batched, unrolled one by one, or in a loop."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -13,11 +13,11 @@ from jaxpt.lowering import rewrite
 ReplicaAxis: TypeAlias = Literal["auto", "vmap", "unroll", "map"]
 NAMES = get_args(ReplicaAxis)
 
-_UNROLL_AT_MOST = 8  # replicas; a program grows with each, so more are looped over
+_UNROLL_AT_MOST = 8  # replicas; the program grows with each, so more of them run in a loop
 
 
 class Execution(NamedTuple):
-    """What a run does with its replicas.
+    """A description of how a run executes its replicas.
 
     Attributes:
         replica_axis: "vmap", "unroll" or "map".
@@ -38,27 +38,27 @@ class Execution(NamedTuple):
 
 
 def choose(platform: str, replicas: int, devices: int, convolves: bool) -> str:
-    """Returns what "auto" stands for.
+    """Returns the strategy that "auto" selects.
 
     | where            | replicas on a device | model                | choice | because                             |
     |------------------|----------------------|----------------------|--------|-------------------------------------|
     | GPU, TPU         | any                  | any                  | vmap   | few large kernels                   |
-    | CPU              | 1                    | any                  | unroll | there is nothing to stack           |
+    | CPU              | 1                    | any                  | unroll | a single replica needs no batch     |
     | CPU              | more                 | without convolutions | vmap   | batched products, and few of them   |
     | CPU, one device  | 2 to 8               | with convolutions    | unroll | independent replicas fill the cores |
     | CPU, one device  | more                 | with convolutions    | map    | the program does not grow           |
     | CPU, several     | more                 | with convolutions    | map    | the devices fill the cores          |
 
-    Full training steps with stock convolutions in `Engine.run` on four idle cores (jax 0.10.2), time relative to as
-    many jitted single steps in a row, eight replicas of LeNet, batch 128: naive vmap of the bare step 2.0; on one
-    device vmap 0.65, map 0.54, unroll 0.43; on four vmap 0.27, map 0.23, unroll 0.23. ResNet-20, batch 32, map on four
-    devices 0.33, five replicas unrolled on one 0.81, where naive vmap takes 5.
-    GPUs and TPUs: by their design, not yet measured.
+    Measured on four idle cores (jax 0.10.2): full training steps with stock convolutions in `Engine.run`. Times are
+    relative to the same number of jitted single steps in a row. Eight replicas of LeNet, batch 128: naive vmap of the
+    bare step 2.0; on one device vmap 0.65, map 0.54, unroll 0.43; on four devices vmap 0.27, map 0.23, unroll 0.23.
+    ResNet-20, batch 32: map on four devices 0.33; five replicas unrolled on one device 0.81, where naive vmap takes 5.
+    The choice for GPUs and TPUs follows from their design; it is not yet measured.
 
     Args:
         platform: "cpu", "gpu" or "tpu".
-        replicas: on each device.
-        devices: that the replicas are spread over.
+        replicas: number of replicas on each device.
+        devices: number of devices that the replicas are spread over.
         convolves: whether the model has convolutions.
     """
     if platform != "cpu":
@@ -77,62 +77,71 @@ def over_replicas(
     function: Callable[..., Any],
     in_axes: Sequence[int | None],
     seeds: bool = False,
-    at_once: int = 1,
+    replicas_at_once: int = 1,
 ) -> Callable[..., Any]:
     """Lifts a function of one replica to stacked ones, as `jax.vmap` does; the strategies agree up to rounding.
 
-    On a CPU, convolutions are written in the layout that is fast there, whatever the strategy (`lowering.rewrite`).
-    Random bits are the same with keys of the default kind. With "rbg" keys they are not: JAX draws all bits of a
-    vmapped batch of keys from its first key.
+    On a CPU every strategy writes convolutions in the layout that is fast there (`lowering.rewrite`). Random bits do
+    not depend on the strategy for keys of the default kind. For "rbg" keys they do: JAX draws all bits of a vmapped
+    batch of keys from its first key.
 
     Args:
         strategy: "vmap": one batched computation; "unroll": the replicas one by one in one program; "map": in a loop,
-            one replica at a time, or `at_once`; "auto": see `choose`.
+            one replica at a time, or `replicas_at_once`; "auto": see `choose`.
         platform: "cpu", "gpu" or "tpu".
-        devices: that the replicas are spread over, for "auto".
-        function: of one replica.
+        devices: number of devices that the replicas are spread over, for "auto".
+        function: a function of one replica.
         in_axes: for each argument, 0: its leaves lead with the replicas; None: it is the same for all.
-        seeds: the axis counts seeds, whole ladders of replicas, which "auto" does not unroll.
-        at_once: replicas that one turn of "map" vmaps.
+        seeds: whether the axis is the seeds, each a whole ladder of replicas; "auto" does not unroll seeds.
+        replicas_at_once: replicas that each turn of "map" runs by vmap.
     """
+    # Nothing to rewrite elsewhere: `lowering` is about XLA:CPU. "auto" is then vmap for any number of replicas.
     if platform != "cpu":
         return _lifted(
-            choose(platform, 0, devices, False) if strategy == "auto" else strategy, function, in_axes, at_once
+            choose(platform, 0, devices, False) if strategy == "auto" else strategy, function, in_axes, replicas_at_once
         )
 
     def lifted(*args: Any) -> Any:
+        # Traced for one replica, so that the rewriting sees unbatched equations, the same for every strategy.
         one = [arg if axis is None else _first(arg) for arg, axis in zip(args, in_axes, strict=True)]
         program, shapes = jax.make_jaxpr(function, return_shape=True)(*one)
         how = strategy
         if how == "auto":
+            # Any argument with axis 0 tells the number of replicas.
             replicas = next(tree.leading(arg) for arg, axis in zip(args, in_axes, strict=True) if axis == 0)
             how = choose(platform, replicas, devices, rewrite.has_convolutions(program.jaxpr))
+            # A seed is a whole ladder: unrolled, the program would grow with seeds times replicas.
             how = "map" if seeds and how == "unroll" else how
+        # A jaxpr takes and returns flat lists of leaves.
         structure = jax.tree.structure(shapes)
 
         def traced(*args: Any) -> Any:
             return jax.tree.unflatten(structure, rewrite.evaluate(program, *jax.tree.leaves(args)))
 
-        return _lifted(how, traced, in_axes, at_once)(*args)
+        return _lifted(how, traced, in_axes, replicas_at_once)(*args)
 
     return lifted
 
 
 def _lifted(
-    strategy: str, function: Callable[..., Any], in_axes: Sequence[int | None], at_once: int
+    strategy: str, function: Callable[..., Any], in_axes: Sequence[int | None], replicas_at_once: int
 ) -> Callable[..., Any]:
     if strategy == "vmap":
         return jax.vmap(function, tuple(in_axes))
 
     def one_by_one(*args: Any) -> Any:
+        # Shared arguments are closed over, so that neither the loop nor the rows copy them.
         stacked = [arg for arg, axis in zip(args, in_axes, strict=True) if axis == 0]
 
+        # One replica's arguments and the shared ones, in the order of `in_axes`.
         def at(row: Sequence[Any]) -> Any:
             rest = iter(row)
             return function(*(arg if axis is None else next(rest) for arg, axis in zip(args, in_axes, strict=True)))
 
         if strategy == "map":
-            return lax.map(at, stacked, batch_size=at_once if at_once > 1 else None)
+            # A batch_size of 1 would be a vmap over an axis of length one, so it is left out.
+            return lax.map(at, stacked, batch_size=replicas_at_once if replicas_at_once > 1 else None)
+        # Unrolled in Python: independent parts of one program, which XLA may run side by side on the cores.
         rows = [at(tree.take(stacked, i)) for i in range(tree.leading(stacked))]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
 
@@ -140,5 +149,5 @@ def _lifted(
 
 
 def _first(stacked: Any) -> Any:
-    """Returns the shapes of one replica's part."""
+    """Returns the shapes of one replica's leaves."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stacked)

@@ -1,4 +1,4 @@
-"""Whether a run fits into its devices' memory, told from the compiled program before anything is allocated."""
+"""Checks, from the compiled program and before any allocation, that a run fits into its devices' memory."""
 
 import math
 import os
@@ -17,12 +17,12 @@ _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 def limit(placed: Placement) -> int | None:
-    """Returns the bytes that a program may use on each of a run's devices; None if nobody knows.
+    """Returns the bytes that a program may use on each of a run's devices; None if unknown.
 
-    On CPUs that is the machine's memory, or the part of it that this process may have, in equal shares.
+    On CPUs it is the machine's memory, or the part that this process may use, divided equally among the devices.
     """
     if placed.spans_processes and placed.platform == "cpu":
-        return None  # how many of them share this machine's memory?
+        return None  # unknown: several processes may share this machine's memory
     device = jax.local_devices()[0] if placed.mesh is None else placed.mesh.local_devices[0]
     if device.platform == "cpu":
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
@@ -41,15 +41,15 @@ def check(
     at_most: int | None,
     shards: int = 1,
 ) -> None:
-    """Raises MemoryError if a compiled run does not fit, and says how many replicas do.
+    """Raises MemoryError if a compiled run does not fit; the message states how many replicas do.
 
     Args:
-        compiled: the run, as it lies on each device.
+        compiled: the run's program on each device.
         replicas: all replicas, of all seeds, as arrays or shapes.
-        shared: what every device holds whole: the data.
-        execution: how the run goes through the replicas.
+        shared: arrays that every device holds whole: the data.
+        execution: how the run executes the replicas.
         at_most: the bytes that one device may use; None: unknown, nothing is checked.
-        shards: that a ladder's replicas are cut into.
+        shards: number of shards that a ladder's replicas are divided into.
     """
     needs = compiled.memory_analysis()
     if at_most is None or needs is None:
@@ -61,15 +61,17 @@ def check(
         return
     fixed = _bytes(shared)
     stored = math.ceil(_bytes(replicas) / (devices * each))
-    looped = execution.replica_axis == "map"  # then what is at work does not grow with the replicas
+    looped = execution.replica_axis == "map"  # working memory then does not grow with the replicas
     working = max(total - fixed - stored * each, 0) / (1 if looped else each)
     room = at_most - fixed
     fitting = max(0, int((room - working) // stored if looped else room // (stored + working)))
     advice = [f"{fitting * shards} replicas would fit" if fitting else "not even one replica a device would fit"]
-    # A loop holds a little more than a step's share; advice must not fail.
-    at_once = min(each - 1, int(0.8 * (room - stored * each) // working)) if working else 0
-    if execution.replica_axis == "vmap" and at_once >= 1:
-        advice.append(f'all of them fit {at_once} at a time: replica_axis="map", at_once={at_once}')
+    # A loop holds a little more than one step's share; following the advice must succeed.
+    replicas_at_once = min(each - 1, int(0.8 * (room - stored * each) // working)) if working else 0
+    if execution.replica_axis == "vmap" and replicas_at_once >= 1:
+        advice.append(
+            f'all of them fit {replicas_at_once} at a time: replica_axis="map", replicas_at_once={replicas_at_once}'
+        )
     elif execution.replica_axis == "unroll" and each > 1:
         advice.append('one at a time may need less: replica_axis="map"')
     advice.append("a smaller batch_size or evaluation_batch needs less, too")

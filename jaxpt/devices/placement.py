@@ -1,4 +1,4 @@
-"""Where the replicas live: all on one device, or in shards over several, of one process or of many."""
+"""Placement of the replicas: all on one device, or in shards over several, of one process or of many."""
 
 import dataclasses
 import os
@@ -24,24 +24,24 @@ T = TypeVar("T")
 SEED, AXIS = "seed", "replica"
 """The names of the devices' axes inside a run, for collectives and for `PartitionSpec`s."""
 EVERYWHERE = P()
-"""Not cut at all: every device has the whole."""
+"""Not sharded: every device has the whole array."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
     """M replicas in D shards of M / D; make one with `single`, `shard_map` or `pmap`.
 
-    The whole run lies inside the shards: each device scans over the steps of its own replicas and waits for nobody.
-    Once a period the shards show each other energies, rungs and hyperparameters (`whole`), compute the same exchange,
-    each for itself, and go on with what concerns their own replicas (`own`). Weights leave a shard only for rules that
-    copy them. Seeds, whole ladders, never look at each other, so they may be cut into shards too.
+    The whole run is inside the shards: each device scans over the steps of its own replicas without waiting for others.
+    After each period the shards gather all energies, rungs and hyperparameters (`all_gather`). Each computes the same
+    exchange and continues with the rows of its own replicas (`local_rows`). Weights leave a shard only for rules that
+    copy them. Seeds, each a whole ladder, do not interact, so they may be sharded too.
 
-    Where an array is cut is said by a `PartitionSpec` of the names `SEED` and `AXIS`, one for each of its axes; names
-    that the devices have no axis for are passed over.
+    A `PartitionSpec` of the names `SEED` and `AXIS` states how an array is sharded, one entry for each of its axes;
+    names for which the devices have no axis are ignored.
 
     Attributes:
-        mesh: the devices along the axis `AXIS`, or along `SEED` and `AXIS`; None: one device, whichever JAX takes.
-        by: which of JAX's transformations cuts a run into shards.
+        mesh: the devices along the axis `AXIS`, or along `SEED` and `AXIS`; None: one device, JAX's default.
+        by: the JAX transformation that divides a run into shards.
     """
 
     mesh: Mesh | None = None
@@ -49,22 +49,22 @@ class Placement:
 
     @property
     def num_shards(self) -> int:
-        """D, how many shards a ladder's replicas are cut into."""
+        """D, the number of shards of a ladder's replicas."""
         return 1 if self.mesh is None else self.mesh.shape[AXIS]
 
     @property
     def num_seed_shards(self) -> int:
-        """How many shards the seeds are cut into."""
+        """The number of shards of the seeds."""
         return 1 if self.mesh is None else self.mesh.shape.get(SEED, 1)
 
     @property
     def num_devices(self) -> int:
-        """All devices, those of other processes included."""
+        """The number of devices, including those of other processes."""
         return self.num_shards * self.num_seed_shards
 
     @property
     def platform(self) -> str:
-        """What the devices are: "cpu", "gpu" or "tpu"."""
+        """The kind of the devices: "cpu", "gpu" or "tpu"."""
         return platform() if self.mesh is None else self.mesh.devices.flat[0].platform
 
     @property
@@ -73,11 +73,11 @@ class Placement:
         return self.mesh is not None and self.mesh.is_multi_process
 
     def over_shards(self, function: Callable[..., T], in_axes: PyTree, out_axes: PyTree) -> Callable[..., T]:
-        """Lifts a function of one shard's arrays to whole arrays; the function itself on one device.
+        """Lifts a function of one shard's arrays to whole arrays; returns the function itself on one device.
 
         Args:
-            function: what one device computes; in it `whole` and `own` may be used.
-            in_axes: for each argument, as a prefix of its tree, a `PartitionSpec` that says how it is cut into shards.
+            function: the computation of one device; it may call `all_gather` and `local_rows`.
+            in_axes: for each argument, as a prefix of its tree, a `PartitionSpec` that states how it is sharded.
             out_axes: the same for the result.
         """
         if self.mesh is None:
@@ -85,16 +85,16 @@ class Placement:
         if self.by == "pmap":
             return self._pmapped(function, in_axes, out_axes)
         specs = (jax.tree.map(self._spec, axes) for axes in (in_axes, out_axes))
-        # Replication is by construction, not by type: a user's loss may hold anything that `check_vma` cannot follow.
+        # Replication holds by construction; `check_vma` could not verify it through arbitrary code in a user's loss.
         return jax.shard_map(function, mesh=self.mesh, in_specs=next(specs), out_specs=next(specs), check_vma=False)
 
-    def whole(self, shard: T) -> T:
-        """Returns all M rows of arrays [M / D, ...] of which every shard has its own."""
+    def all_gather(self, shard: T) -> T:
+        """Returns all M rows of arrays [M / D, ...], gathered from all shards."""
         if self.mesh is None:
             return shard
         return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True), shard)
 
-    def own(self, rows: T) -> T:
+    def local_rows(self, rows: T) -> T:
         """Returns this shard's rows of arrays [M, ...]."""
         if self.mesh is None:
             return rows
@@ -106,18 +106,18 @@ class Placement:
         return jax.tree.map(cut, rows)
 
     def shardings(self, axes: PyTree = EVERYWHERE) -> PyTree:
-        """Returns where arrays lie that are cut like this: for every spec a sharding, or None on one device."""
+        """Returns the sharding for each spec, or None on one device."""
         mesh = self.mesh
         return jax.tree.map(lambda spec: None if mesh is None else NamedSharding(mesh, self._spec(spec)), axes)
 
     def put(self, arrays: T, axes: PyTree = EVERYWHERE) -> T:
-        """Returns arrays that lie where the run wants them; also under `jit`.
+        """Returns arrays placed on the run's devices; also works under `jit`.
 
-        In several processes every one of them gives the same arrays, whole, and none looks at what the others give.
+        With several processes each must pass the same whole arrays; they are not compared.
 
         Args:
             arrays: a tree of arrays.
-            axes: how they are cut into shards, a prefix of the tree; by default every device gets the whole.
+            axes: how they are sharded, a prefix of the tree; by default every device gets the whole.
         """
         if not self.spans_processes:
             return jax.device_put(arrays, self.shardings(axes))
@@ -128,16 +128,16 @@ class Placement:
         return jax.tree.map(each, self.shardings(axes), arrays)
 
     def readable(self, arrays: T) -> T:
-        """Returns results, under `jit`, so that every process can read all of them; as they are in one process."""
+        """Returns results, under `jit`, readable by every process; unchanged with one process."""
         return jax.lax.with_sharding_constraint(arrays, self.shardings()) if self.spans_processes else arrays
 
     def to_host(self, arrays: T) -> T:
-        """Returns NumPy arrays, whole, in every process; of typed keys their data. All processes must call it."""
+        """Returns whole NumPy arrays in every process; for typed keys their data. All processes must call it."""
         data = jax.tree.map(lambda leaf: jax.random.key_data(leaf) if processes.is_key(leaf) else leaf, arrays)
         return jax.tree.map(np.asarray, self._on_all(data))
 
     def abstract(self, shapes: T, axes: PyTree) -> T:
-        """Returns arrays' shapes with the places at which `put` would lay them; arguments as there."""
+        """Returns arrays' shapes with the shardings that `put` would give them; arguments as in `put`."""
         if self.mesh is None:
             return shapes
 
@@ -147,24 +147,24 @@ class Placement:
         return jax.tree.map(each, self.shardings(axes), shapes)
 
     def gathered(self, arrays: T) -> T:
-        """Returns arrays on one device only, the first of this process. All processes must call it."""
+        """Returns arrays on a single device, the first of this process. All processes must call it."""
         if self.mesh is None:
             return arrays
         return jax.device_put(self._on_all(arrays), self.mesh.local_devices[0])
 
     def _on_all(self, arrays: T) -> T:
-        """Returns arrays that this process can read, the same ones where it can already."""
+        """Returns arrays that this process can read; unchanged if it already can."""
         leaves, structure = jax.tree.flatten(arrays)
         far = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable]
         if far:
-            # One program for all of them, so that there is one exchange between the hosts.
+            # One program for all arrays, so that the hosts communicate only once.
             found = processes.identity(self.shardings())([leaves[i] for i in far])
             for i, leaf in zip(far, found, strict=True):
                 leaves[i] = processes.on_this(leaf)
         return jax.tree.unflatten(structure, leaves)
 
     def _spec(self, spec: P) -> P:
-        # As XLA writes it, without axes of length one and with nothing trailing: a state comes out as it went in.
+        # XLA's canonical form, without axes of length one or trailing entries: a state keeps its sharding in a run.
         sizes = {} if self.mesh is None else self.mesh.shape
         names = [name if sizes.get(name, 1) > 1 else None for name in spec]
         while names and names[-1] is None:
@@ -172,7 +172,7 @@ class Placement:
         return P(*names)
 
     def _pmapped(self, function: Callable[..., T], in_axes: PyTree, out_axes: PyTree) -> Callable[..., T]:
-        """The same as `over_shards` by `jax.pmap`: its arrays lead with the devices where ours have the replicas."""
+        """The same as `over_shards` by `jax.pmap`, which splits the replicas' axis into devices and replicas."""
         assert self.mesh is not None
         devices = tuple(self.mesh.devices.flat)
 
@@ -188,7 +188,7 @@ class Placement:
             lead = axis(spec)
             if lead is not None:
                 leaf = leaf.reshape(*leaf.shape[:lead], -1, *leaf.shape[lead + 2 :])
-            # Left to itself, XLA might hand a state back that lies elsewhere than the one it was given.
+            # Without this constraint XLA might return the state with another sharding than that of its input.
             return jax.lax.with_sharding_constraint(leaf, self.shardings(spec))
 
         def each(change: Callable[[P, jax.Array], jax.Array], axes: PyTree, tree: PyTree) -> Any:
@@ -200,24 +200,24 @@ class Placement:
 
 
 def single() -> Placement:
-    """All replicas on one device; in several processes each computes everything for itself."""
+    """Returns the placement of all replicas on one device; with several processes each computes everything."""
     return Placement()
 
 
 def shard_map(mesh: Mesh | Sequence[jax.Device], seeds: int = 1) -> Placement:
-    """Replicas in equal shards over devices, of one process or of several, by `jax.shard_map`.
+    """Returns the placement of replicas in equal shards over devices, of one process or of several, by `jax.shard_map`.
 
         Engine(..., placement=jaxpt.placement.shard_map(jax.devices()))
         Engine(..., placement=jaxpt.placement.shard_map(jax.devices(), seeds=2))  # for a run with 2, 4, ... seeds
 
     Args:
-        mesh: the devices, or a mesh with a single axis; the number of replicas must be a multiple of theirs. Or a mesh
-            with two axes: the first cuts the seeds into shards, the second the replicas.
-        seeds: into how many shards the seeds, whole ladders, are cut; the devices form as many groups, one after the
-            other, and within a group share out the replicas.
+        mesh: the devices, or a mesh with a single axis; the number of replicas must be a multiple of their number. Or a
+            mesh with two axes: the first shards the seeds, the second the replicas.
+        seeds: number of shards of the seeds. The devices form this many consecutive groups, and each group divides the
+            replicas among its devices.
 
     Raises:
-        ValueError: no devices, some of them twice, a mesh with more axes, or groups of different size.
+        ValueError: no devices, duplicate devices, a mesh with more than two axes, or groups of different size.
     """
     if not isinstance(mesh, Mesh | Sequence | np.ndarray):
         raise ValueError(f"mesh must be devices, e.g. jax.devices()[:4], or a jax.sharding.Mesh, but it is {mesh!r}")
@@ -235,20 +235,22 @@ def shard_map(mesh: Mesh | Sequence[jax.Device], seeds: int = 1) -> Placement:
             f"{', '.join(str(n) for n in range(1, devices.size + 1) if devices.size % n == 0)}, but it is {seeds!r}"
         )
     grid = devices if devices.ndim == 2 else devices.reshape(seeds, -1)
-    # With our own axes, explicit shardings of the user's mesh cannot reach into the run.
+    # A mesh with our own axes: explicit shardings of the user's mesh then cannot affect the run.
     if grid.shape[0] == 1:
         return Placement(Mesh(grid[0], (AXIS,), axis_types=(AxisType.Auto,)))
     return Placement(Mesh(grid, (SEED, AXIS), axis_types=(AxisType.Auto,) * 2))
 
 
 def pmap(devices: Sequence[jax.Device] | None = None) -> Placement:
-    """Replicas in equal shards over devices of one process, by `jax.pmap`: the same numbers as by `shard_map`.
+    """Returns the placement of replicas in equal shards over devices of one process, by `jax.pmap`.
+
+    It gives the same numbers as `shard_map`.
 
     Args:
-        devices: by default all.
+        devices: the devices; by default all.
 
     Raises:
-        ValueError: there are several processes, or what `shard_map` refuses.
+        ValueError: there are several processes, or as for `shard_map`.
     """
     if jax.process_count() > 1:
         raise ValueError(
@@ -261,10 +263,10 @@ def pmap(devices: Sequence[jax.Device] | None = None) -> Placement:
 def automatic(num_replicas: int) -> Placement:
     """Returns the placement "auto".
 
-    One device, but on CPUs as many host devices as divide the number of replicas; in several processes all devices.
+    It is one device; on CPUs as many host devices as divide the number of replicas; with several processes all devices.
 
     Raises:
-        ValueError: in several processes, if the devices do not divide the number of replicas.
+        ValueError: with several processes, if the devices do not divide the number of replicas.
     """
     if jax.process_count() > 1:
         everywhere = shard_map(jax.devices(platform()))
@@ -278,7 +280,7 @@ def automatic(num_replicas: int) -> Placement:
 
 
 def check_fits(placement: Placement, num_replicas: int) -> None:
-    """Raises ValueError if the replicas do not split evenly, and names the nearest number that does."""
+    """Raises ValueError if the replicas do not split evenly; the message names the nearest number that does."""
     shards = placement.num_shards
     if num_replicas % shards:
         groups = "" if placement.num_seed_shards == 1 else " of each group"
@@ -311,19 +313,19 @@ def _nearest(number: int, shards: int) -> str:
 
 
 def platform() -> str:
-    """Returns what JAX computes on by default: "cpu", "gpu" or "tpu"."""
+    """Returns the kind of JAX's default device: "cpu", "gpu" or "tpu"."""
     default = jax.config.jax_default_device  # type: ignore[attr-defined]
     return getattr(default, "platform", default) or jax.default_backend()
 
 
 def use_all_cores(devices: int | None = None) -> int:
-    """Lets JAX see the CPU as several devices, so that replicas can train side by side; returns how many.
+    """Presents the CPU to JAX as several devices, so that replicas train in parallel; returns their number.
 
-    To be called before anything is computed with JAX, right after the imports (and before or after `distributed`: the
-    devices are those of this process). It changes nothing on a GPU or TPU.
+    Call it right after the imports, before any computation with JAX. It may come before or after `distributed`; the
+    devices are those of this process. It has no effect on GPUs and TPUs.
 
     Args:
-        devices: how many; by default the cores that this process may use.
+        devices: number of devices; by default the number of cores that this process may use.
 
     Raises:
         ValueError: devices is not a positive integer.

@@ -1,4 +1,4 @@
-"""Several processes that compute one run: how they find each other, share arrays, and notice that one is gone."""
+"""Several processes that compute one run: how they connect, share arrays, and detect a lost process."""
 
 import contextlib
 import os
@@ -15,9 +15,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 T = TypeVar("T")
-_TEXT = 4096  # bytes of an error's text that go to the other processes
+_TEXT = 4096  # most bytes of an error's text sent to the other processes
 _HEARTBEAT = 20  # seconds of silence after which a process counts as lost; JAX's own default is 100
-# What Gloo, NCCL, gRPC and JAX's coordination service say when a peer does not answer any more.
+# Messages of Gloo, NCCL, gRPC and JAX's coordination service when a peer no longer answers.
 _LOST = re.compile(r"gloo|nccl|connection|socket|heartbeat|coordination|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED", re.I)
 _COLLECTIVE = re.compile(r"^[A-Z_]+: (Gloo|NCCL)")
 
@@ -27,25 +27,25 @@ class ProcessLost(RuntimeError):
 
 
 def distributed(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
-    """Joins this process to the others of a run: `jax.devices()` are then those of all of them.
+    """Connects this process to the others of a run; `jax.devices()` then lists the devices of all of them.
 
-    To be called in every process, right after the imports. What is not given is read from the environment
-    (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID); where that says nothing either, JAX finds out by
-    itself on TPU pods, under SLURM, Open MPI and Kubernetes. Then all processes make the same calls with the same
-    arguments, the same data among them.
+    Call it in every process, right after the imports. Missing arguments are read from the environment
+    (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID). If they are not set there, JAX detects them on TPU
+    pods and under SLURM, Open MPI and Kubernetes. Afterwards all processes must make the same calls with the same
+    arguments, including the same data.
 
     If a process dies, the others end within half a minute: see `clear_errors`.
 
     Args:
-        coordinator: "HOST:PORT" of process 0, any free port, the same in every process.
-        processes: how many there are.
-        process: which one this is, 0 .. processes - 1.
+        coordinator: "HOST:PORT" of process 0, with any free port, the same in every process.
+        processes: number of processes.
+        process: index of this process, 0 .. processes - 1.
 
     Raises:
-        ValueError: some of the three are known and others not; they are out of range; nothing is known and there is no
-            cluster that JAX can detect; process 0 cannot open the port.
-        RuntimeError: JAX has started already. (Where the others are not there within five minutes, JAX itself ends the
-            process.)
+        ValueError: only some of the three are known; they are out of range; none is known and JAX detects no cluster;
+            process 0 cannot open the port.
+        RuntimeError: JAX has already started. (If the other processes do not connect within five minutes, JAX itself
+            ends the process.)
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS") or None
     processes = _number("processes", processes, "JAX_NUM_PROCESSES")
@@ -73,7 +73,7 @@ def distributed(coordinator: str | None = None, processes: int | None = None, pr
 
 
 def _check_port(coordinator: str) -> None:
-    """JAX would wait for minutes at a port that somebody else has."""
+    """Raises ValueError if the coordinator's port is taken; JAX would wait for minutes at such a port."""
     try:
         socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
     except (OSError, OverflowError) as error:
@@ -92,19 +92,19 @@ def _number(name: str, given: int | None, variable: str) -> int | None:
 
 
 def is_first() -> bool:
-    """Whether this is process 0, the one that prints and writes; true where there is only one."""
+    """Returns whether this is process 0, which prints and writes; true if there is only one process."""
     return jax.process_index() == 0
 
 
 def refuse_together(error: Exception | None, kind: type[Exception]) -> None:
-    """Waits for process 0; what it cannot go on with, none of the others can.
+    """Waits for process 0, and raises its error, if it has one, in all processes.
 
     Args:
-        error: in process 0 what it cannot go on with, None if nothing.
-        kind: of the error that the others raise.
+        error: the error of process 0, or None.
+        kind: type of the error that the others raise.
 
     Raises:
-        Exception: `error` in process 0, one of that kind with its text in the others.
+        Exception: `error` in process 0, one of type `kind` with its text in the others.
     """
     if jax.process_count() > 1:
         text = np.frombuffer(str(error or "").encode()[:_TEXT], np.uint8)
@@ -118,17 +118,17 @@ def refuse_together(error: Exception | None, kind: type[Exception]) -> None:
 
 @contextlib.contextmanager
 def clear_errors() -> Iterator[None]:
-    """Makes one clear error of what JAX raises when another process is gone.
+    """Raises ProcessLost in place of JAX's various errors when a peer process is gone.
 
-    A process that waits for a lost one mostly gets an error from its collective, at once. Where it does not, and
-    whenever process 0 is lost, JAX itself ends it, within about twenty seconds, and says that "another task died".
+    A process that waits for a lost peer usually gets an error from its collective at once. If it does not, and always
+    if process 0 is lost, JAX itself ends the process within about twenty seconds, with the message "another task died".
 
     Raises:
-        ProcessLost: another process is gone.
+        ProcessLost: another process has ended or does not answer.
     """
     try:
         yield
-    except (jax.errors.JaxRuntimeError, ValueError) as error:  # a collective may fail as either
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # a collective may raise either
         text = str(error)
         lost = _LOST.search(text) if isinstance(error, jax.errors.JaxRuntimeError) else _COLLECTIVE.search(text)
         if jax.process_count() == 1 or not lost or "RESOURCE_EXHAUSTED" in text:
@@ -141,7 +141,7 @@ def clear_errors() -> Iterator[None]:
 
 
 def put_globally(leaf: Any, sharding: Sharding) -> Any:
-    """Returns an array on devices of several processes, of which each cuts out its part of what it holds whole."""
+    """Returns an array on devices of several processes; each process has the whole array and supplies its parts."""
     if isinstance(leaf, jax.core.Tracer):
         return jax.lax.with_sharding_constraint(leaf, sharding)
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
@@ -154,18 +154,18 @@ def put_globally(leaf: Any, sharding: Sharding) -> Any:
 
 
 def on_this(leaf: jax.Array) -> jax.Array:
-    """Returns an array that lies whole on every device as one on a device of this process."""
+    """Returns an array that is whole on every device as an array on one device of this process."""
     if is_key(leaf):
         return jax.random.wrap_key_data(on_this(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
     return leaf.addressable_data(0)
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether something is an array of typed keys, which NumPy does not know."""
+    """Returns whether a leaf is an array of typed keys, which NumPy cannot represent."""
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 @cache
 def identity(sharding: Sharding) -> Callable[[T], T]:
-    """Returns what moves arrays to where they shall lie, compiled once for each kind of them."""
+    """Returns a compiled identity function that moves arrays to a sharding; compiled once for each sharding."""
     return jax.jit(lambda arrays: arrays, out_shardings=sharding)

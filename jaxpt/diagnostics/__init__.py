@@ -1,7 +1,7 @@
-"""What a trace says about its exchanges: pure functions of NumPy or JAX arrays, seeds in the middle axes if any.
+"""Diagnostics of a trace's exchanges: pure functions of NumPy or JAX arrays; seeds, if any, are the middle axes.
 
-Training is not stationary, so look at stretches of it: every function takes a part of a trace (`window`, `windows`) as
-well as the whole.
+Training is not stationary, so examine stretches of it: every function accepts a part of a trace (`window`, `windows`)
+or the whole.
 """
 
 from jaxpt.diagnostics.barrier import Barrier, barrier, round_trip_rate, suggest_replicas

@@ -1,4 +1,4 @@
-"""The communication barrier: how hard it is to get from one end of a ladder to the other (arXiv 1905.02939)."""
+"""The communication barrier: the difficulty of travel from one end of a ladder to the other (arXiv 1905.02939)."""
 
 import dataclasses
 import warnings
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Barrier:
-    """Lambda, and how it adds up along the ladder.
+    """The barrier Lambda, and its cumulative values along the ladder.
 
     Attributes:
-        beta: inverse temperatures of the rungs, falling.
-        cumulative: the barrier between the coldest rung and each: sums of rejection probabilities.
+        beta: inverse temperatures of the rungs, descending.
+        cumulative: the barrier between the coldest rung and each rung: sums of rejection probabilities.
     """
 
     beta: Float[np.ndarray, " M"]
@@ -35,19 +35,19 @@ class Barrier:
     def density(self, beta: Float[AnyArray, "*grid"]) -> Float[np.ndarray, "*grid"]:
         """Returns lambda(beta), the barrier per unit of beta: the slope of a monotone cubic through the sums.
 
-        Where it is high, rungs should stand close. NaN outside the ladder.
+        Where it is high, rungs should be close together. NaN outside the ladder.
         """
         return np.asarray(self._cubic()(np.asarray(beta), 1))
 
     def rungs(self, number: int) -> Float[np.ndarray, " number"]:
-        """Returns inverse temperatures of so many rungs between which all rejections would be equal."""
+        """Returns inverse temperatures of `number` rungs for which all neighbours would reject equally often."""
         edges = np.linspace(0, self.total, number)
         fine = np.linspace(self.beta[-1], self.beta[0], 10_001)
-        up_to = self.total + self._cubic()(fine)  # rises from 0 at the hottest rung
+        up_to = self.total + self._cubic()(fine)  # 0 at the hottest rung, increasing with beta
         return np.interp(edges, up_to, fine)[::-1]
 
     def _cubic(self) -> "PchipInterpolator":
-        from scipy import interpolate  # a second to import
+        from scipy import interpolate  # takes a second to import
 
         beta, first = np.unique(self.beta, return_index=True)
         return interpolate.PchipInterpolator(beta, -self.cumulative[first], extrapolate=False)
@@ -57,12 +57,12 @@ def barrier(trace: Trace, ladder: str | None = None, seed: int | None = None) ->
     """Returns the barrier of a ladder, from its mean rejection probabilities (a pair without offers counts as 0.5).
 
     Args:
-        trace: all of it or a stretch.
-        ladder: which one, if there are several.
-        seed: an index into the run's seeds; by default the rejections of all are averaged.
+        trace: the whole trace or a stretch.
+        ladder: the ladder's name; needed if there are several.
+        seed: an index into the run's seeds; by default rejections are averaged over seeds.
 
     Raises:
-        ValueError: the trace holds no exchange of that ladder, or its seeds have adapted ladders of their own.
+        ValueError: the trace holds no exchange of that ladder, or each seed has adapted its ladder separately.
     """
     made = exchanges(trace, ladder)
     if not len(made.step) or made.info.beta is None:
@@ -81,15 +81,15 @@ def barrier(trace: Trace, ladder: str | None = None, seed: int | None = None) ->
 def round_trip_rate(
     rejection: Float[AnyArray, "*S pairs"], offered: Float[AnyArray, "*S pairs"] | str = "deo"
 ) -> Float[np.ndarray, "*S"]:
-    """Returns how many round trips all replicas together should make per exchange, if energies mix between exchanges.
+    """Returns the expected round trips of all replicas together per exchange, if energies mix between exchanges.
 
-    DEO: 1 / (2 + 2 sum r / (1 - r)); SEO: 1 / (2 sum 1 / (1 - r)) (arXiv 1905.02939). In general, for a pairing that
-    offers each pair independently of what it offered before, with probability o: 1 / sum 1 / (o (1 - r)), the commute
-    time of a reversible walk.
+    DEO: 1 / (2 + 2 sum r / (1 - r)); SEO: 1 / (2 sum 1 / (1 - r)) (arXiv 1905.02939). For a pairing that offers each
+    pair with probability o, independently of earlier offers: 1 / sum 1 / (o (1 - r)), from the commute time of a
+    reversible walk.
 
     Args:
-        rejection: mean rejection probability of each pair.
-        offered: "deo", "seo", "random_adjacent", or the share of exchanges in which each pair is offered a swap.
+        rejection: mean rejection probability r of each pair.
+        offered: "deo", "seo", "random_adjacent", or the share o of exchanges in which each pair is offered a swap.
     """
     r = np.asarray(rejection, np.float64)
     with np.errstate(divide="ignore"):
@@ -101,17 +101,17 @@ def round_trip_rate(
 
 
 def suggest_replicas(trace: Trace, ladder: str | None = None) -> int:
-    """Returns how many replicas the ladder's ends call for: 2 Lambda pairs, each then accepting about half its swaps.
+    """Returns the suggested number of replicas between a ladder's ends: 2 Lambda pairs, each accepting about half.
 
-    The mean over seeds, if there are several. A barrier is measured too low where a pair rejects nearly everything (no
-    pair can count for more than 1), so repeat with the replicas suggested.
+    Uses the mean over seeds, if there are several. If a pair rejects nearly everything, the barrier is underestimated
+    (no pair can count for more than 1); repeat with the suggested number of replicas.
 
     >>> bool(2 <= jaxpt.suggest_replicas(result.trace) <= 7)  # with 4 rungs the barrier is at most 3
     True
 
     Args:
-        trace: all of it or a stretch; energies change in training, so the last stretch counts most.
-        ladder: which one, if there are several.
+        trace: the whole trace or a stretch; energies change in training, so the last stretch is the most relevant.
+        ladder: the ladder's name; needed if there are several.
 
     Raises:
         ValueError: the trace holds no exchange of that ladder.

@@ -1,4 +1,4 @@
-"""What a trace says about its exchanges: pure functions of NumPy or JAX arrays, seeds in the middle axes if any."""
+"""Counts and means of a trace's exchanges: pure functions of NumPy or JAX arrays; seeds are the middle axes if any."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -9,10 +9,10 @@ from jaxpt.core.types import AnyArray
 def pair_acceptance(
     attempted: Bool[AnyArray, "P *S pairs"], accepted: Bool[AnyArray, "P *S pairs"]
 ) -> Float[np.ndarray, "*S pairs"]:
-    """Returns the share of its offered swaps that each adjacent pair made; NaN for a pair that was never offered one.
+    """Returns the share of offered swaps that each adjacent pair accepted; NaN for a pair that was never offered one.
 
     Args:
-        attempted: `trace.info.attempted`. With several ladders, those of one: `& (trace.info.ladder == i)[..., None]`.
+        attempted: `trace.info.attempted`. With several ladders, select one: `& (trace.info.ladder == i)[..., None]`.
         accepted: `trace.info.accepted`, likewise.
     """
     offered = np.sum(np.asarray(attempted), axis=0)
@@ -21,7 +21,7 @@ def pair_acceptance(
 
 
 def acceptance_rate(attempted: Bool[AnyArray, "P *S pairs"], accepted: Bool[AnyArray, "P *S pairs"]) -> float:
-    """Returns the share of all offered swaps that were made; NaN if there were none."""
+    """Returns the share of all offered swaps that were accepted; NaN if none were offered."""
     offered = int(np.sum(np.asarray(attempted)))
     return float(np.sum(np.asarray(accepted))) / offered if offered else float("nan")
 
@@ -29,7 +29,7 @@ def acceptance_rate(attempted: Bool[AnyArray, "P *S pairs"], accepted: Bool[AnyA
 def round_trips(
     rung: Int[AnyArray, "P *S M"],
 ) -> Int[np.ndarray, "*S M"]:
-    """Returns how often each replica went hottest -> coldest -> hottest.
+    """Returns the number of round trips of each replica, hottest -> coldest -> hottest.
 
     Args:
         rung: the index process, `trace.rung[ladder]`; the hottest rung is M - 1.
@@ -48,7 +48,7 @@ def round_trips(
 
 
 def running_mean(values: Float[AnyArray, "P *rest"], window: int) -> Float[np.ndarray, "P *rest"]:
-    """Returns each row's mean with the `window - 1` rows before it; of the first rows, with as many as there are."""
+    """Returns the mean of each row and the `window - 1` rows before it, or fewer for the first rows."""
     if window < 1:
         raise ValueError(f"window must be at least 1, but it is {window}")
     values = np.asarray(values, np.float64)
@@ -58,15 +58,15 @@ def running_mean(values: Float[AnyArray, "P *rest"], window: int) -> Float[np.nd
 def interval(
     samples: Float[AnyArray, "*rest S"], level: float = 0.95
 ) -> tuple[Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"]]:
-    """Returns mean, lower and upper end of Student's t interval for the mean over the last axis, the seeds.
+    """Returns the mean over the last axis (the seeds), and lower and upper end of its Student t interval.
 
-    With one seed the ends are NaN: one run says nothing about the spread.
+    With one seed the ends are NaN, since the spread is unknown.
     """
     samples = np.asarray(samples, np.float64)
     count, mean = samples.shape[-1], np.asarray(samples.mean(-1))
     if count < 2:
         return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    from scipy import special  # half a second to import
+    from scipy import special  # takes half a second to import
 
     half = special.stdtrit(count - 1, (1 + level) / 2) * samples.std(-1, ddof=1) / np.sqrt(count)
     return mean, np.asarray(mean - half), np.asarray(mean + half)

@@ -1,4 +1,4 @@
-"""One page on whether tempering works in a run, with verdicts."""
+"""A one-page diagnosis of tempering in a run, with verdicts."""
 
 import dataclasses
 
@@ -13,18 +13,18 @@ from jaxpt.diagnostics.index import energy_by_rung, flow, relaxation_time, round
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` prints; means over the seeds, if there are several. `str()` is the page.
+    """The contents of `diagnose`'s page; means over the seeds, if there are several. `str()` is the page.
 
     Attributes:
-        ladder: its name.
-        exchanges: how many it had.
+        ladder: the ladder's name.
+        exchanges: its number of exchanges.
         acceptance: mean acceptance probability of each pair.
         barrier: Lambda.
-        suggested: replicas that the barrier calls for.
+        suggested: number of replicas that the barrier suggests.
         trips: round trips of all replicas of one seed.
-        expected_trips: how many there would be, if energies mixed between exchanges.
-        verdicts: what is wrong and what to do, in words; empty if nothing is.
-        page: all of it, to be printed.
+        expected_trips: expected round trips, if energies mixed between exchanges.
+        verdicts: problems and advice, in words; empty if there are no problems.
+        page: the whole page as text.
     """
 
     ladder: str
@@ -42,7 +42,7 @@ class Diagnosis:
 
 
 def diagnose(trace: Trace, ladder: str | None = None) -> None:
-    """Prints a page: acceptance pair by pair, barrier, round trips, and verdicts that say what to do.
+    """Prints a page: acceptance pair by pair, barrier, round trips, and verdicts with advice.
 
     >>> jaxpt.diagnose(result.trace)
     ladder learning_rate: 4 rungs, 20 exchanges
@@ -52,7 +52,7 @@ def diagnose(trace: Trace, ladder: str | None = None) -> None:
 
     Args:
         trace: `result.trace`, or a stretch of it.
-        ladder: which one; by default every ladder has a page.
+        ladder: the ladder's name; by default prints a page for every ladder.
     """
     check_trace(trace)
     for name in [ladder] if ladder else list(trace.rung):
@@ -60,7 +60,7 @@ def diagnose(trace: Trace, ladder: str | None = None) -> None:
 
 
 def diagnosis(trace: Trace, ladder: str | None = None) -> Diagnosis:
-    """Returns what `diagnose` prints.
+    """Returns the diagnosis that `diagnose` prints.
 
     Raises:
         ValueError: there are several ladders and none is chosen, or no such ladder.
@@ -126,14 +126,14 @@ def _page(name: str, made: Trace, accepted: np.ndarray, stretches: list[np.ndarr
 
 
 def _error(made: Trace) -> float:
-    """Returns the standard error of a pair's mean acceptance, about, were its offers independent."""
+    """Returns the approximate standard error of a pair's mean acceptance, as if its offers were independent."""
     where = np.asarray(made.info.attempted)
     spread = np.std(np.asarray(made.info.probability)[where])
     return float(spread / np.sqrt(max(1.0, where.sum() / where.shape[-1])))
 
 
 def _on_pairs(accepted: np.ndarray, error: float, stretches: list[np.ndarray], respaced: bool) -> list[str]:
-    """What is wrong with single pairs, or with all of them."""
+    """Returns verdicts on single pairs, or on all pairs."""
     found = []
     if np.nanmin(accepted) > 0.9:
         found.append("all pairs swap nearly always, so the ladder does not sort: raise C, or spread the rungs")
@@ -161,7 +161,7 @@ def _on_pairs(accepted: np.ndarray, error: float, stretches: list[np.ndarray], r
 
 
 def _on_travel(trips: float, expected: float, rungs: int, count: int, deo: bool) -> list[str]:
-    """What is wrong with the replicas' travels."""
+    """Returns verdicts on the replicas' travel along the ladder."""
     if expected < rungs:
         lasts = f"about {rungs * count / expected:.0f}" if expected > 0 else "for ever, not so many"
         pairing = "" if deo else "use pairing='deo', "
@@ -169,7 +169,7 @@ def _on_travel(trips: float, expected: float, rungs: int, count: int, deo: bool)
             f"a round trip takes {lasts} exchanges, and there were {count}, so the ladder sorts rather than mixes: "
             f"exchange more often (smaller every), {pairing}or take fewer rungs"
         ]
-    # A replica's first trip begins and its last one ends somewhere within the stretch, which costs it about one.
+    # The stretch cuts a replica's first and last trip, which costs it about one trip.
     if expected > 3 * rungs and trips < (expected - rungs) / 3:
         return [
             f"{trips:.0f} round trips instead of {expected:.0f}: replicas keep their energies, and so their places, "
@@ -179,7 +179,7 @@ def _on_travel(trips: float, expected: float, rungs: int, count: int, deo: bool)
 
 
 def _on_size(accepted: np.ndarray, suggested: int) -> list[str]:
-    """What is wrong with the number of rungs."""
+    """Returns verdicts on the number of rungs."""
     rungs = len(accepted) + 1
     if suggested >= 1.4 * rungs:
         return [f"the barrier calls for about {suggested} replicas, there are {rungs}: add rungs, or lower C"]
@@ -189,7 +189,7 @@ def _on_size(accepted: np.ndarray, suggested: int) -> list[str]:
 
 
 def _on_energies(made: Trace, name: str, energies: np.ndarray) -> list[str]:
-    """What is wrong with the energies."""
+    """Returns verdicts on the energies."""
     found = []
     broken = ~np.isfinite(made.valid["energy"])
     if broken.all():
@@ -213,7 +213,7 @@ def _on_energies(made: Trace, name: str, energies: np.ndarray) -> list[str]:
 def _energy_error(made: Trace, name: str) -> float:
     """Returns the standard error of the mean difference between the coldest and the hottest rung's energies.
 
-    From the means of eight stretches, and of seeds: energies of neighbouring exchanges are alike.
+    Estimated from the means of eight stretches per seed, since energies of neighbouring exchanges are correlated.
     """
     on_rung = samples(made, "energy", name)
     difference = on_rung[..., 0] - on_rung[..., -1]
@@ -229,7 +229,7 @@ def _over_seeds(values: np.ndarray) -> np.ndarray:
 
 
 def _was_respaced(trace: Trace, name: str) -> bool:
-    """Whether the ladder's inverse temperatures moved in the course of the run, as `adapt_ladder` moves them."""
+    """Returns whether the ladder's inverse temperatures changed during the run, as with `adapt_ladder`."""
     if trace.info.beta is None:
         return False
     turns = np.asarray(trace.info.ladder).reshape(len(trace.step), -1)[:, 0] == list(trace.rung).index(name)
@@ -238,7 +238,7 @@ def _was_respaced(trace: Trace, name: str) -> bool:
 
 
 def _alternates(attempted: np.ndarray) -> bool:
-    """Whether even and odd pairs had their turns one after the other, as under DEO."""
+    """Returns whether even and odd pairs alternated, as under DEO."""
     pairs = np.arange(attempted.shape[-1])
     rows = attempted.reshape(len(attempted), -1, len(pairs))[:, 0]
     parity = (np.arange(len(rows))[:, None] + pairs) % 2 == 0

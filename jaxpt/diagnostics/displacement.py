@@ -1,4 +1,4 @@
-"""How far weights move from where they were, value by value, and whether that is like a temperature."""
+"""The displacement of weights at each value of a hyperparameter, and whether the hyperparameter is temperature-like."""
 
 import dataclasses
 from typing import Literal
@@ -13,14 +13,14 @@ Answer = Literal["temperature-like", "not temperature-like", "undecided"]
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Whether hotter values diffuse faster, early and late, and the numbers that say so; see `Diffusion.verdict`.
+    """Whether hotter values diffuse faster, early and late, and the supporting numbers; see `Diffusion.verdict`.
 
     Attributes:
-        answer: what the intervals say.
+        answer: the conclusion from the intervals.
         steps: the early and the late time, in steps since t0.
-        difference: early and late: mean over seeds of |W(t) - W(t0)| at rung i + 1 less that at rung i, the next colder
-            one.
-        low: lower end of its Student t interval at the level asked for; all above zero: temperature-like.
+        difference: early and late: mean over seeds of |W(t) - W(t0)| at rung i + 1 minus that at rung i, the next
+            colder one.
+        low: lower end of its Student t interval at the given level; all above zero: temperature-like.
         high: upper end of its interval, widened for the number of pairs and times; any below zero: not
             temperature-like.
     """
@@ -62,21 +62,21 @@ class Diffusion:
         return np.square(self.displacement).mean(1)
 
     def verdict(self, *, early: int | None = None, late: int | None = None, level: float = 0.95) -> Verdict:
-        """Returns whether the hyperparameter acts like a temperature: the hotter, the farther, early AND late.
+        """Returns whether the hyperparameter acts like a temperature: hotter values move farther, early AND late.
 
-        At both times and for each pair of adjacent values, the differences of the displacements of one seed, hotter
-        less colder, are a sample over seeds (paired: same first weights, same minibatches). Then
+        For each time and each pair of adjacent values, each seed gives a difference of displacements, hotter minus
+        colder. The differences are a sample over seeds (paired: same first weights, same minibatches). The answers:
 
         - *temperature-like*: the Student t interval of every pair at both times lies above zero. All must hold, so the
           level needs no correction.
         - *not temperature-like*: the interval of some pair at some time lies below zero: a hotter value is slower. One
           of 2 (M - 1) is enough, so these intervals are widened by Bonferroni's correction.
-        - *undecided*: neither. So it is with one seed, with too few for the spread, and where a replica diverged.
+        - *undecided*: neither. Also with one seed, with too few seeds for the spread, and if a replica diverged.
 
         Args:
             early: steps since t0 of the early time (the nearest record counts); by default a tenth of the last record.
             late: steps since t0 of the late time; by default the last record.
-            level: of the intervals.
+            level: level of the intervals.
 
         Raises:
             ValueError: there is only one value; the level is not between 0 and 1; early and late are the same record.

@@ -1,4 +1,4 @@
-"""Stretches of a trace, and how often each pair of rungs swaps in them."""
+"""Stretches of a trace, and the acceptance of each pair of rungs in them."""
 
 import itertools
 
@@ -18,23 +18,23 @@ def window(trace: Trace, start: int = 0, stop: int | None = None) -> Trace:
 
 
 def windows(trace: Trace, count: int) -> list[Trace]:
-    """Returns the periods from the first exchange on, cut into so many stretches of about equal length."""
+    """Returns the periods from the first exchange on, divided into `count` stretches of about equal length."""
     begun = _first_exchange(trace)
     edges = np.linspace(begun, len(trace.step), count + 1).astype(int)
     return [jax.tree.map(lambda leaf, a=a, b=b: np.asarray(leaf)[a:b], trace) for a, b in itertools.pairwise(edges)]
 
 
 def check_trace(trace: Trace) -> None:
-    """Raises ValueError if it is something else, the whole result perhaps."""
+    """Raises ValueError if the argument is not a Trace, but for example the whole Result."""
     if not isinstance(trace, Trace):
         raise ValueError(f"trace must be a run's trace, result.trace, but it is of {type(trace)}")
 
 
 def ladder_name(trace: Trace, ladder: str | None) -> str:
-    """Returns the ladder's name, the only one by default.
+    """Returns the ladder's name; by default that of the only ladder.
 
     Raises:
-        ValueError: there are several and none is chosen, or no such ladder.
+        ValueError: there are several ladders and none is chosen, or no such ladder.
     """
     check_trace(trace)
     names = list(trace.rung)
@@ -46,10 +46,10 @@ def ladder_name(trace: Trace, ladder: str | None) -> str:
 
 
 def exchanges(trace: Trace, ladder: str | None = None) -> Trace:
-    """Returns the periods in which that ladder had its turn, from the first on in which it was offered a swap.
+    """Returns the periods of that ladder's turns, from the first one with an offered swap.
 
-    As long as the ladder still adapts (`Tempering(swap_while_tuning=True)`), its exchanges do not count. Nor does a
-    last period without an offer that is shorter than the others: the steps that `fit` does without an exchange.
+    Leaves out exchanges during which the ladder still adapts (`Tempering(swap_while_tuning=True)`). Also leaves out a
+    last period that is shorter than the others and has no offer: `fit` runs such steps without an exchange.
     """
     check_trace(trace)
     length = np.diff(trace.step)
@@ -66,20 +66,20 @@ def exchanges(trace: Trace, ladder: str | None = None) -> Trace:
 
 
 def offered(trace: Trace, ladder: str | None = None) -> Float[np.ndarray, "*S pairs"]:
-    """Returns in which share of that ladder's exchanges each pair was offered a swap; NaN without exchanges."""
+    """Returns the share of that ladder's exchanges in which each pair was offered a swap; NaN without exchanges."""
     attempted = np.asarray(exchanges(trace, ladder).info.attempted)
     return _mean(attempted, np.ones_like(attempted))
 
 
 def acceptance(trace: Trace, ladder: str | None = None) -> Float[np.ndarray, "*S pairs"]:
-    """Returns the mean acceptance probability of each pair's offered swaps; NaN for a pair that was offered none.
+    """Returns the mean acceptance probability of each pair's offered swaps; NaN for a pair without offers.
 
-    The mean of the probability is that of the outcome with less noise. Pairs that an exchange leaves out do not count:
-    under DEO their energies have just been sorted.
+    The mean probability estimates the same number as the share of accepted swaps, with less noise. Pairs that an
+    exchange does not offer do not count: under DEO their energies have just been sorted.
 
     Args:
-        trace: all of it or a stretch.
-        ladder: which one, if there are several.
+        trace: the whole trace or a stretch.
+        ladder: the ladder's name; needed if there are several.
     """
     info = exchanges(trace, ladder).info
     return _mean(np.asarray(info.probability, np.float64), np.asarray(info.attempted))
@@ -91,13 +91,13 @@ def rejection(trace: Trace, ladder: str | None = None) -> Float[np.ndarray, "*S 
 
 
 def _mean(values: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Mean over the periods, NaN where nothing counts."""
+    """Returns the mean over the periods that count, NaN if none does."""
     count = where.sum(0)
     return np.where(count > 0, np.sum(values, 0, where=where.astype(bool)) / np.maximum(count, 1), np.nan)
 
 
 def _first(per_period: AnyArray) -> np.ndarray:
-    """Returns the first seed's numbers of what is the same for all, [P]."""
+    """Returns the first seed's values of an array that is the same for all seeds, [P]."""
     return np.asarray(per_period).reshape(len(per_period), -1)[:, 0]
 
 
@@ -107,6 +107,6 @@ def _any_offer(trace: Trace) -> np.ndarray:
 
 
 def _first_exchange(trace: Trace) -> int:
-    """Returns the first period with an offer; their number if there is none."""
+    """Returns the index of the first period with an offer; the number of periods if there is none."""
     any_offer = _any_offer(trace)
     return int(np.argmax(any_offer)) if any_offer.any() else len(any_offer)

@@ -1,4 +1,4 @@
-"""The index process: which replica stands on which rung, how far it travels, and how fast it forgets."""
+"""The index process: the rung of each replica over time, its travel along the ladder, and its relaxation time."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,24 +14,25 @@ def index_process(trace: Trace, ladder: str | None = None) -> Int[np.ndarray, "N
 
 
 def round_trips_per_exchange(trace: Trace, ladder: str | None = None) -> Float[np.ndarray, "*S"]:
-    """Returns how many round trips all replicas together made per exchange; compare `round_trip_rate`.
+    """Returns the round trips of all replicas together per exchange; compare `round_trip_rate`.
 
-    Counted from the first exchange on, so a short stretch tells too little: the first trip has to begin before it ends.
+    Counted from the first exchange on, so a short stretch gives too low a rate: each replica's first trip must begin
+    before it can end.
     """
     path = index_process(trace, ladder)
     return np.asarray(round_trips(path).sum(-1) / max(len(path), 1))
 
 
 def flow(trace: Trace, ladder: str | None = None) -> Float[np.ndarray, "*S M"]:
-    """Returns, for each rung, the share of visits by replicas that were last at the coldest rung, not the hottest.
+    """Returns for each rung the share of its visitors whose last end of the ladder was the coldest, not the hottest.
 
-    1 at the coldest, 0 at the hottest. A straight line in between is a good ladder; a steep step is a bottleneck
-    (Katzgraber, Trebst, Huse and Troyer 2006, cond-mat/0602085). Under DEO the line steps off at both ends, since
-    replicas keep their direction there. NaN where no such replica came by.
+    1 at the coldest rung, 0 at the hottest. A straight line in between indicates a good ladder, a steep step a
+    bottleneck (Katzgraber, Trebst, Huse and Troyer 2006, cond-mat/0602085). Under DEO the line has a step at both ends,
+    since replicas keep their direction there. NaN for a rung without visitors from either end.
     """
     path = index_process(trace, ladder)
     hottest = path.shape[-1] - 1
-    last = np.zeros(path.shape[1:], np.int8)  # 1: from the coldest, 2: from the hottest
+    last = np.zeros(path.shape[1:], np.int8)  # end visited last: 1 the coldest, 2 the hottest
     counts = np.zeros((2, *path.shape[1:]))
     for now in path:
         last = np.where(now == 0, 1, np.where(now == hottest, 2, last))
@@ -43,7 +44,7 @@ def flow(trace: Trace, ladder: str | None = None) -> Float[np.ndarray, "*S M"]:
 
 
 def transition_matrix(trace: Trace, ladder: str | None = None) -> Float[np.ndarray, "*S M M"]:
-    """Returns the share of exchanges that took a replica from rung i to rung j, made symmetric.
+    """Returns the share of exchanges that moved a replica from rung i to rung j, symmetrised.
 
     T_ij = (n_ij + n_ji) / sum_k (n_ik + n_ki). Rows add up to 1; NaN for fewer than two exchanges.
     """
@@ -57,10 +58,10 @@ def transition_matrix(trace: Trace, ladder: str | None = None) -> Float[np.ndarr
 
 
 def relaxation_time(trace: Trace, ladder: str | None = None) -> Float[np.ndarray, "*S"]:
-    """Returns 1 / (1 - lambda_2), in exchanges: lambda_2 is the second eigenvalue of the transition matrix.
+    """Returns 1 / (1 - lambda_2), in exchanges; lambda_2 is the second eigenvalue of the transition matrix.
 
-    About how long the index process remembers where it was. Infinite if the ladder falls into parts that never mix. It
-    takes the process for a reversible Markov chain; under DEO, which is none, read it as a rough number.
+    It is roughly the memory of the index process. Infinite if the ladder has parts that never mix. The formula assumes
+    a reversible Markov chain; DEO is not one, so there it is only a rough number.
     """
     matrix = transition_matrix(trace, ladder)
     if np.isnan(matrix).any():
@@ -71,23 +72,23 @@ def relaxation_time(trace: Trace, ladder: str | None = None) -> Float[np.ndarray
 
 
 def time_share(trace: Trace, ladder: str | None = None) -> Float[np.ndarray, "*S M M"]:
-    """Returns which share of its time each replica (row) spent on each rung (column); 1 / M each if all mix."""
+    """Returns the share of time that each replica (row) spent on each rung (column); 1 / M each if all mix."""
     path = index_process(trace, ladder)
     return np.asarray((path[..., None] == np.arange(path.shape[-1])).mean(0))
 
 
 def samples(trace: Trace, score: str = "energy", ladder: str | None = None) -> Float[np.ndarray, "N *S M"]:
-    """Returns the score of whoever stood on each rung, exchange by exchange, coldest first; burn-in is left out.
+    """Returns the score of the replica on each rung, one row per exchange, coldest first; burn-in is left out.
 
     Args:
-        trace: all of it or a stretch.
+        trace: the whole trace or a stretch.
         score: "energy" or a metric of `trace.valid`.
-        ladder: which one, if there are several.
+        ladder: the ladder's name; needed if there are several.
     """
     on_rung = np.argsort(index_process(trace, ladder), -1)
     return np.take_along_axis(np.asarray(exchanges(trace, ladder).valid[score], np.float64), on_rung, -1)
 
 
 def energy_by_rung(trace: Trace, ladder: str | None = None) -> Float[np.ndarray, "*S M"]:
-    """Returns the mean energy of whoever stood on each rung: it should rise from the coldest to the hottest."""
+    """Returns the mean energy of the replicas on each rung; it should increase from the coldest to the hottest."""
     return np.asarray(samples(trace, "energy", ladder).mean(0))

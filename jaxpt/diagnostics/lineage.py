@@ -1,4 +1,4 @@
-"""Which path of hyperparameters led to a replica: recorded, kept as JSON, used as a schedule."""
+"""The path of hyperparameters that led to a replica's weights; written as JSON, or used as a schedule."""
 
 import dataclasses
 import json
@@ -18,32 +18,33 @@ from jaxpt.diagnostics.exchanges import check_trace
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lineage:
-    """The hyperparameters, period by period, under which a replica's weights came to be.
+    """The hyperparameters, period by period, under which a replica's weights were trained.
 
-    `hyper` has the rungs' values. Where the engine has a schedule, `in_force` has what it made of them, step by step.
-    A schedule inside the optimizer's function, `lambda h: optax.sgd(lambda step: h["learning_rate"] * ...)`, cannot be
-    seen and is in neither: apply it again where you train with this path.
+    `hyper` has the rungs' values. If the engine has a schedule, `scheduled` has its results for them, step by step. A
+    schedule inside the optimizer's function, `lambda h: optax.sgd(lambda step: h["learning_rate"] * ...)`, is not
+    visible and is in neither: apply it again when you train with this path.
 
     Attributes:
         step: steps done at each period's end.
         hyper: {name: value during each period}.
-        replica: the slot in which the weights were trained during each period; it changes only where a rule copies
+        replica: the slot in which the weights were trained during each period; it changes only if a rule copies
             weights.
-        in_force: {name: value at each of T steps} by the engine's schedule; None without one. `replay` applies it anew.
+        scheduled: {name: value at each of T steps} from the engine's schedule; None without one. `replay` computes it
+            again.
     """
 
     step: Int[np.ndarray, " P"]
     hyper: dict[str, Float[np.ndarray, " P"]]
     replica: Int[np.ndarray, " P"]
-    in_force: dict[str, Float[np.ndarray, " T"]] | None = None
+    scheduled: dict[str, Float[np.ndarray, " T"]] | None = None
 
     def to_json(self) -> str:
-        """Returns the path as a JSON object, exact to the bit.
+        """Returns the path as a JSON object; all values are exact to the bit.
 
-        It is {"step": [P], "replica": [P], "hyper": {name: [P]}}, and "in_force": {name: [T]} if there was a schedule.
+        It is {"step": [P], "replica": [P], "hyper": {name: [P]}}; with a schedule also "scheduled": {name: [T]}.
         """
         content = {"step": self.step.tolist(), "replica": self.replica.tolist(), "hyper": _plain(self.hyper)}
-        return json.dumps(content if self.in_force is None else {**content, "in_force": _plain(self.in_force)})
+        return json.dumps(content if self.scheduled is None else {**content, "scheduled": _plain(self.scheduled)})
 
     @classmethod
     def from_json(cls, text: str) -> "Lineage":
@@ -56,7 +57,7 @@ class Lineage:
             given = json.loads(text)
             hyper = {name: np.asarray(values, np.float32) for name, values in given["hyper"].items()}
             step, replica = np.asarray(given["step"], np.int32), np.asarray(given["replica"], np.int32)
-            forced = given.get("in_force")
+            forced = given.get("scheduled")
             if forced is not None:
                 forced = {name: np.asarray(values, np.float32) for name, values in forced.items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -71,20 +72,20 @@ class Lineage:
         return cls(step, hyper, replica, forced)
 
     def schedule(self, name: str) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
-        """Returns one hyperparameter's path as an optax schedule: steps done -> value; the last value goes on for ever.
+        """Returns one hyperparameter's path as an optax schedule: steps done -> value; the last value stays forever.
 
-        `optax.sgd(lineage.schedule("learning_rate"))` trains with the learning rates that were in force, anywhere:
-        those of the rungs, or what the engine's schedule made of them. A schedule inside the optimizer's function comes
-        on top.
+        In any training loop, `optax.sgd(lineage.schedule("learning_rate"))` uses the learning rates that were in force:
+        those of the rungs, or the results of the engine's schedule. It does not include a schedule inside the
+        optimizer's function.
 
         Raises:
             ValueError: no such hyperparameter.
         """
-        known = self.hyper if self.in_force is None else self.in_force
+        known = self.hyper if self.scheduled is None else self.scheduled
         if name not in known:
             raise ValueError(f"the path has no hyperparameter {name!r}; it has {', '.join(known)}")
         values = jnp.asarray(known[name])
-        if self.in_force is not None:
+        if self.scheduled is not None:
             return lambda count: values[jnp.minimum(count, len(values) - 1)]
         ends = jnp.asarray(self.step)
         return lambda count: values[jnp.minimum(jnp.searchsorted(ends, count, side="right"), len(ends) - 1)]
@@ -97,7 +98,7 @@ def _plain(values: dict[str, np.ndarray]) -> dict[str, list[float]]:
 def lineage(trace: Trace, replica: int, seed: int | None = None, *, schedule: Schedule | None = None) -> Lineage:
     """Returns the path of hyperparameters behind a replica's weights at the end of a trace.
 
-    Where a rule copies weights (PBT), it is the path of the replica's ancestors: at each copy it goes over to the one
+    If a rule copies weights (PBT), the path follows the replica's ancestors: at each copy it switches to the replica
     that was copied.
 
     >>> path = jaxpt.lineage(result.trace, result.best().replica)
@@ -108,11 +109,11 @@ def lineage(trace: Trace, replica: int, seed: int | None = None, *, schedule: Sc
     True
 
     Args:
-        trace: of the whole run, `result.trace`.
-        replica: which one, `result.best().replica` say.
+        trace: the trace of the whole run, `result.trace`.
+        replica: the replica's slot, such as `result.best().replica`.
         seed: an index into the run's seeds; needed if there are several.
-        schedule: the engine's, if it has one: the path then has the values in force at each step. `Result.lineage`
-            gives it.
+        schedule: the engine's schedule, if it has one; the path then includes the values in force at each step.
+            `Result.lineage` passes it.
 
     Raises:
         ValueError: no such replica, no such seed, or none given.
@@ -136,11 +137,11 @@ def lineage(trace: Trace, replica: int, seed: int | None = None, *, schedule: Sc
             slot[period] = now = parents[period, now]
     rows = np.arange(shape[0])
     step, hyper = np.asarray(trace.step), {name: own(v)[rows, slot] for name, v in trace.hyper.items()}
-    return Lineage(step, hyper, slot, None if schedule is None else _in_force(schedule, step, hyper))
+    return Lineage(step, hyper, slot, None if schedule is None else _scheduled(schedule, step, hyper))
 
 
-def _in_force(schedule: Schedule, step: np.ndarray, hyper: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns what a schedule makes of each step's values, {name: [T]}."""
+def _scheduled(schedule: Schedule, step: np.ndarray, hyper: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns a schedule's results for each step's values, {name: [T]}."""
     at = jnp.repeat(jnp.arange(len(step)), np.diff(step, prepend=0), total_repeat_length=int(step[-1]))
     values = {name: jnp.asarray(v)[at] for name, v in hyper.items()}
     made = jax.vmap(lambda h, count: dict(schedule(h, count)))(values, jnp.arange(len(at)))

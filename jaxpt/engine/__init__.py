@@ -1,1 +1,1 @@
-"""The step of one replica, the period of all, and the `Engine` that makes one program of them."""
+"""The training step of one replica, the period of all replicas, and the `Engine` that compiles both as one program."""

@@ -1,4 +1,4 @@
-"""Which axes of a run's arrays count seeds and replicas, as a placement wants it."""
+"""The seed and replica axes of a run's arrays, in the form that a placement takes."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from jaxpt.devices.placement import AXIS, SEED
 
 
 def state_axes(seeds: int) -> Any:
-    """Returns which axes of a `RunState`'s leaves count seeds and replicas; as `Placement` wants it.
+    """Returns the seed and replica axes of a `RunState`'s leaves, in the form that `Placement` takes.
 
     Args:
         seeds: 1 if the run has an axis of seeds, else 0.
@@ -20,7 +20,7 @@ def state_axes(seeds: int) -> Any:
 
 
 def trace_axes(seeds: int) -> Any:
-    """Returns the same for a `Trace`, whose leaves lead with the periods."""
+    """Returns the same for a `Trace`, whose leading axis is the periods."""
     make: Any = Trace
     lead = None, *(SEED,) * seeds
     row = P(*lead, AXIS)

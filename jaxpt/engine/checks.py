@@ -1,4 +1,4 @@
-"""What can be wrong with an engine or its data, found before the first step and said in words."""
+"""Checks of an engine and its data before the first step, with errors in words."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -20,8 +20,8 @@ from jaxpt.core.types import Problem
 from jaxpt.devices import execution, precision
 from jaxpt.devices.placement import Placement, automatic, check_fits
 from jaxpt.engine.names import check_all_read, check_names
-from jaxpt.engine.reads import reads
-from jaxpt.engine.replica import in_force
+from jaxpt.engine.reads import hyperparameters_read
+from jaxpt.engine.replica import scheduled
 from jaxpt.engine.spec import Spec, abstract_hyper
 from jaxpt.engine.tracked import Reads
 from jaxpt.models.scores import require_kind
@@ -39,7 +39,7 @@ def check_engine(engine: Spec) -> None:
         "batch_size": 1,
         "evaluation_batch": 1,
         "probe": 1,
-        "at_once": 1,
+        "replicas_at_once": 1,
     }.items():
         value = getattr(engine, name)
         if value is None and name == "probe":
@@ -66,7 +66,7 @@ def check_engine(engine: Spec) -> None:
 
 
 def _check_types(engine: Spec) -> None:
-    """Catches arguments in the wrong place or of the wrong kind."""
+    """Raises ValueError for arguments in the wrong place or of the wrong type."""
     if not isinstance(engine.problem, Problem):
         raise ValueError(
             f"problem must come from nnx_problem, linen_problem or energy_problem, but it is {engine.problem!r}"
@@ -120,7 +120,7 @@ def _check_ladders(engine: Spec) -> None:
 
 
 def _check_execution(engine: Spec) -> None:
-    """Catches ways of running that do not exist, and replicas that do not split evenly over the devices."""
+    """Raises ValueError for unknown execution options, and for replicas that do not split evenly over the devices."""
     names = {"replica_axis": execution.NAMES, "precision": precision.NAMES, "diverged": ("keep", "stop", "respawn")}
     for name, known in names.items():
         if getattr(engine, name) not in known:
@@ -128,7 +128,7 @@ def _check_execution(engine: Spec) -> None:
     if isinstance(engine.placement, Placement):
         check_fits(engine.placement, engine.num_replicas)
     elif engine.placement == "auto":
-        automatic(engine.num_replicas)  # in several processes all their devices have to fit
+        automatic(engine.num_replicas)  # raises if the devices of several processes do not divide M
     else:
         raise ValueError(
             'placement must be "auto" or come from jaxpt.placement, e.g. jaxpt.placement.shard_map(jax.devices()), '
@@ -171,7 +171,7 @@ def check_data(engine: Spec, data: Data) -> None:
 
 
 def _check_predictions(problem: Problem, valid: PyTree) -> None:
-    """Raises ValueError if `predict` does not return what the problem says."""
+    """Raises ValueError if `predict` does not return one row per example."""
     few = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape[1:]), jnp.result_type(leaf)), valid)
     predict: Any = problem.predict
     found = jax.eval_shape(lambda key, batch: predict(*problem.init(key), batch), jax.random.key(0), few)
@@ -180,7 +180,7 @@ def _check_predictions(problem: Problem, valid: PyTree) -> None:
 
 
 def check_minibatch(engine: Spec, batch: PyTree) -> None:
-    """Raises ValueError if the loss refuses a minibatch on the host, whose integers it sees as they are."""
+    """Raises ValueError if the loss rejects a minibatch on the host; the loss sees the values of its integers."""
     _check_scores(engine, "train", batch, _is_integer)
 
 
@@ -204,10 +204,10 @@ def check_sizes(engine: Spec, data: Data) -> None:
 
 
 def with_batches(engine: Spec, data: Data, batches: Batches | None, periods: int) -> Data:
-    """Returns the data with the first of the given minibatches as its training split, ready for `check_sizes`.
+    """Returns the data with the first of the given minibatches as its training split, for `check_sizes`.
 
     Raises:
-        ValueError: there is a training split besides; each replica is to draw its own; the shape is another.
+        ValueError: there is also a training split; the engine has own_batches=True; the shape is wrong.
     """
     if batches is None:
         return data
@@ -226,18 +226,18 @@ def with_batches(engine: Spec, data: Data, batches: Batches | None, periods: int
 
 
 def _check_scores(engine: Spec, name: str, split: PyTree, is_shown: Callable[[Any], bool]) -> None:
-    """Traces loss or metrics on one split: shapes [N] each, labels in range, hyperparameters read."""
+    """Traces loss or metrics on one split; raises ValueError unless shapes, labels and hyperparameters are right."""
     size = 1 if split is None else tree.leading(split)
     leaves, treedef = jax.tree.flatten(split)
     shown = [is_shown(leaf) for leaf in leaves]
     seen: set[str] = set()
 
     def trace(score: Callable[..., Any], hidden: list[Array], key: Array, hyper: Mapping[str, Array]) -> Any:
-        # Labels are closed over, not traced, so that a loss can see their values: it checks their range.
+        # Labels are closed over, not traced, so that the loss can check their values.
         rest = iter(hidden)
         batch = jax.tree.unflatten(treedef, [leaf if s else next(rest) for s, leaf in zip(shown, leaves, strict=True)])
         params, state = problem.init(key)
-        hyper = in_force(engine.schedule, dict(hyper), jnp.zeros((), jnp.int32))
+        hyper = scheduled(engine.schedule, dict(hyper), jnp.zeros((), jnp.int32))
         return score(params, state, batch, Reads(hyper, seen), key)
 
     problem = engine.problem
@@ -270,12 +270,12 @@ def _check_scores(engine: Spec, name: str, split: PyTree, is_shown: Callable[[An
                 "other axes"
             )
     if engine.problem.reads_hyper and name == "train":
-        known = reads(engine.problem, engine.optimizer, engine.schedule, abstract_hyper(engine))
+        known = hyperparameters_read(engine.problem, engine.optimizer, engine.schedule, abstract_hyper(engine))
         check_all_read(engine, known | engine.problem.hyperparameters | {"batch_size"} | seen)
 
 
 def _explain(error: Exception, what: str, name: str, split: PyTree, absent: set[str]) -> str:
-    """Returns what went wrong when a function of the user's was traced on a split."""
+    """Returns the message for an error from a user's function, traced on a split."""
     if isinstance(error, KeyError) and error.args and error.args[0] in absent:
         return (
             f"the loss reads the hyperparameter {error}, but the engine is not given it; put it on a ladder or into "
@@ -291,6 +291,6 @@ def _is_integer(leaf: Any) -> bool:
 
 
 def _is_label(leaf: Array | np.ndarray) -> bool:
-    """Whether an array can be looked at and may hold classes: concrete integers, one per example."""
+    """Returns whether an array is concrete and may hold classes: integers, one per example."""
     concrete = not isinstance(leaf, jax.core.Tracer)
     return concrete and np.ndim(leaf) == 1 and np.issubdtype(leaf.dtype, np.integer)

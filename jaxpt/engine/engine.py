@@ -1,4 +1,4 @@
-"""The engine: step -> period -> run, all on the device, for any problem, optimiser, ladder and rule."""
+"""The engine: steps, periods and runs on the device, for any problem, optimiser, ladder and rule."""
 
 import dataclasses
 import operator
@@ -31,16 +31,16 @@ from jaxpt.engine.spec import Spec, abstract_hyper
     meta=(
         *("problem", "optimizer", "every", "batch_size", "schedule", "own_batches"),
         *("drop_remainder", "probe", "evaluation_batch", "rescale_momentum"),
-        *("replica_axis", "at_once", "placement", "precision", "diverged"),
+        *("replica_axis", "replicas_at_once", "placement", "precision", "diverged"),
     ),
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Engine(Spec):
-    """Trains M replicas as one program, one replica per rung, and lets a rule move them once a period.
+    """Trains M replicas as one program, one replica per rung, and applies a rule to them after each period.
 
-    The engine is a pytree. Its numbers (ladder values, the rule's C, burn_in, fixed) are traced: an engine made by
-    `dataclasses.replace` with other numbers runs the compiled program of the first. `init` copies ladder, rule and
-    fixed values into the state, and from then on those in the state count.
+    The engine is a pytree. Its numbers (ladder values, the rule's C, burn_in, fixed) are traced, so an engine made by
+    `dataclasses.replace` with other numbers reuses the compiled program. `init` copies ladder, rule and fixed values
+    into the state; a run uses those in the state.
 
     >>> ladder = jaxpt.Ladder(learning_rate=jaxpt.geometric(0.05, 0.3, 4))
     >>> sgd = lambda h: optax.sgd(h["learning_rate"], momentum=0.9)
@@ -50,43 +50,42 @@ class Engine(Spec):
     ([10, 20, 30], (3, 4))
 
     Args:
-        problem: what each replica trains on; see `nnx_problem`, `linen_problem`, `energy_problem`.
+        problem: the problem of each replica; see `nnx_problem`, `linen_problem`, `energy_problem`.
         optimizer: {name: scalar} -> optax transformation, e.g. `lambda h: optax.sgd(h["learning_rate"], 0.9)`. It is
-            built inside the step, so any optimiser that takes traced values will do, schedules over the step included.
-        ladder: one ladder, or several that are exchanged in turn, by the alphabet of their names.
-        rule: `Tempering(C)`, by default with C = 1, `Independent()`, `PBT()` or `CopyBest()`.
+            built inside the step, so any optimiser that accepts traced values works, also with schedules over the step.
+        ladder: one ladder, or several that are exchanged in turn, in the alphabetical order of their names.
+        rule: `Tempering(C)` (the default, with C = 1), `Independent()`, `PBT()` or `CopyBest()`.
         every: steps in a period, before each exchange (dN_e of arXiv 1909.04013).
-        burn_in: steps without exchanges (dN_i), unless the rule has `swap_while_tuning`; the first exchange follows the
-            first period that ends after them.
-        batch_size: examples in a minibatch. With a hyperparameter of that name: the largest one; a replica's loss then
-            counts only so many of the examples drawn, while batch normalisation sees them all.
+        burn_in: steps without exchanges (dN_i), unless the rule has `swap_while_tuning`. The first exchange follows the
+            first period that ends after burn-in.
+        batch_size: examples in a minibatch. With a hyperparameter of that name: its largest value. A replica's loss
+            then counts only as many examples as its hyperparameter, while batch normalisation sees all of them.
         fixed: hyperparameters that all replicas share, {name: value}.
         schedule: (hyperparameters, step) -> hyperparameters in force at that step; by default the rung's.
-        own_batches: each replica draws minibatches of its own; by default all replicas see the same.
+        own_batches: each replica draws its own minibatches; by default all replicas share them.
         drop_remainder: leave out an epoch's short last minibatch. By default it is used, filled up with examples that
-            do not count (but that batch normalisation sees).
-        probe: energies on this many validation examples, drawn anew each period and shared by all replicas; by
-            default on the whole validation split.
-        evaluation_batch: examples at a time in evaluation, at most, which bounds its memory; on CPUs many at a time
-            are slower, too, and with few replicas on an accelerator more may be faster. Energies depend on it by
-            rounding.
-        rescale_momentum: the name of the learning rate: on a swap the momentum is multiplied by old / new value, which
-            keeps the velocity. By default the momentum stays as it is.
-        replica_axis: how a device's replicas are executed: "vmap", "unroll", "map", or "auto", whichever of them
-            `jaxpt.devices.execution.choose` says.
-        at_once: replicas that "map" takes at a time, which bounds the memory at work; 1 by default.
-        placement: which devices the replicas are spread over; "auto": one, but on CPUs as many host devices as divide
-            M (see `use_all_cores`), and in several processes all of them. See `jaxpt.placement`.
-        precision: of float32 products: "highest", float32 everywhere; "high", TF32 on GPUs; "default", whatever JAX is
-            set to, which is TF32 on GPUs by itself. See `jaxpt.devices.precision`.
-        diverged: what becomes of a replica whose energy is not finite. "keep": it goes on, never gets a colder rung
-            from a healthy one, and counts nowhere; "stop": `fit` ends the run; "respawn": after each period it goes on
-            with weights and optimiser state of the nearest healthy replica on the ladder, under its own
+            do not count in the loss (but that batch normalisation sees).
+        probe: compute energies on this many validation examples, drawn again each period and shared by all replicas;
+            by default on the whole validation split.
+        evaluation_batch: most examples at a time in evaluation, which bounds its memory. On CPUs large values are also
+            slower; with few replicas on an accelerator they may be faster. They change energies by rounding only.
+        rescale_momentum: the name of the learning rate: a swap multiplies the momentum by old / new value, which keeps
+            the velocity. By default the momentum does not change.
+        replica_axis: how a device's replicas are executed: "vmap", "unroll", "map", or "auto", which takes the choice
+            of `jaxpt.devices.execution.choose`.
+        replicas_at_once: replicas that "map" runs at a time, which bounds its working memory; 1 by default.
+        placement: the devices that hold the replicas. "auto" is one device; on CPUs it is as many host devices as
+            divide M (see `use_all_cores`), and with several processes all devices. See `jaxpt.placement`.
+        precision: of float32 products: "highest", float32 everywhere; "high", TF32 on GPUs; "default", JAX's setting,
+            which is TF32 on GPUs unless changed. See `jaxpt.devices.precision`.
+        diverged: the treatment of a replica whose energy is not finite. "keep": it keeps training, never gets a colder
+            rung from a healthy replica, and counts nowhere; "stop": `fit` ends the run; "respawn": after each period it
+            takes weights and optimiser state from the nearest healthy replica on the ladder and keeps its own
             hyperparameters, as `trace.info.parents` records.
 
     Raises:
-        ValueError: an argument is out of range; ladders differ in length or share a name; fewer than two rungs for a
-            rule that exchanges; a name that nothing reads, or one that is read and that nobody gives.
+        ValueError: an argument is out of range; ladders differ in length or share a name; a rule that exchanges has
+            fewer than two rungs; a hyperparameter is given but never read, or read but not given.
     """
 
     def __post_init__(self) -> None:
@@ -96,17 +95,17 @@ class Engine(Spec):
         """Returns the state before the first step: fresh weights, replica k on rung k of every ladder.
 
         Args:
-            key: the seed; or an array of S seeds: S whole ladders in one run, with exchanges inside each only. Each
-                equals a run of its own up to rounding.
+            key: the key of a seed; or an array of S keys, for S whole ladders in one run, with exchanges only within a
+                ladder. Each ladder equals a run with its key alone, up to rounding.
 
         Raises:
-            ValueError: not a typed key, or an array of them with more than one axis; seeds that do not split
-                evenly over the placement's groups of devices.
+            ValueError: `key` is not a typed key or a one-dimensional array of them; the seeds do not split evenly over
+                the placement's groups of devices.
         """
         return self.placed.put(self._start(key), state_axes(key.ndim))
 
     def abstract(self, key: Key[Array, ""] | Key[Array, " S"]) -> RunState:
-        """Returns what `init` would return, as shapes with their places; nothing is computed."""
+        """Returns the result of `init` as shapes with their shardings; computes nothing."""
         return self.placed.abstract(jax.eval_shape(self._start, key), state_axes(key.ndim))
 
     def _start(self, key: Key[Array, ""] | Key[Array, " S"]) -> RunState:
@@ -124,7 +123,7 @@ class Engine(Spec):
             lambda leaf: jnp.broadcast_to(jnp.array(leaf, jnp.asarray(leaf).dtype), lead + jnp.shape(leaf)),
             (ladders, rule),
         )
-        # Every leaf is a buffer of its own, so that `donate` can take them all.
+        # Every leaf is a separate buffer, so that `donate` can take all of them.
         step, period = jnp.zeros(2, jnp.int32)
         return RunState(replicas, step, period, jnp.copy(key), ladders, rule)
 
@@ -136,20 +135,20 @@ class Engine(Spec):
         periods: int | Int[Array, ""],
         batches: Batches | None = None,
         donate: bool = False,
-        room: int | None = None,
+        max_periods: int | None = None,
     ) -> tuple[RunState, Trace]:
-        """Returns the state after so many periods, and what they recorded; one dispatch, nothing on the host.
+        """Returns the state after `periods` periods and their trace; one dispatch, without work on the host.
 
         Args:
-            state: where to go on from.
+            state: the state to start from.
             data: the splits; None for a problem without data.
-            periods: how many times `every` steps and an exchange; static, but for `room`.
-            batches: the periods' minibatches, given instead of drawn from `data.train`; see `jaxpt.prefetch`.
-            donate: let the run write over the state that it is given, so that memory holds one and not two; that
-                state cannot be used again.
-            room: rows of the trace (static); by default `periods`. If given, `periods` is traced: one compiled program
-                runs any number of periods up to it, and rows of the trace beyond are zeros. However a run is cut into
-                dispatches, its bits are the same.
+            periods: number of periods, each of `every` steps and an exchange; static unless `max_periods` is given.
+            batches: the periods' minibatches, instead of drawing them from `data.train`; see `jaxpt.prefetch`.
+            donate: let the run overwrite the given state, so that memory holds one state and not two; the given state
+                cannot be used again.
+            max_periods: rows of the trace (static); by default `periods`. If given, `periods` is traced: one compiled
+                program runs any number of periods up to `max_periods`, and the remaining rows of the trace are zeros. A
+                run gives the same bits however it is divided into dispatches.
 
         Raises:
             ValueError: the data or the batches do not fit (see `check`, which also looks at labels), or the state comes
@@ -157,12 +156,12 @@ class Engine(Spec):
         """
         if not isinstance(periods, int | np.integer | jax.Array):
             raise ValueError(f"periods must be an integer, how many of them, but it is {periods!r}")
-        room = operator.index(periods) if room is None else room
-        if not isinstance(periods, jax.Array) and not 0 <= periods <= room:
-            raise ValueError(f"periods must be 0 .. room={room}, but it is {periods!r}")
-        # From the host it goes to every device; an array would lie on one of them and be copied to the others.
+        max_periods = operator.index(periods) if max_periods is None else max_periods
+        if not isinstance(periods, jax.Array) and not 0 <= periods <= max_periods:
+            raise ValueError(f"periods must be 0 .. max_periods={max_periods}, but it is {periods!r}")
+        # A NumPy number goes from the host to every device; a JAX array is on one device, to be copied to the others.
         count = periods if isinstance(periods, jax.Array) else np.int32(operator.index(periods))
-        return (_run_donated if donate else _run)(self, state, _as_data(data), batches, count, room=room)
+        return (_run_donated if donate else _run)(self, state, _as_data(data), batches, count, max_periods=max_periods)
 
     def lower(
         self,
@@ -173,15 +172,17 @@ class Engine(Spec):
         batches: Batches | None = None,
         donate: bool = False,
     ) -> jax.stages.Lowered:
-        """Returns the program of `run` before its compilation; what `.compile()` makes is what `run` will use.
+        """Returns the program of `run` before compilation; `run` will use the program that `.compile()` returns.
 
-        Its arguments may be abstract; `periods` is the trace's `room`.
+        Its arguments may be abstract; `periods` is the trace's `max_periods`.
         """
         count = jax.ShapeDtypeStruct((), jnp.int32)
-        return (_run_donated if donate else _run).lower(self, state, _as_data(data), batches, count, room=periods)
+        return (_run_donated if donate else _run).lower(
+            self, state, _as_data(data), batches, count, max_periods=periods
+        )
 
     def evaluate(self, state: RunState, examples: PyTree) -> dict[str, Float[Array, "..."]]:
-        """Returns {"energy": [M], metric: [M]}: means over all the examples, in evaluation mode."""
+        """Returns {"energy": [M], metric: [M]}, averaged over all the examples in evaluation mode."""
         check_numbers(examples, "examples")
         return _evaluate(self, state, examples)
 
@@ -195,12 +196,12 @@ class Engine(Spec):
         return Execution(how, *where)
 
     def check(self, data: Data) -> None:
-        """Shows the whole data set to loss and metrics, as shapes only, labels as they are; nothing is computed.
+        """Traces loss and metrics on the whole data set: shapes, and the values of labels; computes nothing.
 
         Raises:
             ValueError: a split's arrays differ in length; a minibatch or probe is larger than its split; a rule that
-                exchanges has no validation examples; a loss or metric does not give one number per example; a label
-                is out of range (see `cross_entropy`); the loss does not read a hyperparameter that nothing else does.
+                exchanges has no validation examples; a loss or metric does not return one number per example; a label
+                is out of range (see `cross_entropy`); a hyperparameter is read neither by the loss nor elsewhere.
         """
         checks.check_data(self, _as_data(data))
 
@@ -213,21 +214,21 @@ def _as_data(data: Data | tuple[PyTree, ...] | None) -> Data:
 
 
 def _periods(
-    engine: Engine, state: RunState, data: Data, batches: Batches | None, count: Array, *, room: int
+    engine: Engine, state: RunState, data: Data, batches: Batches | None, count: Array, *, max_periods: int
 ) -> tuple[RunState, Trace]:
     checks.check_state(engine, state)
-    checks.check_sizes(engine, checks.with_batches(engine, data, batches, room))
+    checks.check_sizes(engine, checks.with_batches(engine, data, batches, max_periods))
     axes, rows = state_axes(state.key.ndim), trace_axes(state.key.ndim)
     with tracing_with(engine.precision):
         run = engine.placed.over_shards(
-            partial(periods, room=room), (EVERYWHERE, axes, *(EVERYWHERE,) * 3), (axes, rows)
+            partial(periods, max_periods=max_periods), (EVERYWHERE, axes, *(EVERYWHERE,) * 3), (axes, rows)
         )
         state, trace = run(engine, state, data, batches, count)
         return state, engine.placed.readable(trace)
 
 
-_run = jax.jit(_periods, static_argnames="room")
-_run_donated = jax.jit(_periods, static_argnames="room", donate_argnames="state")
+_run = jax.jit(_periods, static_argnames="max_periods")
+_run_donated = jax.jit(_periods, static_argnames="max_periods", donate_argnames="state")
 
 
 @jax.jit

@@ -1,18 +1,18 @@
-"""Whether the hyperparameters that an engine is given are those that model, optimiser and schedule read."""
+"""Checks that an engine's hyperparameters are those that model, optimiser and schedule read."""
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxpt.engine.reads import check_kept, has_state, reading
-from jaxpt.engine.replica import in_force
+from jaxpt.engine.replica import scheduled
 from jaxpt.engine.spec import Spec, abstract_hyper
 
 _INJECTED = (optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState)
 
 
 def check_names(engine: Spec) -> None:
-    """Raises ValueError unless every hyperparameter that is given is read, where a swap reaches it, and vice versa."""
+    """Raises ValueError unless every given hyperparameter is read where swaps take effect, and all read are given."""
     hyper = abstract_hyper(engine)
     given = ", ".join(hyper) or "none"
     if missing := sorted(engine.problem.hyperparameters - set(hyper)):
@@ -30,7 +30,7 @@ def check_names(engine: Spec) -> None:
             "a ladder or into fixed={...}"
         ) from error
     known = found.names | engine.problem.hyperparameters | {"batch_size"}
-    after = jax.eval_shape(lambda h: dict(in_force(engine.schedule, h, jnp.zeros((), jnp.int32))), hyper)
+    after = jax.eval_shape(lambda h: dict(scheduled(engine.schedule, h, jnp.zeros((), jnp.int32))), hyper)
     if lost := sorted(set(hyper) & engine.problem.hyperparameters - set(after)):
         raise ValueError(f"the schedule drops {', '.join(lost)}, which the model reads; return {{**h, ...}}")
     if not engine.problem.reads_hyper:
@@ -54,7 +54,7 @@ def check_names(engine: Spec) -> None:
 
 
 def check_all_read(engine: Spec, known: set[str]) -> None:
-    """Raises ValueError if a hyperparameter is given that is not among the known names."""
+    """Raises ValueError if a given hyperparameter is not among the known names."""
     if unknown := sorted(set(abstract_hyper(engine)) - known):
         raise ValueError(
             f"nothing reads the hyperparameter(s) {', '.join(unknown)}: the model, the optimizer, the schedule and the "

@@ -15,51 +15,55 @@ from jaxpt.core.ladder import Ladder
 from jaxpt.core.state import Replicas, RunState, Trace
 from jaxpt.core.types import Info, Move
 from jaxpt.devices.execution import over_replicas
-from jaxpt.engine.replica import in_force, rescale_momentum, train_step
+from jaxpt.engine.replica import rescale_momentum, scheduled, train_step
 from jaxpt.engine.scoring import mean_scores, paired_variance
 from jaxpt.engine.spec import Spec
 
 T = TypeVar("T")
-INIT, DATA, EXCHANGE, PROBE = range(4)  # what the run's key is folded with for each purpose
+INIT, DATA, EXCHANGE, PROBE = range(4)  # folded into the run's key, one number per purpose
 
 
 def periods(
-    engine: Spec, state: RunState, data: Data, batches: Batches | None, count: Int[Array, ""], *, room: int
+    engine: Spec, state: RunState, data: Data, batches: Batches | None, count: Int[Array, ""], *, max_periods: int
 ) -> tuple[RunState, Trace]:
-    """Returns the state after `count` periods and a trace of `room` rows, of which the first `count` are filled.
+    """Returns the state after `count` periods and a trace of `max_periods` rows, of which the first `count` are filled.
 
-    How many there are is data: one program runs any number up to `room`, and a period has the same bits whichever
-    dispatch it falls into.
+    `count` is traced: one program runs any number of periods up to `max_periods`, and a period gives the same bits in
+    whichever dispatch it runs.
     """
 
     def given(turn: Int[Array, ""]) -> Batches | None:
+        # Leaves of `batches` lead with the dispatch's periods; None has no leaves, so it stays None.
         return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, turn, keepdims=False), batches)
 
     first = jnp.zeros((), jnp.int32)
-    # Traced once, for the shape of its row and for the loop.
+    # Traced once, for both the shape of its row and the loop's body.
     program, (_, row) = jax.make_jaxpr(lambda s, turn: period(engine, s, data, given(turn)), return_shape=True)(
         state, first
     )
 
     def one(carry: tuple[Array, list[Array], list[Array]]) -> tuple[Array, list[Array], list[Array]]:
         turn, leaves, rows = carry
+        # A jaxpr's outputs are flat: first the state's leaves, then the row's.
         out = jaxpr_as_fun(program)(*leaves, turn)
         rows = [rows.at[turn].set(leaf) for rows, leaf in zip(rows, out[len(leaves) :], strict=True)]
         return turn + 1, out[: len(leaves)], rows
 
     leaves, structure = jax.tree.flatten(state)
     shapes, form = jax.tree.flatten(row)
-    start = first, leaves, [jnp.zeros((room, *leaf.shape), leaf.dtype) for leaf in shapes]
-    _, leaves, rows = jax.lax.while_loop(lambda carry: carry[0] < jnp.minimum(count, room), one, start)
+    start = first, leaves, [jnp.zeros((max_periods, *leaf.shape), leaf.dtype) for leaf in shapes]
+    # `while_loop`, not `scan`: the length is traced. Rows past it stay zero.
+    _, leaves, rows = jax.lax.while_loop(lambda carry: carry[0] < jnp.minimum(count, max_periods), one, start)
     return jax.tree.unflatten(structure, leaves), jax.tree.unflatten(form, rows)
 
 
 def period(engine: Spec, state: RunState, data: Data, batches: Batches | None) -> tuple[RunState, Trace]:
-    """`every` training steps, the energies, the exchange; for the replicas of one device."""
+    """Runs `every` training steps, computes the energies and exchanges; for the replicas of one device."""
     each_seed = partial(per_seed, state.key)
     replicas, losses = _train(engine, state, data.train, batches)
     step, turn = state.step + engine.every, state.period
 
+    # By the period's number alone, so that a resumed run draws the same examples.
     def probe(key: Key[Array, ""]) -> PyTree:
         return probe_batch(jax.random.fold_in(jax.random.fold_in(key, PROBE), turn), data.valid, engine.probe)
 
@@ -68,23 +72,27 @@ def period(engine: Spec, state: RunState, data: Data, batches: Batches | None) -
 
     seeded = partial(over_seeds, engine, state.key)
     valid = seeded(energies, (0, 0))(replicas, state.key)
+    # Test scores take the whole split, also with a probe.
     test = {} if data.test is None else seeded(partial(scores, engine, examples=data.test))(replicas)
 
     def propose(key: Key[Array, ""], energy: Array, replicas: Replicas, ladders: dict[str, Ladder], rule: Any) -> Any:
         noise = {}
         if rule.noise_corrected:
-            how = engine.problem, partial(_over_replicas, engine), engine.placed.whole
+            how = engine.problem, partial(_over_replicas, engine), engine.placed.all_gather
             sizes = engine.evaluation_batch, tree.leading(data.valid)
+            # `probe(key)` again: the same examples as those of the energies.
             noise["variance"] = paired_variance(*how, replicas, probe(key), *sizes)
         key = jax.random.fold_in(jax.random.fold_in(key, EXCHANGE), turn)
-        # What is small is shown to all devices, and each computes the same exchange.
-        seen = engine.placed.whole((energy, replicas.rung, replicas.hyper))
+        # Small arrays are gathered on all devices, and each computes the same exchange.
+        seen = engine.placed.all_gather((energy, replicas.rung, replicas.hyper))
+        # burn_in is traced: whether swaps are allowed is data, not another program.
         move, rule, info = rule.propose(key, turn, *seen, ladders, step > engine.burn_in, **noise)
         if engine.diverged == "respawn":
             move, info = _respawned(*seen[:2], move, info)
         return _apply(engine, replicas, move, step), move.ladders or ladders, rule, info
 
     moved, ladders, rule, info = each_seed(propose)(state.key, valid["energy"], replicas, state.ladders, state.rule)
+    # Rungs and hyperparameters of `replicas`, not of `moved`: those during the period.
     trace = Trace(step, losses, valid, test, replicas.rung, replicas.hyper, info)
     return state._replace(replicas=moved, step=step, period=turn + 1, ladders=ladders, rule=rule), trace
 
@@ -92,15 +100,18 @@ def period(engine: Spec, state: RunState, data: Data, batches: Batches | None) -
 def _train(
     engine: Spec, state: RunState, train: PyTree, batches: Batches | None
 ) -> tuple[Replicas, Float[Array, "... M"]]:
-    """Returns the replicas after `every` steps, and the mean of each one's losses over them."""
+    """Returns the replicas after `every` steps, and each replica's mean loss over these steps."""
     given, weight = (None, None) if batches is None else batches
     if train is not None:
         draw = partial(_minibatches, engine, step=state.step, num_examples=tree.leading(train))
+        # Which examples count depends on the step alone, so `weight` has no axis of seeds.
         given, weight = per_seed(state.key, draw, out_axes=(0, None))(state.key)
+    # The run's step numbers: schedules read them, and each step folds its number into the replica's key.
     numbers = state.step + jnp.arange(engine.every)
 
     def step(replica: Replicas, xs: tuple[Any, Any, Any]) -> tuple[Replicas, Array]:
         given, weight, number = xs
+        # Without a split `given` holds the examples themselves, else their indices.
         batch = given if train is None else tree.take(train, given)
         return train_step(engine.problem, engine.optimizer, engine.schedule, replica, batch, weight, number)
 
@@ -115,7 +126,7 @@ def _train(
 def _minibatches(
     engine: Spec, key: Key[Array, ""], *, step: Int[Array, ""], num_examples: int
 ) -> tuple[Int[Array, "*M T B"], Bool[Array, "T B"]]:
-    """Returns one period's minibatches for one seed: shared by the replicas, or one for each of the device's."""
+    """Returns one period's minibatches for one seed: shared, or separate for each of the device's replicas."""
     draw = partial(
         minibatches,
         step=step,
@@ -127,12 +138,13 @@ def _minibatches(
     key = jax.random.fold_in(key, DATA)
     if not engine.own_batches:
         return draw(key)
-    own = jax.vmap(jax.random.fold_in, (None, 0))(key, engine.placed.own(jnp.arange(engine.num_replicas)))
+    # Folded with the replica's number among all M, so that placement does not change the draw.
+    own = jax.vmap(jax.random.fold_in, (None, 0))(key, engine.placed.local_rows(jnp.arange(engine.num_replicas)))
     return jax.vmap(draw, out_axes=(0, None))(own)
 
 
 def scores(engine: Spec, replicas: Replicas, examples: PyTree) -> dict[str, Float[Array, " M"]]:
-    """Returns the energy and the metrics of each replica of one seed, means over the examples."""
+    """Returns the energy and the metrics of each replica of one seed, averaged over the examples."""
     over = partial(_over_replicas, engine)
     return mean_scores(engine.problem, over, replicas, examples, engine.evaluation_batch)
 
@@ -140,32 +152,37 @@ def scores(engine: Spec, replicas: Replicas, examples: PyTree) -> dict[str, Floa
 def _respawned(
     energy: Float[Array, " M"], rung: dict[str, Int[Array, " M"]], move: Move, info: Info
 ) -> tuple[Move, Info]:
-    """Returns the move by which diverged replicas also go on with the weights of the nearest healthy one.
+    """Returns the move, changed so that diverged replicas take the weights of the nearest healthy replica.
 
-    The nearest on the first ladder, of two the colder. Rungs and hyperparameters are those of the move.
+    Nearest on the first ladder; of two at the same distance the colder. Rungs and hyperparameters do not change.
     """
     healthy, own = jnp.isfinite(energy), jnp.arange(energy.shape[0])
     place = next(iter(rung.values())).astype(jnp.float32)
+    # Half a rung more for hotter ones, so that the colder of two neighbours is the nearest.
     away = jnp.abs(place[:, None] - place) + 0.5 * (place > place[:, None])
     nearest = jnp.argmin(jnp.where(healthy, away, jnp.inf), -1)
     parents = own if move.parents is None else move.parents
-    # A rule may have replaced it already.
+    # A rule that copies weights may already have replaced a diverged replica. Without a healthy one nothing is copied.
     parents = jnp.where(~healthy & healthy.any() & (parents == own), nearest, parents)
     return move._replace(parents=parents), info._replace(parents=parents)
 
 
 def _apply(engine: Spec, replicas: Replicas, move: Move, step: Int[Array, ""]) -> Replicas:
-    """Returns the replicas of one seed after a move: new hyperparameters, and weights for rules that copy them."""
+    """Returns the replicas of one seed after a move: new hyperparameters, and new weights if the move has parents."""
     if move.parents is not None:
         mine = (*replicas[:3], replicas.hyper)
-        params, model_state, opt_state, hyper = tree.take(engine.placed.whole(mine), engine.placed.own(move.parents))
+        # A parent may be on another device: weights are gathered whole, and each device takes its own rows.
+        params, model_state, opt_state, hyper = tree.take(
+            engine.placed.all_gather(mine), engine.placed.local_rows(move.parents)
+        )
         replicas = replicas._replace(params=params, model_state=model_state, opt_state=opt_state, hyper=hyper)
-    rung, hyper = engine.placed.own((move.rung, move.hyper))
+    rung, hyper = engine.placed.local_rows((move.rung, move.hyper))
     moved = replicas._replace(rung=rung, hyper=hyper)
     if engine.rescale_momentum is None:
         return moved
+    # Rates in force. After a copy `before` is the parent's, under which the copied momentum arose.
     before, after = (
-        jax.vmap(partial(in_force, engine.schedule), (0, None))(r.hyper, step)[engine.rescale_momentum]
+        jax.vmap(partial(scheduled, engine.schedule), (0, None))(r.hyper, step)[engine.rescale_momentum]
         for r in (replicas, moved)
     )
     return moved._replace(opt_state=rescale_momentum(moved.opt_state, before / after))
@@ -174,14 +191,14 @@ def _apply(engine: Spec, replicas: Replicas, move: Move, step: Int[Array, ""]) -
 def per_seed(
     key: Key[Array, "..."], function: Callable[..., T], in_axes: Any = 0, out_axes: Any = 0
 ) -> Callable[..., T]:
-    """Lifts a function of one seed's ladder to all seeds; the function itself when the run has one seed."""
+    """Lifts a function of one seed's ladder to all seeds by vmap; returns it unchanged for a run with one seed."""
     return jax.vmap(function, in_axes, out_axes) if key.ndim else function
 
 
 def over_seeds(
     engine: Spec, key: Key[Array, "..."], function: Callable[..., T], in_axes: tuple[int | None, ...] = (0,)
 ) -> Callable[..., T]:
-    """The same for what is heavy, executed like the replicas."""
+    """The same for costly functions: the seeds are executed as the replicas are (`over_replicas`)."""
     return _over_replicas(engine, function, in_axes, seeds=True) if key.ndim else function
 
 
@@ -190,5 +207,5 @@ def _over_replicas(
 ) -> Callable[..., T]:
     placed = engine.placed
     return over_replicas(
-        engine.replica_axis, placed.platform, placed.num_devices, function, in_axes, seeds, engine.at_once
+        engine.replica_axis, placed.platform, placed.num_devices, function, in_axes, seeds, engine.replicas_at_once
     )

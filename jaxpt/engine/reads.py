@@ -1,4 +1,4 @@
-"""Which hyperparameters an optimiser and a schedule read, and when, found by tracing them; computes nothing."""
+"""Finds which hyperparameters an optimiser and a schedule read, and when, by tracing; computes nothing."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,41 +10,44 @@ from jax.extend.core import Literal
 from jaxtyping import Array, Int, Key, PyTree
 
 from jaxpt.core.types import Hyper, Optimizer, Problem, Schedule
-from jaxpt.engine.replica import in_force
+from jaxpt.engine.replica import scheduled
 from jaxpt.engine.tracked import PassedOn, Reads, plain
 from jaxpt.engine.updates import extra_arguments, updated
 from jaxpt.lowering import rewrite
 
 
 class Reading(NamedTuple):
-    """What tracing an optimiser and a schedule shows."""
+    """The result of tracing an optimiser and a schedule."""
 
     names: set[str]
     """Hyperparameters that they read, or that the update depends on."""
     opt_state: PyTree
     """The optimiser's state, as shapes."""
     kept: dict[str, set[str]]
-    """{name of a value in force that the optimiser keeps from its init on: what that value depends on}: names of
-    hyperparameters, and "" for the step."""
+    """{name: set of names} for values in force that the optimiser keeps from its init on. The set holds what the value
+    depends on: names of hyperparameters, and "" for the step."""
 
 
-def reads(problem: Problem, optimizer: Optimizer, schedule: Schedule | None, hyper: Mapping[str, Any]) -> set[str]:
+def hyperparameters_read(
+    problem: Problem, optimizer: Optimizer, schedule: Schedule | None, hyper: Mapping[str, Any]
+) -> set[str]:
     """Returns the names that the optimiser and the schedule read (see `reading`)."""
     return reading(problem, optimizer, schedule, hyper).names
 
 
 def reading(problem: Problem, optimizer: Optimizer, schedule: Schedule | None, hyper: Mapping[str, Any]) -> Reading:
-    """Returns what the optimiser and the schedule read, found by tracing init and one update; computes nothing.
+    """Returns what the optimiser and the schedule read; traces init and one update, computes nothing.
 
     Args:
-        problem: its weights' shapes are what the update is traced on.
-        optimizer: what is traced.
-        schedule: what is traced before it, or None.
+        problem: gives the shapes of the weights.
+        optimizer: the optimiser to trace.
+        schedule: the schedule to trace before it, or None.
         hyper: {name: abstract scalar}.
 
     Raises:
         KeyError: a name is not in `hyper`.
-        ValueError: what they return is no transformation, or no hyperparameters; they cannot be traced.
+        ValueError: the optimiser does not return a transformation, or the schedule does not return hyperparameters;
+            one of them cannot be traced.
     """
     seen: set[str] = set()
     key = jax.random.key(0)
@@ -96,11 +99,11 @@ def reading(problem: Problem, optimizer: Optimizer, schedule: Schedule | None, h
 
 
 def check_kept(found: Reading, moving: set[str]) -> None:
-    """Raises ValueError if the optimiser goes on with the first value of something that changes in a run.
+    """Raises ValueError if the optimiser keeps the first value of a hyperparameter that changes during a run.
 
     Args:
-        found: what the engine's optimiser and schedule read.
-        moving: hyperparameters that change, or whose replica gets another's optimiser state.
+        found: the reading of the engine's optimiser and schedule.
+        moving: hyperparameters that change, or whose replica receives another replica's optimiser state.
     """
     for name, sources in found.kept.items():
         if stuck := sorted({name} if "" in sources else sources & moving):
@@ -115,14 +118,14 @@ def _kept(starting: Any, training: Any, count: int, leaves: int) -> tuple[int, i
     """Returns two sets of an optimiser's `count` inputs, as bits: those kept from init, and those with any effect.
 
     An input is kept if a leaf of the initial state depends on it, an update does not renew the leaf from it, and
-    updates depend on the leaf: rprop's step sizes, the numbers of `inject_hyperparams`.
+    updates depend on the leaf. Examples: rprop's step sizes, the numbers of `inject_hyperparams`.
     """
     bits = [1 << place for place in range(count)]
     begun = _sources(starting, bits)
     after = _sources(training, bits)
     stale = [first & ~renewed for first, renewed in zip(begun, after[-leaves:] if leaves else [], strict=True)]
     reached = 0
-    while True:  # from a leaf to the updates, possibly through other leaves
+    while True:  # a leaf may reach the updates through other leaves
         outputs = _sources(training, [0] * count + stale)
         reached = _union(outputs[: len(outputs) - leaves])
         more = [old | new for old, new in zip(stale, outputs[-leaves:] if leaves else [], strict=True)]
@@ -132,9 +135,9 @@ def _kept(starting: Any, training: Any, count: int, leaves: int) -> tuple[int, i
 
 
 def _sources(program: Any, given: Sequence[int]) -> list[int]:
-    """Returns for each output of a jaxpr which inputs it may depend on, as the union of their bits.
+    """Returns for each output of a jaxpr the inputs that it may depend on, as the union of their bits.
 
-    Looks into nested jits; any other nested program's outputs count as depending on all its inputs.
+    Follows nested jits; each output of any other nested program counts as dependent on all its inputs.
     """
     jaxpr = getattr(program, "jaxpr", program)
     found: dict[Any, int] = dict(zip(jaxpr.invars, given, strict=False))
@@ -160,11 +163,11 @@ def _union(bits: Sequence[int]) -> int:
 
 
 def _traced(what: str, function: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
-    """Returns a function's jaxpr and the shapes of what it returns.
+    """Returns a function's jaxpr and the shapes of its results.
 
     Raises:
         KeyError: a hyperparameter is not given.
-        ValueError: the function needs known numbers where they are traced, or fails otherwise.
+        ValueError: the function needs concrete values where they are traced, or fails otherwise.
     """
     try:
         return jax.make_jaxpr(function, return_shape=True)(*args)
@@ -195,7 +198,7 @@ def _traced(what: str, function: Callable[..., Any], *args: Any) -> tuple[Any, A
 
 
 def has_state(opt_state: PyTree, kinds: tuple[type, ...]) -> bool:
-    """Whether an optimiser's state holds a state of one of these kinds, `optax.TraceState` (momentum) say."""
+    """Returns whether an optimiser's state contains one of these types, such as `optax.TraceState` (momentum)."""
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))
     return any(isinstance(node, kinds) for node in nodes)
 
@@ -203,10 +206,10 @@ def has_state(opt_state: PyTree, kinds: tuple[type, ...]) -> bool:
 def convolves(
     problem: Problem, schedule: Schedule | None, hyper: Mapping[str, Any], train: PyTree, batch_size: int
 ) -> bool:
-    """Whether the training loss of a problem holds a convolution; traces it and computes nothing.
+    """Returns whether the training loss of a problem contains a convolution; traces it and computes nothing.
 
     Args:
-        problem: what is trained.
+        problem: the problem.
         schedule: (hyperparameters, step) -> the ones in force, or None.
         hyper: {name: abstract scalar}.
         train: training split, leaves [N, ...], or None.
@@ -215,7 +218,7 @@ def convolves(
 
     def loss(key: Key[Array, ""], hyper: Hyper, batch: PyTree) -> Any:
         params, state = problem.init(key)
-        return problem.loss(params, state, batch, in_force(schedule, hyper, jnp.zeros((), jnp.int32)), key)
+        return problem.loss(params, state, batch, scheduled(schedule, hyper, jnp.zeros((), jnp.int32)), key)
 
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), jnp.result_type(leaf)), train)
     return rewrite.has_convolutions(jax.make_jaxpr(loss)(jax.random.key(0), dict(hyper), batch).jaxpr)

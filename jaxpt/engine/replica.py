@@ -24,10 +24,10 @@ def init_replica(
     hyper: Hyper,
     rung: dict[str, Int[Array, ""]],
 ) -> Replicas:
-    """Returns one replica with fresh weights (no leading axis; the engine vmaps)."""
+    """Returns one replica with new weights; its arrays have no leading axis."""
     key_init, key_own = jax.random.split(key)
     params, model_state = problem.init(key_init)
-    first = in_force(schedule, hyper, jnp.zeros((), jnp.int32))
+    first = scheduled(schedule, hyper, jnp.zeros((), jnp.int32))
     return Replicas(params, model_state, optimizer(first).init(params), key_own, hyper, rung)
 
 
@@ -40,12 +40,12 @@ def init_replicas(
     ladders: Mapping[str, Ladder],
     key: Key[Array, "..."],
 ) -> Replicas:
-    """Returns fresh replicas of one seed or of several, replica k on rung k of every ladder.
+    """Returns new replicas of one seed or of several, replica k on rung k of every ladder.
 
-    They are mapped, not vmapped, which halves the time to compile.
+    Uses `lax.map`, not vmap, which halves the time to compile.
 
     Args:
-        problem: what is trained.
+        problem: the problem.
         optimizer: hyperparameters -> optax transformation.
         schedule: (hyperparameters, step) -> the ones in force, or None.
         fixed: hyperparameters that all replicas share.
@@ -77,29 +77,29 @@ def train_step(
     a hyperparameter `batch_size`, only that many of the batch's examples count.
 
     Args:
-        problem: what is trained.
-        optimizer: hyperparameters -> optax transformation; see `extra_arguments` for what its update is offered.
+        problem: the problem.
+        optimizer: hyperparameters -> optax transformation; see `extra_arguments` for its update's arguments.
         schedule: (hyperparameters, step) -> the ones in force at this step, or None.
         replica: one replica.
         batch: leaves [B, ...], or None for a problem without data.
-        weight: which examples of the batch count; None: all.
+        weight: the examples of the batch that count; None: all.
         step: number of steps before this one.
     """
     key_loss, key_update = jax.random.split(jax.random.fold_in(replica.key, step))
-    hyper = in_force(schedule, replica.hyper, step)
+    hyper = scheduled(schedule, replica.hyper, step)
     if weight is not None and "batch_size" in hyper:
         weight = weight & (jnp.arange(weight.shape[0]) < hyper["batch_size"])
 
     def objective(params: Params) -> tuple[Array, ModelState]:
-        per_example, model_state = problem.loss(params, replica.model_state, batch, hyper, key_loss)
+        per_example, model_state = problem.loss(params, replica.model_state, batch, dict(hyper), key_loss)
         check_per_example("the loss", per_example, 1 if weight is None else weight.shape[0])
         return jnp.mean(per_example, where=weight), model_state
 
     (loss, model_state), grads = jax.value_and_grad(objective, has_aux=True)(replica.params)
-    # JAX returns the derivative by a complex number as the conjugate of the direction of steepest ascent.
+    # For complex weights JAX's gradient is the conjugate of the direction of steepest ascent.
     grads = uphill(grads)
 
-    def value(params: Params, key: Any = None) -> Array:  # line searches hand on what they are given, the key too
+    def value(params: Params, key: Any = None) -> Array:  # line searches pass on all extra arguments, also the key
         del key
         return objective(params)[0]
 
@@ -109,16 +109,16 @@ def train_step(
     return replica._replace(params=params, model_state=model_state, opt_state=opt_state), loss
 
 
-def in_force(schedule: Schedule | None, hyper: Hyper, step: Int[Array, ""]) -> Hyper:
-    """Returns the hyperparameters that a step uses: the rung's, or what the schedule makes of them."""
-    # A copy: a function that changes the dict which it is given must not change the replica's own values.
+def scheduled(schedule: Schedule | None, hyper: Hyper, step: Int[Array, ""]) -> Hyper:
+    """Returns the hyperparameters that a step uses: the rung's, or the schedule's result for them."""
+    # A copy, in case the schedule modifies its argument: the replica's own values must not change.
     return dict(hyper) if schedule is None else dict(schedule(dict(hyper), step))
 
 
 def rescale_momentum(opt_state: PyTree, factor: Float[Array, "..."]) -> PyTree:
     """Multiplies every momentum buffer (`optax.TraceState`) of each replica by its factor.
 
-    With factor = old rate / new rate the velocity, rate times momentum, is the same before and after a swap.
+    With factor = old rate / new rate, the velocity (rate times momentum) is the same before and after a swap.
 
     Args:
         opt_state: leaves [*lead, ...].

@@ -1,4 +1,4 @@
-"""Energies and metrics of stacked replicas: means over examples that are taken in slices."""
+"""Energies and metrics of stacked replicas, averaged over examples, one slice of examples at a time."""
 
 from collections.abc import Callable, Collection
 from typing import Any
@@ -12,7 +12,7 @@ from jaxpt.core.types import ModelState, Params, Problem
 
 
 def check_per_example(what: str, score: Array, count: int) -> None:
-    """A reduced loss would broadcast against the weights and go unnoticed."""
+    """Raises ValueError unless a score is one number per example; a reduced loss would silently broadcast."""
     if jnp.shape(score) != (count,):
         raise ValueError(
             f"{what} must give one number per example, shape ({count},), but it gives {jnp.shape(score)}; leave out "
@@ -29,22 +29,24 @@ def mean_scores(
 ) -> dict[str, Float[Array, "..."]]:
     """Returns the scores in evaluation mode, {"energy": [M], metric: [M], ...}.
 
-    They are means over all examples, or what a `jaxpt.Metric` makes of them.
+    They are means over all examples, or the results of a `jaxpt.Metric`.
 
-    Examples are taken at most `chunk` at a time, in slices of one size where they lie, so memory is bounded and nothing
-    is copied or padded: the last slice overlaps the one before, and what it repeats does not count.
+    Examples are read in place, in slices of one size, at most `chunk` at a time. So memory is bounded and nothing is
+    copied or padded. The last slice overlaps the one before; repeated examples do not count.
 
     Args:
-        problem: what is evaluated.
-        over_replicas: lifts a function of (params, model_state) to all replicas, `jax.vmap` or what does the same.
+        problem: the problem.
+        over_replicas: lifts a function of (params, model_state) to all replicas: `jax.vmap` or an equivalent.
         replicas: the stacked replicas.
         examples: leaves [N, ...], the same for all replicas; None for a problem without data.
-        chunk: examples at a time, at most.
+        chunk: most examples at a time.
     """
-    if examples is None:
-        scores = over_replicas(lambda params, state: problem.evaluate(params, state, None), (0, 0))
-        return jax.tree.map(lambda s: s.mean(-1), scores(replicas.params, replicas.model_state))
     combined = {name: metric for name, metric in problem.metrics if metric.finish or metric.whole}
+    if examples is None:
+        lifted = over_replicas(lambda params, state: problem.evaluate(params, state, None), (0, 0))
+        scores = lifted(replicas.params, replicas.model_state)  # [M, 1], or a pytree of [M, 1, ...]
+        made = {name: _combined(combined[name], scores.pop(name)) for name in combined}
+        return {**jax.tree.map(lambda s: s.mean(-1), scores), **made}
 
     def score(batch: PyTree) -> Any:
         count = jax.tree.leaves(batch)[0].shape[0]
@@ -56,7 +58,7 @@ def mean_scores(
                     check_per_example(name, score, count)
             return scores
 
-        # Examples last, as `mean_in_chunks` wants them.
+        # `mean_in_chunks` takes the examples as the last axis.
         each = over_replicas(one, (0, 0))(replicas.params, replicas.model_state)
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, -1), each) if combined else each
 
@@ -73,6 +75,13 @@ def mean_scores(
     return means
 
 
+def _combined(metric: Any, outputs: PyTree) -> Float[Array, " M"]:
+    """Returns a metric's values, computed from all outputs, a pytree of [M, N, ...]."""
+    if metric.whole:
+        return jax.vmap(metric.whole)(outputs)
+    return jax.vmap(metric.finish)(jax.tree.map(lambda leaf: leaf.mean(1), outputs))
+
+
 def paired_variance(
     problem: Problem,
     over_replicas: Callable[[Callable[..., Any], tuple[int, ...]], Callable[..., Any]],
@@ -82,20 +91,20 @@ def paired_variance(
     chunk: int,
     population: int,
 ) -> Float[Array, "M M"]:
-    """Returns the variance of every difference of two replicas' mean energies due to the choice of the examples.
+    """Returns the sampling variance of each difference of two replicas' mean energies: [M, M].
 
     All replicas are scored on the same n examples, so the variance is that of the paired per-example differences,
-    divided by n: correlation between replicas takes away all but a part of what independent batches would give. The
-    examples are n of N without replacement, which leaves (1 - n / N) of it.
+    divided by n. As replicas are correlated, it is only a part of what independent batches would give. The n examples
+    are drawn from N without replacement, which multiplies the variance by (1 - n / N).
 
     Args:
-        problem: what is evaluated.
+        problem: the problem.
         over_replicas: as in `mean_scores`.
-        whole: shows what one device has of [m, n] to all of them, [M, n].
-        replicas: the stacked replicas, of one device.
+        whole: gathers the rows [m, n] of all devices into [M, n].
+        replicas: the stacked replicas of one device.
         examples: leaves [n, ...], n >= 2, the same for all replicas.
-        chunk: examples at a time, at most.
-        population: N, how many examples they were drawn from.
+        chunk: most examples at a time.
+        population: N, the number of examples that they were drawn from.
     """
 
     def pairs(batch: PyTree) -> dict[str, Array]:
@@ -113,16 +122,16 @@ def paired_variance(
 def mean_in_chunks(
     score: Callable[[PyTree], dict[str, Any]], examples: PyTree, chunk: int, kept: Collection[str] = ()
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns means over all examples of `score(batch)` -> {name: [..., B]}, and what is kept whole, {name: [..., N]}.
+    """Returns means of `score(batch)` -> {name: [..., B]} over all examples, and outputs kept whole, {name: [..., N]}.
 
     Args:
-        score: of at most `chunk` examples.
+        score: function of at most `chunk` examples.
         examples: leaves [N, ...].
         chunk: see `mean_scores`.
-        kept: names whose outputs are not averaged but put together, pytrees of [..., N].
+        kept: names whose outputs are concatenated, not averaged: pytrees of [..., N].
     """
     count = jax.tree.leaves(examples)[0].shape[0]
-    chunk = -(-count // -(-count // chunk))  # as few slices, as even as can be
+    chunk = -(-count // -(-count // chunk))  # the fewest slices, as equal as possible
 
     def add(start: Int[Array, ""]) -> tuple[dict[str, Any], dict[str, Any]]:
         begin = jnp.minimum(start, count - chunk)

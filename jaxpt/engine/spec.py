@@ -1,4 +1,4 @@
-"""The fields of an engine: a record, which everything in this room may read."""
+"""The fields of an engine, as a record that every module of this room may read."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from jaxpt.rules import Rule, Tempering
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Spec:
-    """What runs, and how; `jaxpt.Engine` explains the fields and checks them."""
+    """The fields of an engine; `jaxpt.Engine` documents and checks them."""
 
     problem: Problem
     optimizer: Optimizer
@@ -35,14 +35,14 @@ class Spec:
     evaluation_batch: int = dataclasses.field(default=128, kw_only=True)
     rescale_momentum: str | None = dataclasses.field(default=None, kw_only=True)
     replica_axis: ReplicaAxis = dataclasses.field(default="auto", kw_only=True)
-    at_once: int = dataclasses.field(default=1, kw_only=True)
+    replicas_at_once: int = dataclasses.field(default=1, kw_only=True)
     placement: Placement | Literal["auto"] = dataclasses.field(default="auto", kw_only=True)
     precision: Precision = dataclasses.field(default="highest", kw_only=True)
     diverged: Literal["keep", "stop", "respawn"] = dataclasses.field(default="keep", kw_only=True)
 
     @property
     def ladders(self) -> dict[str, Ladder]:
-        """{name: ladder}, as given; they are exchanged in the order of their sorted names."""
+        """{name: ladder}, as given; ladders are exchanged in the order of their sorted names."""
         given = (self.ladder,) if isinstance(self.ladder, Ladder) else self.ladder
         return {ladder.name: ladder for ladder in given}
 
@@ -53,7 +53,7 @@ class Spec:
 
     @property
     def placed(self) -> Placement:
-        """Where the replicas live: the placement given, or what "auto" stands for."""
+        """The placement of the replicas: the given one, or the resolved "auto"."""
         return placement.automatic(self.num_replicas) if isinstance(self.placement, str) else self.placement
 
 

@@ -9,8 +9,8 @@ import jax
 class PassedOn(dict[str, Any]):
     """Hyperparameters for a schedule: a dict that adds to `seen` which names are read one by one.
 
-    What `{**h, ...}`, `dict(h)` or `h.items()` pass on does not count as read. Copies (`h.copy()`, `h | {...}`,
-    `{...} | h`) go on counting; a name that was given another value does not count any more.
+    Values passed on by `{**h, ...}`, `dict(h)` or `h.items()` do not count as read. Copies (`h.copy()`, `h | {...}`,
+    `{...} | h`) keep counting. A name that was assigned another value no longer counts.
     """
 
     def __init__(self, hyper: Mapping[str, Any], seen: set[str], own: Iterable[str] = ()):
@@ -23,7 +23,7 @@ class PassedOn(dict[str, Any]):
         return super().__getitem__(name)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        """Makes the name the caller's own."""
+        """Assigns a value; reads of the name no longer count."""
         self.own.add(name)
         super().__setitem__(name, value)
 
@@ -32,7 +32,7 @@ class PassedOn(dict[str, Any]):
         return self[name] if name in self else default  # noqa: SIM401
 
     def setdefault(self, name: str, default: Any = None) -> Any:
-        """The same, and keeps the default."""
+        """The same as `get`, but stores the default."""
         if name not in self:
             self[name] = default
         return self[name]
@@ -44,12 +44,12 @@ class PassedOn(dict[str, Any]):
         return super().pop(name, *default)
 
     def update(self, *others: Any, **more: Any) -> None:
-        """Makes the names the caller's own."""
+        """Assigns values; reads of these names no longer count."""
         for name, value in dict(*map(_as_plain, others), **more).items():
             self[name] = value
 
     def copy(self) -> Any:
-        """Returns a copy that counts into the same set."""
+        """Returns a copy that records reads in the same set."""
         return type(self)(self, self.seen, self.own)
 
     __copy__ = copy
@@ -61,11 +61,11 @@ class PassedOn(dict[str, Any]):
         return merged
 
     def __ror__(self, other: Any) -> Any:
-        """Returns the other with these values; only these count."""
+        """Returns the other dict updated with these values; only these count."""
         return type(self)({**_as_plain(other), **plain(self)}, self.seen, self.own | (set(other) - set(self)))
 
     def __ior__(self, other: Any) -> Any:
-        """Makes the other's names the caller's own."""
+        """Assigns the other's values; reads of these names no longer count."""
         self.update(other)
         return self
 
@@ -74,10 +74,10 @@ class PassedOn(dict[str, Any]):
 
 
 class Reads(PassedOn):
-    """The same for optimisers and losses, in which `**h`, `dict(h)`, `h.items()` and `h.values()` read all names."""
+    """The same for optimisers and losses; there `**h`, `dict(h)`, `h.items()` and `h.values()` read all names."""
 
     def __iter__(self) -> Iterator[str]:
-        """Has no effect but that `dict(h)` and `**h`, which bypass `[]` in plain dicts, use it."""
+        """Overridden only so that `dict(h)` and `**h` use `[]`, which they bypass for plain dicts."""
         return super().__iter__()
 
     def items(self) -> Any:
@@ -103,7 +103,7 @@ def _as_plain(other: Any) -> Any:
 
 
 def _register(kind: type[PassedOn]) -> None:
-    """Makes it a pytree as a plain dict is one; `jax.tree.map` reads all names and returns a plain dict."""
+    """Registers the class as a pytree like a plain dict; `jax.tree.map` reads all names and returns a plain dict."""
 
     def flatten(hyper: Any) -> tuple[list[Any], tuple[str, ...]]:
         names = tuple(sorted(dict.keys(hyper)))

@@ -1,1 +1,1 @@
-"""Rewrites traced programs of stacked replicas into forms that a device runs faster; the numbers stay."""
+"""Rewrites traced programs of stacked replicas into faster forms; results are equal up to rounding."""

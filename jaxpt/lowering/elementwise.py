@@ -1,8 +1,9 @@
 """Elementwise functions in loops that XLA:CPU turns into vector instructions.
 
-XLA:CPU vectorises the innermost axis, but unrolls one of up to 32 numbers first, which leaves a call for each number: a
-tanh of [128, 10, 10, 16] takes four times as long as one of [204800]. A reshape alone is merged with what comes before
-and after; a loop over a few parts is not. What is added to each feature, or multiplies it, goes into the loop, too.
+XLA:CPU vectorises the innermost axis, but first unrolls it if it has up to 32 numbers, which leaves a call for each
+number: a tanh of [128, 10, 10, 16] takes four times as long as one of [204800]. XLA merges a mere reshape with the
+operations around it, but not a loop over a few parts. Numbers added to each feature, or multiplied with it, go into the
+loop as well.
 """
 
 import math
@@ -17,14 +18,14 @@ from jaxtyping import Array, Float
 
 _FUNCTIONS = frozenset(("exp", "expm1", "log", "log1p", "logistic", "tanh", "erf"))
 CHEAP = frozenset(("add", "sub", "mul", "div", "neg", "max", "min"))
-_DEPTH = 4  # of such arithmetic
-SMALL = 32  # numbers, of an axis that XLA:CPU unrolls
-PARTS = 4  # of a loop: few, and each large; 2 to 8 are as fast
-LEAST = 16384  # numbers that are worth it
+_DEPTH = 4  # most cheap operations in a row that are taken into the loop
+SMALL = 32  # longest axis that XLA:CPU unrolls
+PARTS = 4  # turns of the loop: few and large; 2 to 8 are equally fast
+LEAST = 16384  # numbers from which on a loop pays off
 
 
 def applies(eqn: JaxprEqn) -> bool:
-    """Whether an equation of a traced program is faster by `apply`."""
+    """Returns whether `apply` makes an equation of a traced program faster."""
     shape = tuple(getattr(eqn.outvars[0].aval, "shape", ()))
     if eqn.primitive.name not in _FUNCTIONS or not LEAST <= math.prod(shape) < 2**32:
         return False
@@ -32,23 +33,24 @@ def applies(eqn: JaxprEqn) -> bool:
 
 
 def apply(eqn: JaxprEqn, read: Callable[[Any], Any], made_by: Mapping[Any, JaxprEqn]) -> Array:
-    """Returns the output of an equation that `applies`; it agrees up to rounding.
+    """Returns the output of an equation for which `applies` is true; equal up to rounding.
 
     Args:
         eqn: the equation.
-        read: gives the value of an argument of any equation so far.
-        made_by: the equations so far, by what they give.
+        read: returns the value of an argument of any equation so far.
+        made_by: {output variable: equation} of the equations so far.
     """
     bind, x = partial(eqn.primitive.bind, **eqn.params), read(eqn.invars[0])
     found = _in_rows(eqn.invars[0], read, made_by)
     if found is None:
+        # Parts are flat, so the innermost axis is long and XLA:CPU vectorises it.
         return lax.map(bind, x.reshape(PARTS, -1)).reshape(x.shape)
     compute, wholes = found
     return lax.map(lambda parts: bind(compute(parts)), wholes).reshape(x.shape)
 
 
 def row(shape: tuple[int, ...]) -> int:
-    """Returns how many numbers the last axes have together: as many axes as make more than `SMALL`, or all."""
+    """Returns the size of a row: of the fewest last axes with more than `SMALL` numbers together, or of all axes."""
     return math.prod(shape[_first(shape) :])
 
 
@@ -59,10 +61,10 @@ def _first(shape: tuple[int, ...]) -> int:
 def _in_rows(
     atom: Any, read: Callable[[Any], Any], made_by: Mapping[Any, JaxprEqn]
 ) -> tuple[Callable[[list[Array]], Array], list[Float[Array, "parts rows width"]]] | None:
-    """Returns how parts of a variable, in rows, follow from parts of others by cheap arithmetic, and those others.
+    """Returns a function that computes parts of a variable, in rows, cheaply from parts of others, and these others.
 
-    A number for each feature, repeated until it fills a row, takes part in vector instructions; as it stands, XLA:CPU
-    looks one up for each number of the result. None: there is no such number, or there are no equal parts.
+    Per-feature numbers, repeated to fill a row, can be used in vector instructions; otherwise XLA:CPU looks one up for
+    each number of the result. Returns None if there are no such numbers, or no equal parts.
 
     Args:
         atom: the variable.
@@ -82,14 +84,18 @@ def _in_rows(
         name, of, axes = "" if made is None else made.primitive.name, atom, tuple(range(len(shape)))
         if made is not None and name == "broadcast_in_dim":
             of, axes = made.invars[0], made.params["broadcast_dimensions"]
+        # A scalar costs nothing in the loop.
         if of.aval.shape == ():
             return lambda _: jnp.broadcast_to(jnp.asarray(read(of), of.aval.dtype), part)
+        # Numbers for each feature: the same in every row, so they are repeated once, outside of the loop.
         if of.aval.shape != shape and all(a >= lead or n == 1 for a, n in zip(axes, of.aval.shape, strict=True)):
             one, repeats = lax.broadcast_in_dim(read(of), (1,) * lead + shape[lead:], axes).reshape(-1), True
             return lambda _: jnp.broadcast_to(one, part)
+        # Cheap arithmetic is repeated in the loop, even if others need its result: XLA drops unused results.
         if made is not None and name in CHEAP and depth:
             inputs = [take(argument, depth - 1) for argument in made.invars]
             return lambda given: made.primitive.bind(*(of(given) for of in inputs), **made.params)
+        # Anything else is cut into parts, once for each variable.
         if atom not in wholes:
             wholes.append(atom)
         place = wholes.index(atom)

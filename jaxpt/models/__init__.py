@@ -1,1 +1,1 @@
-"""From a model and a loss to a `Problem`: NNX, Linen, plain energies; their layers, losses, noise and scores."""
+"""Builds a `Problem` from a model and a loss (NNX, Linen or a bare energy); layers, losses, noise and scores."""

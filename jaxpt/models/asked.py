@@ -1,4 +1,4 @@
-"""What a Linen module asks Flax for while JAX traces it: random streams, and collections to sow into."""
+"""Records what a Linen module requests from Flax during tracing: random streams, and collections to sow into."""
 
 import contextlib
 import threading
@@ -16,27 +16,27 @@ class Asked(NamedTuple):
 
     Attributes:
         drawn: random streams that keys were drawn from, `make_rng(name)`.
-        looked: random streams whose presence was asked for, `has_rng(name)`.
-        lost: of those drawn, the streams that did not reach the place where they were drawn.
-        sown: collections that values were sown into.
+        looked: random streams whose presence was queried, `has_rng(name)`.
+        lost: streams among `drawn` that were not available where keys were drawn.
+        sown: paths of sown values: collection, names of modules, name.
     """
 
     drawn: set[str]
     looked: set[str]
     lost: set[str]
-    sown: set[str]
+    sown: set[tuple[str, ...]]
 
 
 @contextlib.contextmanager
 def asked() -> Iterator[Asked]:
-    """Collects what modules ask for in the block, in this thread.
+    """Collects the requests of modules in the block, in this thread.
 
-    Flax tells which streams a module wants by an error, one at a time, and not at all where the module asks first
-    whether there is one, or where another stream stands in. So its three methods are replaced for as long as the block
-    lasts; one thread at a time does so.
+    Flax reports missing streams by an error, one at a time. It reports nothing if the module first checks whether the
+    stream exists, or if another stream serves as its fallback. So three of Flax's methods are replaced during the
+    block, by one thread at a time.
     """
     found, thread = Asked(set(), set(), set(), set()), threading.get_ident()
-    inside = False  # `make_rng` asks `has_rng` itself, for its stand-in too
+    inside = False  # `make_rng` itself calls `has_rng`, also for the fallback stream
 
     def has_rng(self: Scope, name: str) -> bool:
         if threading.get_ident() == thread and not inside:
@@ -56,10 +56,10 @@ def asked() -> Iterator[Asked]:
         finally:
             inside = False
 
-    def sow(self: linen.Module, col: str, *args: Any, **kwargs: Any) -> bool:
+    def sow(self: linen.Module, col: str, name: str, *args: Any, **kwargs: Any) -> bool:
         if threading.get_ident() == thread:
-            found.sown.add(col)
-        return sow_(self, col, *args, **kwargs)
+            found.sown.add((col, *self.path, name))
+        return sow_(self, col, name, *args, **kwargs)
 
     with _PATCH:
         has, make, sow_ = Scope.has_rng, Scope.make_rng, linen.Module.sow

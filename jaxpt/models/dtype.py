@@ -13,22 +13,23 @@ from jaxpt.core.types import Batch, ModelState, Params, Problem
 def with_compute_dtype(
     problem: Problem, dtype: Any = jnp.bfloat16, *, inputs: Callable[[Batch], Batch] | None = None
 ) -> Problem:
-    """The same problem, computed in another floating-point type; weights, optimiser and sums stay float32.
+    """Returns the problem computed in another floating-point type; weights, optimiser and sums stay float32.
 
     Weights and minibatches are cast inside the loss, so gradients and updates are float32. Losses, energies, metrics
-    and probabilities come back as float32 and what the model carries along (batch statistics) in its own type. The
-    model that `Result.best` gives has the float32 weights and computes as it was made to.
+    and probabilities are returned as float32, and the model's state (batch statistics) in its own type. The model of
+    `Result.best` has the float32 weights and its original compute type.
 
-    Flax layers compute in the widest type that they are given. So what a loss makes of integers (uint8 pixels scaled
-    to floats, say) must be cast as well, or the whole network is computed in float32 again.
+    Flax layers compute in the widest type of their inputs. So floats that a loss makes from integers (such as scaled
+    uint8 pixels) must also be cast, or the whole network is computed in float32.
 
     Args:
         problem: any problem.
         dtype: the type to compute in.
-        inputs: how a minibatch is cast; by default all its floating-point arrays are, targets of a regression too.
+        inputs: function that casts a minibatch; by default all its floating-point arrays are cast, also the targets of
+            a regression.
 
     Raises:
-        ValueError: dtype is no floating-point type.
+        ValueError: dtype is not a floating-point type.
     """
     if isinstance(dtype, str) or not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype must be a floating-point type, e.g. jax.numpy.bfloat16, but it is {dtype!r}")

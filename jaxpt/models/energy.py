@@ -1,13 +1,14 @@
-"""From a bare energy function to a `Problem`."""
+"""Builds a `Problem` from a bare energy function."""
 
 from collections.abc import Callable, Mapping
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from jaxpt.core.arguments import check_takes
 from jaxpt.core.types import Batch, ModelState, Params, Problem
-from jaxpt.models.scores import declared_metrics, required, scores
+from jaxpt.models.scores import Metric, declared_metrics, required, scores
 
 
 def energy_problem(
@@ -16,7 +17,7 @@ def energy_problem(
     *,
     metrics: Mapping[str, Callable[..., Array]] | None = None,
 ) -> Problem:
-    """A bare energy over a pytree of parameters, with or without data.
+    """Returns the problem of a bare energy over a pytree of parameters, with or without data.
 
     >>> wells = jaxpt.energy_problem(lambda w: 20 * (w**2 - 1) ** 2, jax.random.normal, metrics={"w": lambda w: w})
     >>> step = lambda h: jaxpt.langevin(1e-3, h["temperature"])
@@ -39,6 +40,8 @@ def energy_problem(
 
     def score(function: Callable[..., Array], params: Params, batch: Batch) -> Array:
         value = function(params, batch) if needs_batch else function(params)
+        if not needs_batch and isinstance(function, Metric) and (function.finish or function.whole):
+            return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], value)
         if not needs_batch and jnp.size(value) != 1:
             raise ValueError(f"a function of the parameters alone must give one number, not shape {jnp.shape(value)}")
         return value if needs_batch else jnp.reshape(value, (1,))

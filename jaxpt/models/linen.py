@@ -1,4 +1,4 @@
-"""Flax Linen: layers whose strength is a hyperparameter, and from a module and a loss to a `Problem`."""
+"""Flax Linen: layers whose strength is a hyperparameter, and the `Problem` of a module and a loss."""
 
 import contextlib
 import inspect
@@ -30,7 +30,7 @@ def _check_name(hyperparameter: Any) -> None:
 
 
 class _Noise(linen.Module):
-    """Noise in training whose strength is a hyperparameter, nothing in evaluation."""
+    """Noise whose strength is a hyperparameter in training; the identity in evaluation."""
 
     hyperparameter: str
 
@@ -42,7 +42,7 @@ class _Noise(linen.Module):
     def __call__(self, x: Array, *, deterministic: bool) -> Array:
         """Returns x with noise, or x itself if `deterministic`."""
         if deterministic and not self.is_initializing():
-            return x  # so that a trained model's variables will do without the collection
+            return x  # a trained model's variables need no such collection
         strength = self.variable(COLLECTION, self.hyperparameter, jnp.zeros, ())
         return x if deterministic else self._apply(x, strength.value)
 
@@ -90,17 +90,18 @@ def linen_problem(
     predict: Callable[[Any, Batch], Float[Array, "B *K"]] | None = None,
     prediction: Prediction | None = None,
 ) -> Problem:
-    """A Flax Linen model with a loss.
+    """Returns the problem of a Flax Linen module with a loss.
 
-    The `model` that losses and metrics get is called like the module, `model(x)`; its variables, random keys and (if
-    the module's `__call__` has one) the training flag are bound. `params` is trained, `hyperparameters` is filled by
-    name (see `jaxpt.linen.Dropout`), every other collection is carried along.
+    Losses and metrics get a `model` that is called like the module, `model(x)`. Its variables, its random keys and its
+    training flag (if the module's `__call__` has one) are already bound. The collection `params` is trained,
+    `hyperparameters` is filled by name (see `jaxpt.linen.Dropout`), and every other collection is carried from step to
+    step.
 
-    In training each random stream that the module asks for ("dropout", or a name of its own) has a key of its own, so
-    that lifted transformations (`linen.scan`, `linen.RNN`, `linen.vmap`) split them as they were told.
+    In training each random stream that the module draws from ("dropout", or any other name) has a separate key, so
+    lifted transformations (`linen.scan`, `linen.RNN`, `linen.vmap`) split streams as usual.
 
-    Values that the module sows are in `model.sown`, {collection: values}, after a call, and are not carried along: a
-    loss may add `model.sown["losses"]`.
+    After a call, values that the module sows are in `model.sown`, {collection: values}; they are not carried to the
+    next step. A loss may add `model.sown["losses"]`.
 
     >>> class Net(linen.Module):
     ...     @linen.compact
@@ -114,17 +115,17 @@ def linen_problem(
         module: the module.
         loss: `loss(model, batch)` or `loss(model, batch, hyper)` -> [B], one number per example.
         example: an input of the module, for its initialisation: an array, a tuple of positional inputs, or a dict of
-            named ones. Only shapes and dtypes matter.
-        energy: what exchanges look at, as in `nnx_problem`.
+            named inputs. Only shapes and dtypes matter.
+        energy: the energy for exchanges, as in `nnx_problem`.
         metrics: further functions to record in evaluation mode.
-        train: name of the module's boolean argument that is true in training; by default whichever it has of train,
-            training, is_training, or deterministic (which is false in training).
+        train: name of the module's boolean argument that is true in training; by default train, training, is_training
+            or deterministic (false in training), if the module has one of them.
         predict: `predict(model, batch)` -> logits, as in `nnx_problem`.
         prediction: as in `nnx_problem`.
 
     Raises:
-        ValueError: the loss reads `hyper` and no energy is given, a metric is called "energy", the module has no
-            argument called `train`, or it does not take the example.
+        ValueError: the loss reads `hyper` and no energy is given; a metric is called "energy"; the module has no
+            argument called `train`, or does not accept the example.
     """
     if not isinstance(module, linen.Module):
         raise ValueError(f"module must be a Linen module, Net() rather than its class Net, but it is {module!r}")
@@ -153,11 +154,11 @@ def linen_problem(
         hypers = _shapes(variables, inputs, named_inputs).get(COLLECTION, {})
     named = jax.tree.map_with_path(lambda path, leaf: path[-1].key, hypers)
     names = frozenset(jax.tree.leaves(named))
-    dropped = {"intermediates", *found.sown}
+    sown = {("intermediates",), *found.sown}
     streams: dict[bool, set[str]] = {True: set(), False: set()}  # in training, in evaluation
 
     class Bound:
-        """The module with its variables; remembers what a call changed in them, and what it sowed."""
+        """The module with its variables; keeps the changed variables and the sown values of a call."""
 
         def __init__(self, params: Params, rest: ModelState, hyper: Mapping[str, Array], key: Key[Array, ""] | None):
             self.params, self.rest, self.key, self.calls = params, rest, key, 0
@@ -171,17 +172,17 @@ def linen_problem(
             self.calls += 1
 
             def apply(rngs: dict[str, Array]) -> Any:
-                mutable = [*(self.rest if training else ()), *dropped]
-                return module.apply(bound, *args, **{**mode(training), **kwargs}, rngs=rngs, mutable=mutable)
+                mutable = {*(self.rest if training else ()), *(path[0] for path in sown)}
+                return module.apply(bound, *args, **{**mode(training), **kwargs}, rngs=rngs, mutable=[*mutable])
 
-            out, changed = _apply_with_streams(apply, key, streams[training], training, dropped)
-            self.sown = {name: changed.pop(name) for name in dropped if name in changed}
-            self.rest = {**self.rest, **changed}
+            out, changed = _apply_with_streams(apply, key, streams[training], training, sown)
+            carried, self.sown = _parted(changed, sown)
+            self.rest = {**self.rest, **carried} if training else self.rest
             return out
 
     def init(key: Key[Array, ""]) -> tuple[Params, ModelState]:
-        made = variables(key)
-        return made.get("params", {}), {k: v for k, v in made.items() if k not in ("params", COLLECTION, *dropped)}
+        made, _ = _parted(variables(key), sown)
+        return made.get("params", {}), {k: v for k, v in made.items() if k not in ("params", COLLECTION)}
 
     def called(key: Key[Array, ""]) -> Any:
         params, rest = init(key)
@@ -190,8 +191,8 @@ def linen_problem(
         model(*given, **keywords)
         return rest, model.rest
 
-    with contextlib.suppress(Exception):  # an example that does for initialisation only; the loss tells more
-        dropped |= _grown(*jax.eval_shape(called, jax.random.key(0)))
+    with contextlib.suppress(Exception):  # the example may suit initialisation only; the loss gives better errors
+        sown |= {(name,) for name in _grown(*jax.eval_shape(called, jax.random.key(0)))}
 
     def training_loss(
         params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array], key: Key[Array, ""]
@@ -226,11 +227,13 @@ def linen_problem(
 
 
 def _inputs(example: Any, arguments: Sequence[str], takes_any: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Returns a module's positional and its named inputs as shapes."""
+    """Returns a module's positional and named inputs as shapes."""
     named: dict[str, Any] = {}
     if isinstance(example, Mapping):
         given: tuple[Any, ...] = ()
         named = dict(example)
+        if not all(isinstance(name, str) for name in named):
+            raise ValueError(f"example must be an input or {{name: input}}, but its names are {[*named]}")
         if not takes_any and (absent := sorted(set(map(str, named)) - set(arguments))):
             raise ValueError(
                 f"example names the inputs {', '.join(named)}, but the module's __call__ has no {', '.join(absent)}; "
@@ -248,7 +251,7 @@ def _inputs(example: Any, arguments: Sequence[str], takes_any: bool) -> tuple[tu
 
 
 def _shapes(variables: Callable[[Any], dict[str, PyTree]], inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
-    """Returns the shapes of a module's variables; says what it was called with if it does not take that."""
+    """Returns the shapes of a module's variables; raises an error that shows the inputs if the module rejects them."""
     try:
         return jax.eval_shape(variables, jax.random.key(0))
     except Exception as error:
@@ -259,29 +262,33 @@ def _shapes(variables: Callable[[Any], dict[str, PyTree]], inputs: tuple[Any, ..
 
 
 def _shown(shapes: Any) -> str:
-    """Returns an input as a reader knows it: float32[1,3]."""
+    """Returns an input's type and shape as text, such as float32[1,3]."""
     return str(jax.tree.map(lambda leaf: jax.core.ShapedArray(leaf.shape, leaf.dtype).str_short(), shapes))
 
 
 def _apply_with_streams(
-    apply: Callable[[dict[str, Array]], T], key: Key[Array, ""], streams: set[str], looked: bool, sown: set[str]
+    apply: Callable[[dict[str, Array]], T],
+    key: Key[Array, ""],
+    streams: set[str],
+    looked: bool,
+    sown: set[tuple[str, ...]],
 ) -> T:
-    """Returns what `apply(rngs)` returns with a key for each random stream that the module draws from.
+    """Returns the result of `apply(rngs)`, with a key for each random stream that the module draws from.
 
-    Which these are comes out while the module is traced, so it is traced anew until it asks for no other.
+    The streams become known only during tracing, so the module is traced again until it requests no new one.
 
     Args:
         apply: {stream: key} -> outputs.
-        key: from which the streams' keys are made.
-        streams: names known so far; those found are added.
-        looked: whether streams that the module only asks the presence of (`has_rng`) count: in training it gets them.
-        sown: collections that are known to be sown into; those found are added.
+        key: the key from which the streams' keys are derived.
+        streams: names known so far; newly found names are added.
+        looked: whether streams that the module only checks for (`has_rng`) count too; in training they do.
+        sown: paths known to be sown into; newly found paths are added.
 
     Raises:
-        ValueError: a stream does not reach the place where the module draws from it.
+        ValueError: a stream is not available where the module draws from it.
     """
     while True:
-        # One stream gets the key itself, others one by their name: which others there are changes nothing.
+        # One stream gets the key itself, each other a key derived from its name, so streams do not affect each other.
         own = {
             name: key if name == "dropout" else jax.random.fold_in(key, zlib.crc32(name.encode())) for name in streams
         }
@@ -307,7 +314,22 @@ def _apply_with_streams(
         sown |= found.sown
 
 
+def _parted(variables: Mapping[str, Any], sown: set[tuple[str, ...]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns two nested mappings: the variables without those at the `sown` paths, and those alone."""
+    kept: dict[str, Any] = {}
+    taken: dict[str, Any] = {}
+    for name, value in variables.items():
+        below = {path[1:] for path in sown if path[0] == name}
+        if () in below:
+            taken[name] = value
+            continue
+        parts = _parted(value, below) if below and isinstance(value, Mapping) else (value, {})
+        kept |= {name: parts[0]} if parts[0] or not below else {}
+        taken |= {name: parts[1]} if below and parts[1] else {}
+    return kept, taken
+
+
 def _grown(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[str]:
-    """Returns the collections whose structure a call has changed."""
+    """Returns the names of the collections whose structure a call has changed."""
     structures: list[dict[str, Any]] = [{k: jax.tree.structure(v) for k, v in side.items()} for side in (before, after)]
     return {name for name in before if structures[0][name] != structures[1][name]}

@@ -1,4 +1,4 @@
-"""Losses and metrics of one example each, for classifiers."""
+"""Per-example losses and metrics for classifiers."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ def cross_entropy(
     *,
     ignore_label: int | None = None,
 ) -> Float[Array, "*B"]:
-    """Cross-entropy of each label, of which an example may have several (a word's, a pixel's).
+    """Returns the cross-entropy of each label; an example may have several labels (one per word or pixel).
 
     >>> jaxpt.cross_entropy(jnp.array([[0.0, 0.0], [0.0, 100.0]]), jnp.array([0, 1])).round(3).tolist()
     [0.693..., 0.0]
@@ -23,15 +23,15 @@ def cross_entropy(
         logits: unnormalised log probabilities of K classes.
         labels: the class, 0 .. K - 1.
         label_smoothing: probability mass spread evenly over all classes, 0 to 1; may be traced.
-        ignore_label: a label that stands for none, -1 or -100 say (padding); its loss is 0. `label_mean` takes the mean
-            of an example's other labels.
+        ignore_label: the value that marks a missing label (padding), such as -1 or -100; its loss is 0. `label_mean`
+            averages over an example's other labels.
 
     Raises:
-        ValueError: a label is out of range. Checked wherever the labels are concrete: `Engine.check` and `fit` show
-            all labels of a data set to the loss before training.
+        ValueError: a label is out of range. Checked if the labels are concrete: `Engine.check` and `fit` pass all
+            labels of a data set to the loss before training.
     """
     _check_labels(logits, labels, ignore_label)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))  # sums of bfloat16 would be too coarse
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))  # sums in bfloat16 would be too inexact
     known = _known(labels, ignore_label)
     if label_smoothing is None:
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, known)
@@ -43,19 +43,19 @@ def cross_entropy(
 
 
 def label_mean(values: Shaped[Array, "B *T"], labels: Int[Array, "B *T"], ignore_label: int) -> Float[Array, " B"]:
-    """Returns each example's mean over the labels that count; 0 for an example that has none.
+    """Returns each example's mean over the labels that count; 0 for an example without such labels.
 
     >>> labels = jnp.array([[2, 0, -1], [1, -1, -1]])
-    >>> wrong = jaxpt.errors(jnp.zeros((2, 3, 4)), labels, ignore_label=-1)
+    >>> wrong = jaxpt.zero_one_loss(jnp.zeros((2, 3, 4)), labels, ignore_label=-1)
     >>> jaxpt.label_mean(wrong, labels, ignore_label=-1).tolist()
     [0.5, 1.0]
 
-    Every example counts alike in the loss and in the energy, however many labels it has.
+    Every example has the same weight in the loss and in the energy, however many labels it has.
 
     Args:
         values: a loss or an error of each label.
         labels: the labels, T of them (or [H, W]) in each example.
-        ignore_label: the label that stands for none.
+        ignore_label: the value that marks a missing label.
     """
     axes = tuple(range(1, jnp.ndim(labels)))
     counts = labels != ignore_label
@@ -63,15 +63,15 @@ def label_mean(values: Shaped[Array, "B *T"], labels: Int[Array, "B *T"], ignore
     return total / jnp.maximum(counts.sum(axes), 1)
 
 
-def errors(
+def zero_one_loss(
     logits: Float[Array, "*B K"], labels: Int[Array, "*B"], *, ignore_label: int | None = None
 ) -> Bool[Array, "*B"]:
-    """Whether the most probable class of each label is the wrong one; its mean is the error rate.
+    """Returns whether the most probable class differs from the label, for each label; the mean is the error rate.
 
-    >>> jaxpt.errors(jnp.array([[2.0, 1.0], [0.0, 1.0]]), jnp.array([0, 0])).tolist()
+    >>> jaxpt.zero_one_loss(jnp.array([[2.0, 1.0], [0.0, 1.0]]), jnp.array([0, 0])).tolist()
     [False, True]
 
-    Probabilities will do as well as logits. Where a label is `ignore_label` there is no error (see `cross_entropy`).
+    Accepts probabilities or logits. A label equal to `ignore_label` gives no error (see `cross_entropy`).
 
     Raises:
         ValueError: not one integer label per row of logits, or one out of range.
@@ -84,12 +84,12 @@ def errors(
 def negative_log_likelihood(
     probabilities: Float[Array, "*B K"], labels: Int[Array, "*B"], *, ignore_label: int | None = None
 ) -> Float[Array, "*B"]:
-    """Minus the logarithm of the probability of each label's class; infinite where that is zero.
+    """Returns minus the logarithm of the probability of each label's class; infinite for probability zero.
 
-    It is 0 where a label is `ignore_label` (see `cross_entropy`).
+    A label equal to `ignore_label` gives 0 (see `cross_entropy`).
 
     Raises:
-        ValueError: as for `errors`.
+        ValueError: as for `zero_one_loss`.
     """
     _check_labels(probabilities, labels, ignore_label)
     known = _known(labels, ignore_label)
@@ -98,7 +98,7 @@ def negative_log_likelihood(
 
 
 def _known(labels: Array, ignore_label: int | None) -> Array:
-    """Returns labels that can be looked up: class 0 for those that do not count."""
+    """Returns labels that are safe as indices: class 0 in place of `ignore_label`."""
     return labels if ignore_label is None else jnp.where(labels == ignore_label, 0, labels)
 
 
@@ -120,7 +120,7 @@ def _check_kinds(logits: Array, labels: Array) -> None:
 
 
 def _check_labels(logits: Array, labels: Array, ignore_label: int | None) -> None:
-    """Raises ValueError unless there is one integer per row of logits, in range wherever it is known."""
+    """Raises ValueError unless there is one integer per row of logits, in range if labels are concrete."""
     _check_kinds(logits, labels)
     if ignore_label is not None and not isinstance(ignore_label, int | np.integer):
         raise ValueError(f"ignore_label must be an integer, the label that stands for none, but it is {ignore_label!r}")

@@ -1,5 +1,6 @@
-"""Flax NNX: layers whose strength is a hyperparameter, and from a model and a loss to a `Problem`."""
+"""Flax NNX: layers whose strength is a hyperparameter, and the `Problem` of a model and a loss."""
 
+import collections
 import functools
 import types
 from collections.abc import Callable, Mapping
@@ -7,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
@@ -21,8 +23,8 @@ class Hyperparameter(nnx.Variable):
 
         self.scale = Hyperparameter(jnp.zeros(()), tag="scale")     # then read self.scale[...]
 
-    It is neither trained nor part of a replica's weights, so a swap changes it like any other hyperparameter. It is for
-    training: in evaluation, where all rungs are scored by the same function, it is NaN, so do not read it there.
+    It is neither trained nor part of a replica's weights, so a swap changes it like any other hyperparameter. Read it
+    in training only: in evaluation, where all rungs are scored by the same function, it is NaN.
     """
 
 
@@ -46,7 +48,7 @@ class _Noise(nnx.Module):
         return self.apply(self.rngs(), x, self.strength[...])
 
     def set_view(self, deterministic: bool | None = None) -> None:
-        """Lets `nnx.view` switch between training and evaluation."""
+        """Switches between training and evaluation; called by `nnx.view`."""
         if deterministic is not None:
             self.deterministic = deterministic
 
@@ -75,7 +77,12 @@ class GaussianNoise(_Noise):
         super().__init__(name, noise.gaussian, "noise", rngs)
 
 
-_VALUES = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
+_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
 
 
 def nnx_problem(
@@ -87,12 +94,12 @@ def nnx_problem(
     predict: Callable[[Any, Batch], Float[Array, "B *K"]] | None = None,
     prediction: Prediction | None = None,
 ) -> Problem:
-    """A Flax NNX model with a loss.
+    """Returns the problem of a Flax NNX model with a loss.
 
-    The engine puts the model into training or evaluation mode (`train()`, `eval()`), gives all its random streams new
-    keys at each step, fills its `Hyperparameter` variables by name, trains its `nnx.Param` and carries every other
-    variable (batch statistics) along. Values that the model sows in a call can be read by the loss, as attributes of
-    their modules, and are dropped after the step, whatever their type of variable.
+    The engine sets the model to training or evaluation mode (`train()`, `eval()`), gives all its random streams new
+    keys at each step and fills its `Hyperparameter` variables by name. It trains `nnx.Param` variables and carries
+    every other variable (batch statistics) from step to step. The loss can read values that the model sows in a call,
+    as attributes of their modules; they are dropped after the step, whatever their type of variable.
 
     >>> class Net(nnx.Module):
     ...     def __init__(self, *, rngs):
@@ -105,21 +112,21 @@ def nnx_problem(
     ['dropout_rate']
 
     Args:
-        make: called as `make(rngs=nnx.Rngs(key))`: the module's class, or a function.
+        make: the module's class, or a function; called as `make(rngs=nnx.Rngs(key))`.
         loss: `loss(model, batch)` or `loss(model, batch, hyper)` -> [B], one number per example.
-        energy: what exchanges look at, `energy(model, batch)` -> [B] in evaluation mode; the loss by default.
-            Needed when the loss reads `hyper`: all rungs must be scored by the same function.
+        energy: the energy for exchanges, `energy(model, batch)` -> [B] in evaluation mode; the loss by default. Needed
+            if the loss reads `hyper`, since all rungs must be scored by the same function.
         metrics: further functions to record in evaluation mode, {name: function(model, batch) -> [B]}; or
-            `jaxpt.Metric`, for one with a direction or of a whole split.
-        predict: `predict(model, batch)` -> logits [B, K], for `mixture`; their softmax is the prediction. A model that
-            gives probabilities returns their logarithm.
-        prediction: what `predict` returns: "classes", logits [B, ..., K] (of each word or pixel, say); "binary", a
-            logit [B, ...] for each yes or no, whose sigmoid is the prediction; "values" [B, ...] of a regression. By
+            `jaxpt.Metric`, for a metric with a direction or of a whole split.
+        predict: `predict(model, batch)` -> logits [B, K], for `ensemble`; their softmax is the prediction. For a model
+            that outputs probabilities, return their logarithm.
+        prediction: kind of `predict`'s result: "classes", logits [B, ..., K] (for example per word or pixel); "binary",
+            a logit [B, ...] per yes/no answer, whose sigmoid is the prediction; "values" [B, ...] of a regression. By
             default classes [B, K].
 
     Raises:
-        ValueError: the loss reads `hyper` and no energy is given, a metric is called "energy", or an argument is of the
-            wrong kind.
+        ValueError: the loss reads `hyper` and no energy is given, a metric is called "energy", or an argument has the
+            wrong type.
     """
     if isinstance(make, nnx.Module):
         raise ValueError(
@@ -133,7 +140,7 @@ def nnx_problem(
         return nnx.split(model, nnx.Param, Hyperparameter, nnx.RngState, ...)
 
     def made(key: Any) -> nnx.Module:
-        # What does not depend on the key is computed at once, so that a constructor may ask for its value.
+        # Values that do not depend on the key are computed eagerly, so that a constructor can read them.
         try:
             with jax.ensure_compile_time_eval():
                 model = make(rngs=nnx.Rngs(key))
@@ -203,9 +210,10 @@ def nnx_problem(
 
 
 def _with_arrays_as_data(model: nnx.Module) -> nnx.Module:
-    """Returns a model, made while JAX traces, in which plain arrays are data, as they are in a model made outside.
+    """Returns a model made under tracing, with its plain arrays marked as data, as in a model made outside of tracing.
 
-    Flax recognises arrays by their class, and a traced one has another: it would become part of the static structure.
+    Flax recognises arrays by their class. A traced array has another class, so it would become part of the static
+    structure.
     """
     nodes = [(path, node) for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Pytree)]
     for _, node in nodes:
@@ -225,21 +233,23 @@ def _with_arrays_as_data(model: nnx.Module) -> nnx.Module:
 
 
 def _holds_traced(value: Any, found: set[int]) -> bool:
-    """Returns whether a traced array is in an object, a function's closure, or what these hold.
+    """Returns whether an object or a function's closure holds a traced array, directly or nested.
 
     Args:
-        value: where to look.
-        found: the ids of those arrays and modules that Flax finds; what has been looked at is added.
+        value: the object to search.
+        found: ids of the arrays and modules that Flax finds; the ids of searched objects are added.
     """
     if id(value) in found or isinstance(value, type | types.ModuleType):
         return False
     found.add(id(value))
-    if isinstance(value, jax.core.Tracer):
-        return True
+    if isinstance(value, jax.Array | np.ndarray):
+        return isinstance(value, jax.core.Tracer)
     held: list[Any] = list(getattr(value, "__dict__", {}).values())
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()) if name[:2] != "__"]
+    held += [getattr(value, name) for name in slots if hasattr(value, name)]
     if isinstance(value, Mapping):
         held += value.values()
-    elif isinstance(value, list | tuple | set | frozenset):
+    elif isinstance(value, list | tuple | set | frozenset | collections.deque):
         held += value
     elif isinstance(value, functools.partial):
         held += (value.func, *value.args, *value.keywords.values())
@@ -254,18 +264,18 @@ def _holds_traced(value: Any, found: set[int]) -> bool:
 def _is_full(cell: types.CellType) -> bool:
     try:
         return cell.cell_contents is not cell
-    except ValueError:  # a name that is not bound yet
+    except ValueError:  # the name is not bound yet
         return False
 
 
 def _without_new(after: nnx.State, before: nnx.State) -> nnx.State:
-    """Returns what a model carries along after a step, without variables that the step added: what it sowed."""
+    """Returns a model's carried state after a step, without the variables that the step added (sown values)."""
     known = set(dict(nnx.to_flat_state(before)))
     return nnx.from_flat_state([(path, value) for path, value in nnx.to_flat_state(after) if path in known])
 
 
 def _fill(hypers: nnx.State, values: Mapping[str, Array]) -> nnx.State:
-    """Returns the state of `Hyperparameter` variables with their named values."""
+    """Returns the state of `Hyperparameter` variables, filled with values by name."""
     return _replace_variables(hypers, lambda i, v: jnp.broadcast_to(jnp.asarray(values[v.tag]), v.shape))
 
 
@@ -275,9 +285,9 @@ def _kinds(params: Params) -> set[Any]:
 
 
 def _computing_in(model: nnx.Module, kinds: set[Any]) -> nnx.Module:
-    """Tells stock layers to compute in the type that weights were cast to (`with_compute_dtype`), if there is one.
+    """Sets stock layers to compute in the type that weights were cast to (`with_compute_dtype`), if there is one.
 
-    Else BatchNorm, whose statistics are float32, would make float32 of everything behind it.
+    Otherwise BatchNorm, whose statistics are float32, would make all later layers compute in float32.
     """
     for kind in kinds:
         for _, node in nnx.iter_graph(model):
@@ -288,7 +298,7 @@ def _computing_in(model: nnx.Module, kinds: set[Any]) -> nnx.Module:
 
 
 def _reseed(streams: nnx.State, key: Key[Array, ""]) -> nnx.State:
-    """Returns the state of random streams, each with a key of its own and its counter at zero."""
+    """Returns the state of random streams, each with a separate new key and its counter at zero."""
 
     def fresh(i: int, variable: Any) -> Array:
         if isinstance(variable, nnx.RngCount):

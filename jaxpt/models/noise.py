@@ -1,4 +1,4 @@
-"""The noises that act like a temperature, as functions of traced strengths, and a problem with noisy weights."""
+"""Noises that act like a temperature, as functions of traced strengths, and a problem with noisy weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +10,13 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from jaxpt.core.types import Batch, ModelState, Params, Problem
 
-_LANGEVIN_SALT = 0x1A69  # any number that nobody takes for a noise of their own
+_LANGEVIN_SALT = 0x1A69  # an arbitrary number that users are unlikely to choose
 
 
 def dropout(key: Key[Array, ""], x: Array, rate: Float[Array, ""] | float) -> Array:
     """Zeroes each element of x with probability `rate` (traced; 0 to 1) and scales the rest by 1 / (1 - rate).
 
-    An element costs 16 random bits, so the rate is taken to the nearest multiple of 2**-16.
+    Each element uses 16 random bits, so the rate is rounded to the nearest multiple of 2**-16.
     """
     keep = jnp.round(2.0**16 * (1.0 - jnp.asarray(rate, jnp.float32)))
     scale = jnp.where(keep > 0, 2.0**16 / jnp.where(keep > 0, keep, 1.0), 0.0).astype(x.dtype)
@@ -26,7 +26,7 @@ def dropout(key: Key[Array, ""], x: Array, rate: Float[Array, ""] | float) -> Ar
 
 
 def require_real(arrays: PyTree, what: str) -> None:
-    """Raises ValueError if any array is complex, whose noise has no one standard deviation."""
+    """Raises ValueError if any array is complex: complex noise has no single standard deviation."""
     if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(arrays)):
         raise ValueError(
             f"{what} needs real numbers, but some are complex; keep real and imaginary parts as two arrays"
@@ -34,7 +34,7 @@ def require_real(arrays: PyTree, what: str) -> None:
 
 
 def gaussian(key: Key[Array, ""], x: Array, std: Float[Array, ""] | float) -> Array:
-    """Adds Gaussian noise of standard deviation `std` (traced) to every element of x, which is real."""
+    """Adds Gaussian noise of standard deviation `std` (traced) to every element of a real array."""
     require_real(x, "Gaussian noise")
     return x + jnp.asarray(std, x.dtype) * jax.random.normal(key, x.shape, x.dtype)
 
@@ -42,8 +42,8 @@ def gaussian(key: Key[Array, ""], x: Array, std: Float[Array, ""] | float) -> Ar
 def gradient_noise(std: Float[Array, ""] | float, salt: int = 0) -> optax.GradientTransformationExtraArgs:
     """Adds Gaussian noise of standard deviation `std` to every gradient, or other update.
 
-    The engine hands each replica's key to `update(..., key=key)`, so no state is kept and every replica has noise of
-    its own.
+    The engine passes each replica's key to `update(..., key=key)`, so there is no state and every replica has
+    independent noise.
 
         optimizer=lambda h: optax.chain(jaxpt.gradient_noise(h["gradient_noise"]), optax.sgd(0.1))
 
@@ -66,9 +66,9 @@ def langevin(
 ) -> optax.GradientTransformationExtraArgs:
     """Unadjusted Langevin dynamics: W <- W - lr grad E + sqrt(2 lr T) xi, xi standard normal.
 
-    Its stationary law is exp(-E / T) up to an error of order `learning_rate`, E being the loss whose gradient comes
-    in. On a ladder of temperatures, with beta = 1 / T and C = 1, replica exchange then samples every rung exactly as
-    well. `jaxpt.sampler` has no such error.
+    Its stationary law is exp(-E / T) up to an error of order `learning_rate`; E is the loss whose gradient it receives.
+    On a ladder of temperatures, with beta = 1 / T and C = 1, replica exchange adds no further error.
+    `jaxpt.sampler` does not have this error.
 
     Args:
         learning_rate: step size lr.
@@ -79,7 +79,7 @@ def langevin(
 
 
 def with_weight_noise(problem: Problem, name: str = "weight_noise") -> Problem:
-    """The same problem with its gradient taken at weights that Gaussian noise has moved.
+    """Returns the problem with its gradient taken at weights perturbed by Gaussian noise.
 
     Evaluation uses the weights as they are.
 

@@ -1,7 +1,8 @@
-"""What a problem is scored by: its energy, its metrics, its predictions; shared by all model libraries."""
+"""Scores of a problem: its energy, metrics and predictions; shared by all model libraries."""
 
 import dataclasses
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias, get_args
@@ -24,6 +25,12 @@ _HIGHER = frozenset((
 ))
 # fmt: on
 # fmt: off
+# Words that negate or change the meaning of another; the name then does not determine the direction.
+_TURNED = frozenset((
+    "neg", "negative", "negated", "minus", "inverse", "inv", "inverted", "drop", "gap", "reduction", "std",
+    "stddev", "variance", "var", "drawdown", "improvement", "decrease", "increase", "delta", "change", "difference",
+    "diff", "slope",
+))
 _LOWER = frozenset((
     "error", "errors", "err", "loss", "nll", "mse", "rmse", "mae", "mape", "perplexity", "ppl", "energy", "ece",
     "brier", "regret", "wer", "cer", "distance", "divergence", "kl", "crossentropy", "bpc", "deviance", "fpr",
@@ -37,13 +44,13 @@ class Metric:
     """A metric with a direction, or one of a whole split.
 
     >>> def correct(model, batch):
-    ...     return ~jaxpt.errors(model(batch["x"]), batch["y"])
+    ...     return ~jaxpt.zero_one_loss(model(batch["x"]), batch["y"])
     >>> metrics = {"hits": jaxpt.Metric(correct, higher_is_better=True)}
 
-    A plain function does as well where its name tells the direction (accuracy, f1, reward; error, nll, rmse, ...).
+    A plain function suffices if its name implies the direction (accuracy, f1, reward; error, nll, rmse, ...).
 
-    A metric that is no mean over examples takes `finish` or `whole`. The root mean square, and a correlation of all
-    predictions with all targets:
+    A metric that is not a mean over examples takes `finish` or `whole`. Examples are the root mean square, and a
+    correlation of all predictions with all targets:
 
     >>> rms = jaxpt.Metric(lambda model, batch: model(batch["x"])[:, 0] ** 2, finish=jnp.sqrt, higher_is_better=False)
     >>> both = lambda model, batch: (model(batch["x"])[:, 0], batch["x"][:, 0])
@@ -51,11 +58,11 @@ class Metric:
 
     Attributes:
         function: (model in evaluation mode, batch) -> [B]; with `finish` or `whole` a pytree of [B, ...].
-        higher_is_better: which replica is best; by default as the metric's name tells.
-        finish: from the means over all examples, a pytree of [...], to one number. True and false positives become an
-            F1 score, moments a correlation; memory does not grow with the split.
-        whole: from the outputs for all N examples, a pytree of [N, ...], to one number, computed on the device. Takes
-            the memory of all replicas' outputs.
+        higher_is_better: whether the best replica has the highest value; by default inferred from the metric's name.
+        finish: function from the means over all examples, a pytree of [...], to one number: for example from true and
+            false positives to an F1 score, or from moments to a correlation. Memory does not grow with the split.
+        whole: function from the outputs for all N examples, a pytree of [N, ...], to one number, computed on the
+            device. Needs memory for all replicas' outputs.
     """
 
     function: Score
@@ -75,23 +82,24 @@ class Metric:
                 "a Metric takes finish, of means, or whole, of all outputs, but both are given; leave one out"
             )
 
-    def __call__(self, model: Any, batch: Batch) -> Any:
-        """Returns the function's outputs for one batch."""
-        return self.function(model, batch)
+    def __call__(self, model: Any, *batch: Batch) -> Any:
+        """Returns the function's outputs for one batch; without data it is called with the model alone."""
+        return self.function(model, *batch)
 
 
 def is_higher_better(problem: Problem, name: str) -> bool:
     """Returns a score's direction.
 
     Raises:
-        ValueError: neither the problem nor the name tells it.
+        ValueError: neither the problem nor the name determines it.
     """
     metric = dict(problem.metrics).get(name)
     if metric is not None and metric.higher_is_better is not None:
         return metric.higher_is_better
     words = set(re.findall(r"[a-z]+\d*", name.lower()))
     up, down = bool(words & _HIGHER), bool(words & _LOWER)
-    if up == down:
+    turned = bool(words & _TURNED) or re.match(r"\s*(1\s*)?-", name) is not None
+    if up == down or turned:
         raise ValueError(
             f"is more or less of {name!r} better? Its name does not tell: give the problem "
             f"metrics={{{name!r}: jaxpt.Metric(function, higher_is_better=True)}}, or False"
@@ -100,17 +108,18 @@ def is_higher_better(problem: Problem, name: str) -> bool:
 
 
 def unknown(names: frozenset[str]) -> dict[str, Array]:
-    """Hyperparameters in evaluation: NaN, so that a model which reads them there cannot go unnoticed."""
+    """Returns the hyperparameters for evaluation: NaN, so that a model that reads them there is noticed."""
     return dict.fromkeys(names, jnp.full((), jnp.nan))
 
 
 def takes_hyper(loss: Callable[..., Array]) -> bool:
-    """Whether a loss has a third argument without a default: `loss(model, batch, hyper)`."""
+    """Returns whether a loss has a third argument without a default: `loss(model, batch, hyper)`."""
     return required(loss) > 2
 
 
 def required(function: Callable[..., Any]) -> int:
-    """Returns how many positional arguments without a default a function has."""
+    """Returns the number of positional arguments without a default."""
+    function = function.function if isinstance(function, Metric) else function
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(function).parameters.values()
     return sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters)
@@ -119,7 +128,7 @@ def required(function: Callable[..., Any]) -> int:
 def scores(
     loss: Callable[..., Array], energy: Score | None, metrics: Mapping[str, Score] | None
 ) -> dict[str, Callable[..., Any]]:
-    """Collects what evaluation computes: the energy first, then the metrics."""
+    """Returns the functions that evaluation computes: the energy first, then the metrics."""
     if not isinstance(metrics or {}, Mapping):
         raise ValueError(f'metrics must be {{name: function}}, e.g. {{"error": error}}, but it is {metrics!r}')
     for name, function in {"loss": loss, "energy": energy or loss, **(metrics or {})}.items():
@@ -140,7 +149,7 @@ def scores(
 
 
 def declared_metrics(metrics: Mapping[str, Score] | None) -> tuple[tuple[str, Metric], ...]:
-    """Returns those metrics that are a `Metric`, by their names, as `Problem.metrics`."""
+    """Returns the metrics that are a `Metric`, with their names, for `Problem.metrics`."""
     return tuple((name, metric) for name, metric in (metrics or {}).items() if isinstance(metric, Metric))
 
 
@@ -181,9 +190,15 @@ ASK = (
 
 
 def require_kind(problem: Problem, examples: Any) -> None:
-    """Raises ValueError if a problem predicts, does not say what, and the data hold nothing like labels of classes."""
+    """Raises ValueError if a problem predicts without giving `prediction` and the data hold no class labels.
+
+    Class labels are one integer for each example; images of bytes are not labels.
+    """
     if problem.predict is None or problem.prediction is not None or not jax.tree.leaves(examples):
         return
-    kinds = [(jnp.result_type(leaf), jnp.ndim(leaf)) for leaf in jax.tree.leaves(examples)]
-    if not any(jnp.issubdtype(kind, jnp.integer) and (kind != jnp.uint8 or axes < 3) for kind, axes in kinds):
-        raise ValueError(f"the problem has predict=..., but the data hold no integers, as labels of classes are; {ASK}")
+    kinds = [(jnp.result_type(leaf), jnp.shape(leaf)) for leaf in jax.tree.leaves(examples)]
+    if not any(jnp.issubdtype(kind, jnp.integer) and math.prod(shape[1:]) == 1 for kind, shape in kinds):
+        raise ValueError(
+            "the problem has predict=..., but the data hold no array with one integer for each example, as labels of "
+            f"classes are; {ASK}"
+        )

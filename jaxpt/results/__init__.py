@@ -1,1 +1,1 @@
-"""What a run came to: scores, ensembles, pictures, reports."""
+"""The results of a run: scores, ensembles, pictures, reports."""

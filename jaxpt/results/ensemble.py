@@ -1,4 +1,4 @@
-"""The mixture of replicas: the mean of their predicted probabilities, for all of them or for the coldest few."""
+"""The ensemble of replicas: the mean of the predictions of all replicas, or of the coldest few."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxpt.core import tree
 from jaxpt.core.ladder import require_beta
+from jaxpt.core.ranges import check_numbers
 from jaxpt.core.state import Replicas, RunState
 from jaxpt.core.types import Batch, Problem
 from jaxpt.devices.execution import over_replicas
@@ -20,84 +21,89 @@ from jaxpt.devices.placement import AXIS, EVERYWHERE, SEED, Placement, single
 from jaxpt.devices.precision import tracing_with
 from jaxpt.engine.engine import Engine
 from jaxpt.engine.scoring import mean_in_chunks
-from jaxpt.models.scores import require_kind
+from jaxpt.models.scores import Metric, require_kind
 
-MixtureMetric = Callable[[Float[Array, "B *K"], Batch], Array]
+EnsembleMetric = Callable[[Float[Array, "B *K"], Batch], Array]
 """(mean prediction, batch) -> [B], one number per example."""
 
 
-def mixture(
+def ensemble(
     engine: Engine,
     state: RunState,
     examples: PyTree,
-    metrics: Mapping[str, MixtureMetric],
+    metrics: Mapping[str, EnsembleMetric],
     *,
     coldest: int | Sequence[int] | None = None,
     ladder: str | None = None,
 ) -> dict[str, Float[Array, "..."]]:
-    """Returns {metric: []} of the mean predicted probability of several replicas, means over all the examples.
+    """Returns {metric: []} for the mean prediction of several replicas, each averaged over all the examples.
 
-        >>> mixed = jaxpt.mixture(result.engine, result.state, valid, {
-        ...     "error": lambda p, batch: jaxpt.errors(p, batch["y"]),
+        >>> mixed = jaxpt.ensemble(result.engine, result.state, valid, {
+        ...     "error": lambda p, batch: jaxpt.zero_one_loss(p, batch["y"]),
         ...     "nll": lambda p, batch: jaxpt.negative_log_likelihood(p, batch["y"]),
         ... }, coldest=3)
         >>> {name: value.shape for name, value in mixed.items()}
         {'error': (), 'nll': ()}
 
     Evaluated on the device, at most `engine.evaluation_batch` examples at a time. A replica is left out wherever its
-    probabilities are not finite; where that leaves none the metrics are computed from NaN. Pass the same `metrics`
-    object again, or the same functions, and nothing is compiled again, whatever `coldest` is.
+    probabilities are not finite; if none is left, the metrics are computed from NaN. Later calls with the same
+    `metrics` object, or the same functions, compile nothing, whatever `coldest` is.
 
     Args:
         engine: its problem needs `predict`.
-        state: whose replicas; with S seeds there is one mixture per seed, and metrics are [S] (or [K, S]).
+        state: the state that holds the replicas; with S seeds there is one ensemble per seed, and metrics are [S] (or
+            [K, S]).
         examples: leaves [N, ...].
-        metrics: {name: function(predictions [B, ...], batch) -> [B]}: probabilities of classes, or values, as the
-            problem's `prediction` says.
-        coldest: only the replicas on this many coldest rungs, where they stand now; by default all. A sequence of K
-            such numbers gives K mixtures, metrics [K], for the price of one.
-        ladder: which ladder's rungs; needed with `coldest` if there are several ladders.
+        metrics: {name: function(predictions [B, ...], batch) -> [B]}. Predictions are class probabilities or values,
+            depending on the problem's `prediction`. Or a `jaxpt.Metric` of such a function, for a metric of the whole
+            split.
+        coldest: use only the replicas that are now on this many coldest rungs; by default all. A sequence of K such
+            numbers gives K ensembles, metrics [K], at the cost of one.
+        ladder: the ladder whose rungs are meant; needed with `coldest` if there are several ladders.
 
     Raises:
-        ValueError: the problem has no `predict`, or it or a metric gives another shape; coldest is not 1 .. M; ladder
-            is not given or not one of the engine's.
+        ValueError: the problem has no `predict`; `predict` or a metric returns another shape; coldest is not 1 .. M;
+            ladder is missing or not one of the engine's.
     """
     _require_predict(engine)
     if not isinstance(metrics, Mapping):
         raise ValueError(f"metrics must be {{name: function(probabilities, batch)}}, but it is {metrics!r}")
     if not metrics:
-        raise ValueError('metrics is empty; give one at least, e.g. {"error": lambda p, batch: errors(p, batch["y"])}')
+        raise ValueError(
+            'metrics is empty; give one at least, e.g. {"error": lambda p, batch: zero_one_loss(p, batch["y"])}'
+        )
     tree.leading(examples, "examples")
+    check_numbers(examples, "examples")
     require_kind(engine.problem, examples)
     counts = np.asarray(engine.num_replicas if coldest is None else coldest)
     name = ladder_of(engine, ladder, coldest)
-    # Not the engine: whatever its rule, the program is the same.
+    # Not the engine: the program is the same for every rule.
     how = _How(
         engine.problem,
         tuple(metrics.items()),
         engine.evaluation_batch,
         engine.placed,
         engine.replica_axis,
-        engine.at_once,
+        engine.replicas_at_once,
         engine.precision,
         bool(state.key.ndim),
     )
     rung = state.replicas.rung[name]
-    found = _mixture(how, state.replicas, rung, examples, jnp.asarray(counts.ravel(), jnp.int32))
+    found = _ensemble(how, state.replicas, rung, examples, jnp.asarray(counts.ravel(), jnp.int32))
     return found if counts.ndim else jax.tree.map(lambda metric: metric[0], found)
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixture:
-    """Several replicas that predict together: calling it gives the mean of their predicted probabilities.
+class Ensemble:
+    """An ensemble of replicas; a call returns the mean of their predictions.
 
     A replica is left out wherever its probabilities are not finite. Compiled once for each shape of batch.
 
     Attributes:
-        replicas: their slots, coldest first if they were chosen so.
-        seed: which seed's ladder they belong to; None for a run with one seed.
+        replicas: their slots, coldest first if they were selected by `coldest`.
+        seed: the seed whose ladder they belong to; None for a run with one seed.
         params: their weights stacked, leaves [K, ...].
-        model_state: what else their models carry (batch statistics), stacked likewise.
+        model_state: their models' other state (batch statistics), stacked likewise.
     """
 
     replicas: tuple[int, ...]
@@ -107,26 +113,29 @@ class Mixture:
     _how: "_How" = dataclasses.field(repr=False)
 
     def __call__(self, batch: Batch) -> Float[Array, "B *K"]:
-        """Returns the mean prediction for each example of a batch, as the problem's `predict` takes it."""
+        """Returns the mean prediction for each example of a batch; the batch is what the problem's `predict` takes."""
+        check_numbers(batch, "batch")
         return _together(self._how, self.params, self.model_state, batch)
 
 
-def together(engine: Engine, replicas: Sequence[int], seed: int | None, params: PyTree, model_state: PyTree) -> Mixture:
-    """Returns stacked replicas, on one device, as a `Mixture`.
+def together(
+    engine: Engine, replicas: Sequence[int], seed: int | None, params: PyTree, model_state: PyTree
+) -> Ensemble:
+    """Returns stacked replicas, on one device, as an `Ensemble`.
 
     Raises:
         ValueError: the problem has no `predict`.
     """
     _require_predict(engine)
-    how = _How(engine.problem, (), 0, single(), engine.replica_axis, engine.at_once, engine.precision, False)
-    return Mixture(tuple(replicas), seed, params, model_state, how)
+    how = _How(engine.problem, (), 0, single(), engine.replica_axis, engine.replicas_at_once, engine.precision, False)
+    return Ensemble(tuple(replicas), seed, params, model_state, how)
 
 
 def ladder_of(engine: Engine, ladder: str | None, coldest: int | Sequence[int] | None) -> str:
-    """Returns on which ladder `coldest` replicas are looked for; the first if all are wanted.
+    """Returns the name of the ladder that `coldest` refers to; the first ladder if `coldest` is None.
 
     Raises:
-        ValueError: coldest is not 1 .. M; ladder is not given or not one of the engine's; it has no temperatures.
+        ValueError: coldest is not 1 .. M; ladder is missing or not one of the engine's; it has no temperatures.
     """
     replicas, ladders = engine.num_replicas, list(engine.ladders)
     counts = np.asarray(replicas if coldest is None else coldest)
@@ -150,26 +159,28 @@ def _require_predict(engine: Engine) -> None:
 
 
 class _How(NamedTuple):
-    """What selects a program."""
+    """The static arguments that determine a compiled program."""
 
     problem: Problem
-    metrics: tuple[tuple[str, MixtureMetric], ...]
+    metrics: tuple[tuple[str, EnsembleMetric], ...]
     chunk: int
     placed: Placement
     replica_axis: str
-    at_once: int
+    replicas_at_once: int
     precision: str
     seeds: bool
 
     def over(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Lifts a function of two stacked arguments as the engine does."""
         axis, placed = self.replica_axis, self.placed
-        return over_replicas(axis, placed.platform, placed.num_devices, function, (0, 0), at_once=self.at_once)
+        return over_replicas(
+            axis, placed.platform, placed.num_devices, function, (0, 0), replicas_at_once=self.replicas_at_once
+        )
 
 
 def _mean(each: Float[Array, "M B *K"], chosen: Bool[Array, " M"]) -> Float[Array, "B *K"]:
     """Returns the mean over the chosen replicas, without those that are not finite."""
-    # `where`, not a weight: a number that is not finite must not come through as 0 times itself.
+    # `where` and not a weight of 0, since 0 times infinity or NaN is NaN.
     known = chosen[:, None] & jnp.isfinite(each).all(tuple(range(2, each.ndim)))
     return jnp.mean(each, 0, where=known.reshape(known.shape + (1,) * (each.ndim - 2)))
 
@@ -191,7 +202,7 @@ def _together(how: _How, params: PyTree, model_state: PyTree, batch: Batch) -> F
 
 
 @partial(jax.jit, static_argnums=0)
-def _mixture(
+def _ensemble(
     how: _How, replicas: Replicas, rung: Int[Array, "*S M"], examples: PyTree, coldest: Int[Array, " K"]
 ) -> dict[str, Array]:
     def all_seeds(replicas: Replicas, rung: Array, examples: PyTree, coldest: Array) -> dict[str, Array]:
@@ -210,27 +221,38 @@ def _mixture(
 def _of_one_seed(
     how: _How, replicas: Replicas, rung: Int[Array, " m"], *, examples: PyTree, coldest: Int[Array, " K"]
 ) -> dict[str, Float[Array, " K"]]:
-    """Returns the metrics of the mixtures of one seed's replicas; here are those of one device."""
+    """Returns the metrics of the ensembles of one seed's replicas; `replicas` holds those of one device."""
     predict: Any = how.problem.predict
-    rung = how.placed.whole(rung)
+    rung = how.placed.all_gather(rung)
+    metrics = ((name, metric) for name, metric in how.metrics if isinstance(metric, Metric))
+    combined = {name: metric for name, metric in metrics if metric.finish or metric.whole}
 
-    def score(batch: PyTree) -> dict[str, Array]:
+    def score(batch: PyTree) -> dict[str, Any]:
         count = tree.leading(batch, "examples")
         each = how.over(lambda params, rest: predict(params, rest, batch))(replicas.params, replicas.model_state)
-        each = how.placed.whole(each)
+        each = how.placed.all_gather(each)
         _check_count(each, count)
 
-        def mixed(coldest: Int[Array, ""]) -> dict[str, Array]:
+        def mixed(coldest: Int[Array, ""]) -> dict[str, Any]:
             mean = _mean(each, rung < coldest)
             return {name: metric(mean, batch) for name, metric in how.metrics}
 
         found = jax.vmap(mixed)(coldest)
         for name, value in found.items():
-            if jnp.shape(value)[1:] != (count,):
+            if name in combined:
+                found[name] = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, -1), value)
+            elif jnp.shape(value)[1:] != (count,):
                 raise ValueError(
                     f"metric {name!r} must give one number per example, shape ({count},), but it gives shape "
                     f"{jnp.shape(value)[1:]}; leave out the mean"
                 )
         return found
 
-    return mean_in_chunks(score, examples, how.chunk)[0]
+    means, outputs = mean_in_chunks(score, examples, how.chunk, {name for name in combined if combined[name].whole})
+    for name, metric in combined.items():
+        if metric.whole:
+            rows = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 1), outputs[name])
+            means[name] = jax.vmap(metric.whole)(rows)
+        elif metric.finish:
+            means[name] = jax.vmap(metric.finish)(means[name])
+    return means

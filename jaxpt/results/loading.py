@@ -1,4 +1,4 @@
-"""A run's directory read again: the state and the trace of any checkpoint that it keeps."""
+"""Reads a run's directory: the state and the trace of any checkpoint in it."""
 
 import os
 import re
@@ -13,6 +13,7 @@ from jaxpt.core.types import Info
 from jaxpt.devices.execution import Execution
 from jaxpt.engine.engine import Engine
 from jaxpt.results.result import Result
+from jaxpt.saving import settings
 from jaxpt.saving.files import local_path
 from jaxpt.saving.keeping import in_order
 
@@ -20,15 +21,15 @@ from jaxpt.saving.keeping import in_order
 def load_run(
     engine: Engine, directory: str | os.PathLike[str], *, step: int | Literal["latest", "best"] = "latest"
 ) -> Result:
-    """Returns what a run had come to at a checkpoint that its directory keeps: the latest two, and the best.
+    """Returns the result of a run at a checkpoint in its directory; the latest two and the best are kept there.
 
     No data is needed. The scores of the result are those of the checkpoint's last period.
 
     Args:
         engine: the one that ran, or one with the same problem, optimizer, ladders and rule.
         directory: the `directory` of `fit`; no run may be using it.
-        step: the checkpoint of so many steps; or "latest"; or "best", the one of the lowest energy (of several seeds:
-            on average) at its end.
+        step: the number of steps of the checkpoint; or "latest"; or "best", the checkpoint with the lowest energy in
+            its last period (with several seeds, averaged over them).
 
     Raises:
         ValueError: there is no such checkpoint; the engine has replicas of other shapes.
@@ -51,6 +52,7 @@ def load_run(
         chosen = int(kept_steps[-1] if step == "latest" else step)
         key = _key(store.settings()["seeds"])
         form, row = engine.abstract(key), _trace(store.rows(chosen))
+        _check_engine(engine, settings.shapes(engine, form), store.settings(), place)
         state, trace, progress, kept = store.load(form, row, jax.random.key_impl(key), chosen)
     finally:
         store.close()
@@ -73,18 +75,28 @@ def load_run(
     )
 
 
+def _check_engine(engine: Engine, now: dict[str, Any], then: dict[str, Any], place: Any) -> None:
+    """Raises ValueError if the engine's rule and replicas are not those of the run."""
+    same: Any = [{"rule": side["rule"]["kind"], "replicas": side["replicas"]} for side in (then, now)]  # C may differ
+    if changed := settings.differences(*same):
+        raise ValueError(
+            f"the engine is not the one of the run in {place} (then -> now): {'; '.join(changed)}; load_run takes the "
+            "same problem, optimizer, ladders and rule"
+        )
+
+
 def _last_energy(rows: dict[str, np.ndarray]) -> float:
     energy = rows["valid/energy"][-1]
     return float(np.min(np.where(np.isfinite(energy), energy, np.inf), -1).mean())
 
 
 def _key(seeds: dict[str, Any]) -> jax.Array:
-    """Returns the run's key, or its keys, from what the directory notes of them."""
+    """Returns the run's key, or its keys, from the seeds recorded in the directory."""
     return jax.random.wrap_key_data(jnp.asarray(seeds["keys"], jnp.uint32), impl=re.sub(r"\W", "", seeds["prng"]))
 
 
 def _trace(rows: dict[str, np.ndarray]) -> Trace:
-    """Returns a trace from its arrays by name."""
+    """Returns a trace, given {name: array}."""
     parts: dict[str, dict[str, np.ndarray]] = {name: {} for name in ("valid", "test", "rung", "hyper", "info")}
     for name, array in rows.items():
         room, _, inner = name.partition("/")

@@ -1,4 +1,4 @@
-"""All pictures that a result has numbers for."""
+"""All pictures for which a result has numbers."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxpt.results.record import Record, pick
 
 
 def pictures(result: Record, seed: int | None = None) -> dict[str, Figure]:
-    """Returns {name: figure}, see `Result.plot`; names end in the ladder's where there are several."""
+    """Returns {name: figure}, see `Result.plot`; with several ladders, names end in the ladder's name."""
     trace, engine = result.trace, result.engine
     shown = 0 if seed is None and result.num_seeds else seed
     best = pick(result, "energy", shown)
@@ -32,7 +32,7 @@ def pictures(result: Record, seed: int | None = None) -> dict[str, Figure]:
             )
             found[f"acceptance{last}"] = plots.acceptance_picture(acceptance(trace, name), values, name=label)
             found[f"flow{last}"] = plots.flow_picture(flow(trace, name), values, name=label)
-        if not engine.rule.moves_values:  # else rungs mean nothing
+        if not engine.rule.moves_values:  # otherwise a rung does not tell a replica's values
             energies = energy_by_rung(trace, name) if moves else _last_by_rung(result, name)
             found[f"energies{last}"] = plots.energy_picture(energies, values, name=label)
     for score in trace.valid:
@@ -52,13 +52,13 @@ def pictures(result: Record, seed: int | None = None) -> dict[str, Figure]:
 
 
 def best_curve(trace: Trace, scores: Any) -> Float[np.ndarray, "P S"]:
-    """Returns, at each period, the score of the replica that then has the lowest energy on validation."""
+    """Returns for each period the score of the replica with the lowest validation energy in that period."""
     energy = np.asarray(trace.valid["energy"])
     order = np.where(np.isfinite(energy), energy, np.inf).argmin(-1)[..., None]
     return np.take_along_axis(np.asarray(scores, np.float64), order, -1).reshape(len(energy), -1)
 
 
 def _last_by_rung(result: Record, ladder: str) -> np.ndarray:
-    """Returns the energies at the end on the whole validation split, coldest rung first."""
+    """Returns the final energies on the whole validation split, coldest rung first."""
     on_rung = np.argsort(result.trace.rung[ladder][-1], -1)
     return np.take_along_axis(np.asarray(result.valid["energy"], np.float64), on_rung, -1)

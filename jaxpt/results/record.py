@@ -1,4 +1,4 @@
-"""What a run came to, and how one of its replicas is picked."""
+"""The record of a finished run, and the selection of its replicas."""
 
 import dataclasses
 import warnings
@@ -21,17 +21,17 @@ from jaxpt.saving.keeping import Kept, best_kept
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """One replica at the end of a run: the one that did best on validation, say, or one of the coldest.
+    """One replica at the end of a run: for example the best on validation, or one of the coldest.
 
     Attributes:
         replica: its slot, 0 .. M - 1.
-        seed: which seed's ladder it belongs to (an index into `seeds`); None for a run with one seed.
+        seed: the seed whose ladder it belongs to (an index into `seeds`); None for a run with one seed.
         valid: its energy and metrics on the whole validation split, at the end.
         test: the same on the test split; empty without one.
         model: the user's model with its weights, in evaluation mode.
-        rung: {ladder: where it stands after the last exchange}.
+        rung: {ladder: its rung after the last exchange}.
         hyper: {name: its hyperparameter there}.
-        step: the optimiser steps after which all of this holds; None: the run's last one.
+        step: the optimiser step to which all of this refers; None: the run's last step.
     """
 
     replica: int
@@ -46,7 +46,7 @@ class Best:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """The fields of a result, which `jaxpt.Result` explains, and the replicas in them."""
+    """The fields of a result, documented in `jaxpt.Result`, and access to its replicas."""
 
     engine: Engine = dataclasses.field(repr=False)
     state: RunState = dataclasses.field(repr=False)
@@ -62,7 +62,7 @@ class Record:
 
     @property
     def num_seeds(self) -> int | None:
-        """How many ladders there are, one per seed; None for a run with one seed."""
+        """Number of seeds, each with a whole ladder; None for a run with one seed."""
         return self.state.key.shape[0] if self.state.key.ndim else None
 
     def lineage(self, replica: int | None = None, seed: int | None = None) -> Lineage:
@@ -103,7 +103,7 @@ def pick(record: Record, on: str, seed: int | None) -> int:
     if on not in record.valid:
         raise ValueError(f"on={on!r} is not a score of this run; there are {', '.join(record.valid)}")
     lead = lead_of(record, seed)
-    # A diverged replica comes last, whatever its other scores say.
+    # A diverged replica comes last, whatever its other scores are.
     healthy = np.isfinite(record.valid["energy"])
     sign = -1 if is_higher_better(record.engine.problem, on) else 1
     ranked = [np.where(healthy, scores, np.inf)[lead] for scores in (record.valid["energy"], sign * record.valid[on])]
@@ -113,7 +113,7 @@ def pick(record: Record, on: str, seed: int | None) -> int:
 
 
 def lead_of(record: Record, seed: int | None) -> tuple[int, ...]:
-    """Returns the index of a seed's ladder; raises ValueError unless there is one."""
+    """Returns the leading index of a seed; raises ValueError if there is no such seed."""
     ladders = record.num_seeds
     if ladders and (seed is None or not 0 <= seed < ladders):
         raise ValueError(f"the run has {ladders} seeds; give seed=0 .. {ladders - 1}, not {seed}")
@@ -130,12 +130,12 @@ def on_rungs(record: Record, k: int, seed: int | None, ladder: str | None) -> li
 
 
 def all_weights(record: Record) -> tuple[Any, Any]:
-    """Returns (params, model_state) of all replicas, where they lie."""
+    """Returns (params, model_state) of all replicas, on their devices."""
     return record.state.replicas.params, record.state.replicas.model_state
 
 
 def replicas_of(record: Record, chosen: list[int], seed: int | None, models: bool = True) -> list[Best]:
-    """Returns replicas of one seed, with their models if these are wanted."""
+    """Returns replicas of one seed, with their models unless `models` is false."""
     lead = lead_of(record, seed)
     rung, hyper = record.engine.placed.to_host((record.state.replicas.rung, record.state.replicas.hyper))
     build = record.engine.problem.model

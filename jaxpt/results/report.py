@@ -1,4 +1,4 @@
-"""One page on a run, as a single HTML file: pictures, the best replica, diagnosis, settings. No network, no scripts."""
+"""A report on a run as a single HTML file, without scripts or network: pictures, best replica, diagnosis, settings."""
 
 import base64
 import dataclasses
@@ -23,9 +23,9 @@ from jaxpt.results.summary import summary as summary_of
 from jaxpt.saving import files
 from jaxpt.saving.settings import rule_in_words
 
-_ROWS = 60  # of a lineage's table
-_COLUMNS = 8  # of the best replica's table; with more it is laid on its side
-_WIDE, _HALF = 10.6, 5.4  # inches: a hundred pixels each on the page, so that all letters have the same size there
+_ROWS = 60  # most rows in the lineage's table
+_COLUMNS = 8  # most columns in the best replica's table; a wider one is transposed
+_WIDE, _HALF = 10.6, 5.4  # inches, 100 pixels each on the page, so that all text has the same size
 _CAPTIONS = {
     "paths": "Paths of the replicas over the ladder",
     "acceptance": "Acceptance per pair of rungs",
@@ -147,7 +147,7 @@ def _best(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _path(lineage: Lineage) -> str:
-    """A lineage as a table, one row for each stretch in which nothing changed."""
+    """A lineage as a table, one row for each stretch of constant hyperparameters."""
     names = list(lineage.hyper)
     held = np.stack([*lineage.hyper.values(), lineage.replica.astype(np.float64)], -1)
     starts = np.flatnonzero(np.r_[True, (np.diff(held, axis=0) != 0).any(-1)])
@@ -197,7 +197,7 @@ def _table(titles: Sequence[str], cells: Sequence[Sequence[Any]]) -> str:
 
 
 def _on_its_side(titles: Sequence[str], cells: Sequence[Sequence[Any]]) -> str:
-    """A table with a row for each title: names are long, and a page is narrow but has no end."""
+    """A transposed table, one row per title: names are long, and a page has more height than width."""
     rows = (
         f"<tr><td>{_text(title)}</td>" + "".join(f'<td class="number">{_text(_number(row[k]))}</td>' for row in cells)
         for k, title in enumerate(titles)
@@ -206,7 +206,7 @@ def _on_its_side(titles: Sequence[str], cells: Sequence[Sequence[Any]]) -> str:
 
 
 def _scrolling(table: str) -> str:
-    """Within a box of the page's width, in which a wider table scrolls."""
+    """The table in a box of the page's width; a wider table scrolls inside it."""
     return f'<div class="scroll">\n{table}\n</div>'
 
 

@@ -1,4 +1,4 @@
-"""What comes of a run: the final state, the trace, the scores, the best replica's model, and the ways to keep them."""
+"""The result of a run: final state, trace, scores and the best replica's model, and methods that save them."""
 
 import dataclasses
 import os
@@ -9,7 +9,7 @@ import numpy as np
 from jaxpt.core import tree
 from jaxpt.core.extras import extra, versions
 from jaxpt.devices.processes import is_first
-from jaxpt.results.ensemble import Mixture, together
+from jaxpt.results.ensemble import Ensemble, together
 from jaxpt.results.record import Best, Record, all_weights, best_ever, lead_of, on_rungs, pick, replicas_of
 from jaxpt.results.summary import Summary, about_replica, frame, summary
 from jaxpt.saving.files import local_path
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Result(Record):
-    """What came of a run.
+    """The result of a run.
 
         >>> result.best().model(valid["x"]).shape  # the replica that is best on validation, ready to call
         (80, 2)
-        >>> result.mixture(coldest=3)(valid).shape  # the mean of several replicas' predictions
+        >>> result.ensemble(coldest=3)(valid).shape  # the mean of several replicas' predictions
         (80, 2)
         >>> result.trace.valid["energy"].shape  # [periods, replicas], or [periods, seeds, replicas]
         (20, 4)
@@ -37,7 +37,7 @@ class Result(Record):
         >>> result.report("report.html")  # pictures, settings, diagnosis on one page
         >>> result.save_model("best")  # jaxpt.load_model("best") gets it back
 
-    In several processes whatever looks into the state (all of these but the trace) is called by all or by none.
+    With several processes, methods that read the state (all of these but the trace) must be called by all or by none.
 
     Attributes:
         engine: the engine that ran.
@@ -47,28 +47,29 @@ class Result(Record):
         test: the same on the test split; empty without one.
         seconds: wall time of the training, compilation left out.
         compile_seconds: wall time of the compilation.
-        replica_images: training examples that all replicas were trained on, repeats counted; batch sizes as in
+        replica_images: training examples used by all replicas together, repeats included; batch sizes as in
             `trace.hyper`.
-        execution: how the replica axis was executed and on how many devices; `str` says it in words.
-        stopped: what ended the run before its last step, if anything did.
-        kept: the best replica of all periods of each seed, where `fit` was to keep it; see `best`.
+        execution: how the replica axis was executed and on how many devices; its `str` is a short description.
+        stopped: the cause if the run ended before its last step.
+        kept: each seed's best replica of all periods, if `fit` kept it; see `best`.
     """
 
     def best(self, on: str = "energy", seed: int | None = None, *, ever: bool = False) -> Best:
         """Returns the replica with the best score on the validation split (ties: the lower energy).
 
-        The best energy is the lowest, the best metric the highest or the lowest, as `jaxpt.Metric` or its name tells.
+        The best energy is the lowest. The best metric is the highest or the lowest, depending on `jaxpt.Metric` or on
+        the metric's name.
 
         Args:
-            on: "energy", which may be called "validation" too, or one of the problem's metrics.
-            seed: which seed's ladder to look at (an index into `seeds`); needed if the run has several.
-            ever: the replica of the lowest energy at any period's end, with weights, scores (those of the trace, on a
-                probe if the engine has one) and hyperparameters as they were then, `Best.step`. Needs
-                `fit(patience=...)` or `fit(keep_best=True)`.
+            on: "energy" (or "validation", a synonym), or one of the problem's metrics.
+            seed: the seed whose ladder is searched (an index into `seeds`); needed if the run has several.
+            ever: return the replica with the lowest energy at the end of any period. Its weights, scores (those of the
+                trace, on a probe batch if the engine has one) and hyperparameters are those of that time, `Best.step`.
+                Needs `fit(patience=...)` or `fit(keep_best=True)`.
 
         Raises:
-            ValueError: no such score, or no such seed; nothing tells whether more or less of the score is better;
-                `ever` for a metric, or for a run that has not kept it.
+            ValueError: no such score or seed; it is unknown whether higher or lower scores are better; `ever` for a
+                metric, or for a run that has not kept it.
         """
         if ever:
             return best_ever(self, on, seed)
@@ -80,44 +81,44 @@ class Result(Record):
         Under PBT and CopyBest, which change the values themselves, a rung is a replica's place at the start.
 
         Args:
-            k: how many.
+            k: number of replicas.
             seed: as in `best`.
-            ladder: which ladder's rungs; needed if there are several.
+            ladder: the ladder whose rungs are meant; needed if there are several.
 
         Raises:
             ValueError: k is not 1 .. M; no such seed or ladder, or none given; the ladder has no inverse temperatures.
         """
         return replicas_of(self, on_rungs(self, k, seed, ladder), seed)
 
-    def mixture(self, coldest: int | None = None, seed: int | None = None, *, ladder: str | None = None) -> Mixture:
-        """Returns what predicts as several replicas do in the mean, ready to call on a batch.
+    def ensemble(self, coldest: int | None = None, seed: int | None = None, *, ladder: str | None = None) -> Ensemble:
+        """Returns the mean prediction of several replicas, as an object to call on a batch.
 
-            probabilities = result.mixture(coldest=3)({"image": images})  # [B, K]
+            probabilities = result.ensemble(coldest=3)({"image": images})  # [B, K]
 
         Args:
-            coldest: only the replicas on this many coldest rungs; by default all.
+            coldest: use only the replicas on this many coldest rungs; by default all.
             seed: as in `best`.
-            ladder: which ladder's rungs; needed with `coldest` if there are several.
+            ladder: the ladder whose rungs are meant; needed with `coldest` if there are several.
 
         Raises:
-            ValueError: the problem has no `predict`; else as in `coldest`.
+            ValueError: the problem has no `predict`; otherwise as in `coldest`.
         """
         lead = lead_of(self, seed)
         chosen = list(range(self.engine.num_replicas)) if coldest is None else on_rungs(self, coldest, seed, ladder)
-        # Selected where they lie, then brought to one device.
+        # Selected on their own devices, so that only the chosen ones move to one device.
         index: Any = (*lead, np.array(chosen))
         weights = tree.take(all_weights(self), index)
         return together(self.engine, chosen, seed, *self.engine.placed.gathered(weights))
 
     def summary(self) -> Summary:
-        """Returns the run in a few numbers: a dict ready for JSON, whose `str` is a short text."""
+        """Returns the run's main numbers: a dict ready for JSON, whose `str` is a short text."""
         return summary(self)
 
     def frame(self) -> Any:
         """Returns the trace as a tidy pandas frame, one row per period, seed and replica.
 
-        Columns: period, step, seed (an index into `seeds`; 0 in a run with one), replica, hyper/NAME, loss, parent
-        where a rule copies weights, rung/LADDER, test/..., valid/energy and valid/METRIC.
+        Columns: period, step, seed (an index into `seeds`; 0 in a run with one seed), replica, hyper/NAME, loss, parent
+        (if the rule copies weights), rung/LADDER, test/..., valid/energy and valid/METRIC.
 
         Raises:
             ModuleNotFoundError: pandas is not installed.
@@ -125,13 +126,13 @@ class Result(Record):
         return frame(self)
 
     def plot(self, directory: str | os.PathLike[str] | None = None, seed: int | None = None) -> "dict[str, Figure]":
-        """Returns {name: matplotlib figure}: paths over the ladder, scores, acceptance, flow, energies, lineage.
+        """Returns {name: matplotlib figure}: paths along the ladder, scores, acceptance, flow, energies, lineage.
 
-        Pictures of scores and exchanges are of all seeds together; paths and lineage are of one of them.
+        Pictures of scores and exchanges cover all seeds; paths and lineage are those of one seed.
 
         Args:
-            directory: if given, each is written there as NAME.png; made if need be.
-            seed: which seed's paths are shown, by default the first one's.
+            directory: if given, each figure is written there as NAME.png; created if needed.
+            seed: the seed whose paths are shown; by default the first.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
@@ -149,11 +150,11 @@ class Result(Record):
         return figures
 
     def report(self, path: str | os.PathLike[str], *, title: str = "Parallel tempering") -> None:
-        """Writes one HTML file that holds pictures, settings, diagnosis and the best replica; it needs nothing else.
+        """Writes one self-contained HTML file with pictures, settings, diagnosis and the best replica.
 
         Args:
-            path: of the file; folders above are made.
-            title: of the page.
+            path: path of the file; its parent folders are created.
+            title: title of the page.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
@@ -173,22 +174,22 @@ class Result(Record):
         seed: int | None = None,
         ever: bool = False,
     ) -> None:
-        """Writes one replica's weights, and what batch normalisation and its like carry; `jaxpt.load_model` reads them.
+        """Writes one replica's weights and model state (such as batch statistics); `jaxpt.load_model` reads them.
 
-        They go into the folder PATH: weights by Orbax, and model.json, which says replica, scores, hyperparameters and
-        versions. With a path NAME.safetensors they go into one file of that kind, names joined by dots.
+        They go into the folder PATH: weights by Orbax, and model.json with the replica, its scores and hyperparameters,
+        and package versions. A path NAME.safetensors gives one file of that kind, names joined by dots.
 
         Args:
-            path: of the folder, where an earlier model is replaced, or of the file.
-            replica: which one; by default `best(on, seed)`.
+            path: path of the folder, where an earlier model is replaced, or of the file.
+            replica: the replica to save; by default `best(on, seed)`.
             on: as in `best`.
             seed: as in `best`.
             ever: as in `best`, instead of a replica.
 
         Raises:
             ValueError: no such replica, score or seed; both `ever` and a replica; path is a URL; the folder holds
-                something else.
-            ModuleNotFoundError: the path ends in .safetensors, and that is not installed.
+                files other than a model.
+            ModuleNotFoundError: the path ends in .safetensors, and safetensors is not installed.
         """
         if ever:
             if replica is not None:

@@ -1,4 +1,4 @@
-"""A run in a few numbers, for people and for JSON; and what it ran on."""
+"""A run's main numbers, as text and for JSON; and the device that it ran on."""
 
 import math
 import os
@@ -16,7 +16,7 @@ from jaxpt.results.record import Best, Record, pick, replicas_of
 
 
 class Summary(dict[str, Any]):
-    """The numbers, ready for JSON (None where there is no number); `str` says the same in a few lines."""
+    """The numbers, ready for JSON (None for numbers that are not finite); `str` is a short text with the main ones."""
 
     def __str__(self) -> str:
         seeds = "" if self["seeds"] is None else f", {self['seeds']} seed{'s' * (self['seeds'] > 1)}"
@@ -50,7 +50,7 @@ def summary(result: Record) -> Summary:
     for name, ladder in sorted(engine.placed.to_host(result.state.ladders).items()):
         made = exchanges(trace, name)
         ladders[name] = {
-            # Those of the first seed: rungs may have been spaced anew, by each seed for itself.
+            # The first seed's values: tuning may have respaced the rungs, separately for each seed.
             "values": {key: np.asarray(v).reshape(-1, engine.num_replicas)[0] for key, v in ladder.values.items()},
             "exchanges": len(made.step),
             "accepted": acceptance_rate(made.info.attempted, made.info.accepted),
@@ -97,20 +97,20 @@ def frame(result: Record) -> Any:
 
 
 def about_replica(best: Best) -> dict[str, Any]:
-    """Returns all that there is to say of a replica but its model, ready for JSON."""
+    """Returns a replica's fields other than its model, ready for JSON."""
     names = ("replica", "seed", "rung", "hyper", "valid", "test")
     return plain({name: getattr(best, name) for name in names})
 
 
 def device() -> str:
-    """Returns what the first device is, and of CPUs how many cores this process may use."""
+    """Returns the kind of the first device; for CPUs also the number of cores that this process may use."""
     first = jax.devices()[0]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return first.device_kind + (f", {cores} cores" if first.platform == "cpu" else "")
 
 
 def plain(value: Any) -> Any:
-    """Returns numbers and arrays in dicts and lists as JSON has them; None for what is not finite."""
+    """Returns numbers and arrays in dicts and lists, converted for JSON; None for numbers that are not finite."""
     if isinstance(value, Mapping):
         return {str(name): plain(one) for name, one in value.items()}
     if isinstance(value, np.ndarray | jax.Array | np.generic):
@@ -121,7 +121,7 @@ def plain(value: Any) -> Any:
 
 
 def _line(best: Mapping[str, Any], on_rungs: bool) -> str:
-    """One replica in one line, with its rungs where they say something of its hyperparameters."""
+    """One replica in one line, with its rungs if they determine its hyperparameters."""
     of = "" if best["seed"] is None else f" of seed {best['seed']}"
     scores = "; ".join(
         f"{split} " + ", ".join(f"{name} {_number(value)}" for name, value in best[key].items())

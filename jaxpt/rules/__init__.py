@@ -1,4 +1,4 @@
-"""Rules: what happens to the hyperparameters once a period. All rules run in the same engine."""
+"""Rules: they change the replicas' hyperparameters after each period. All rules run in the same engine."""
 
 from jaxpt.rules.exchange import exchange
 from jaxpt.rules.independent import Independent

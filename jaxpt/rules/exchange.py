@@ -1,4 +1,4 @@
-"""The exchange: the Metropolis ratio of a swap, and swaps of adjacent pairs by it."""
+"""The exchange: the Metropolis ratio of a swap, and swaps of adjacent pairs."""
 
 from functools import partial
 
@@ -18,22 +18,22 @@ def log_acceptance(
     C: Float[Array, "..."] | float = 1.0,
     correction: Float[Array, "..."] | float = 0.0,
 ) -> Float[Array, "..."]:
-    """Logarithm of the probability that rungs i and j swap: min(0, C (beta_i - beta_j)(E_i - E_j) - correction).
+    """Returns log of the probability that rungs i and j swap: min(0, C (beta_i - beta_j)(E_i - E_j) - correction).
 
-    This is algorithm 1 of arXiv 1909.04013 with the sign that detailed balance for exp(-C beta E) demands (the paper
-    prints the opposite one for its Delta; its authors' code has this one): the colder rung ends up with the lower
-    energy. With C = 1 it is replica exchange of Swendsen and Wang (1986).
+    This is algorithm 1 of arXiv 1909.04013, with the sign that detailed balance for exp(-C beta E) requires: the colder
+    rung ends up with the lower energy. (The paper prints the opposite sign for its Delta; its authors' code has this
+    one.) With C = 1 it is the replica exchange of Swendsen and Wang (1986).
 
-    An energy that is not finite counts as +infinity: the replica that holds it is handed to the hotter rung for
-    certain and never to the colder one, and two such replicas never swap.
+    An energy that is not finite counts as +infinity: its replica always moves to the hotter rung and never to the
+    colder one, and two such replicas never swap.
 
     Args:
-        beta_i: inverse temperature of rung i; beta_j that of rung j; any shapes that broadcast.
-        beta_j: see `beta_i`.
-        energy_i: energy of the replica that stands on rung i.
-        energy_j: energy of the replica that stands on rung j.
+        beta_i: inverse temperature of rung i. Shapes of all arguments must broadcast.
+        beta_j: inverse temperature of rung j.
+        energy_i: energy of the replica on rung i.
+        energy_j: energy of the replica on rung j.
         C: the factor between energies and inverse temperatures.
-        correction: for energies with noise, `noise_correction`.
+        correction: for noisy energies, the result of `noise_correction`.
     """
     energy_i, energy_j = (jnp.where(jnp.isfinite(e), e, jnp.inf) for e in (energy_i, energy_j))
     log_ratio = C * (beta_i - beta_j) * (energy_i - energy_j)
@@ -47,17 +47,17 @@ def noise_correction(
     variance: Float[Array, "..."],
     C: Float[Array, "..."] | float = 1.0,
 ) -> Float[Array, "..."]:
-    """Half the variance of the log ratio, (C (beta_i - beta_j))^2 Var(E_i - E_j) / 2.
+    """Returns half the variance of the log ratio, (C (beta_i - beta_j))^2 Var(E_i - E_j) / 2.
 
-    Taken off the log ratio of two noisy energies, it makes swaps leave exp(-C beta E) invariant for the energies
-    WITHOUT noise: exactly for Gaussian noise of known variance (the penalty method, Ceperley and Dewing 1999; reSGLD,
-    Deng et al. 2020). Noise alone would accept too often.
+    Subtracted from the log ratio of two noisy energies, it makes swaps leave exp(-C beta E) invariant for the energies
+    WITHOUT noise. This is exact for Gaussian noise of known variance (the penalty method, Ceperley and Dewing 1999;
+    reSGLD, Deng et al. 2020). Without the correction, noise makes swaps too frequent.
 
     Args:
         beta_i: inverse temperature of rung i.
-        beta_j: that of rung j.
-        variance: of the noise in the DIFFERENCE of the two energies; what is not finite (energies near the end of
-            float32) counts as none, so that a replica that diverges is not held where it is.
+        beta_j: inverse temperature of rung j.
+        variance: variance of the noise in the DIFFERENCE of the two energies. A value that is not finite (energies near
+            the limit of float32) counts as 0, so that a diverging replica is not kept on its rung.
         C: the factor between energies and inverse temperatures.
     """
     correction = (C * (beta_i - beta_j)) ** 2 * variance / 2
@@ -77,11 +77,11 @@ def exchange(
     allowed: Bool[Array, ""] | bool = True,
     variance: Float[Array, "M M"] | None = None,
 ) -> tuple[Int[Array, " M"], Info]:
-    """Offers swaps to adjacent pairs and returns who stands where afterwards.
+    """Offers swaps to adjacent pairs of rungs and returns each replica's new rung.
 
-    Each offered pair (i, i + 1) swaps with probability min(1, exp(C (beta_i - beta_{i+1})(E_i - E_{i+1}))), E_i the
-    energy of the replica on rung i (algorithm 1 of arXiv 1909.04013; `log_acceptance` settles its sign). The
-    hyperparameters follow by `values[rung]`, so they are permuted and never changed.
+    Each offered pair (i, i + 1) swaps with probability min(1, exp(C (beta_i - beta_{i+1})(E_i - E_{i+1}))), where E_i
+    is the energy of the replica on rung i (algorithm 1 of arXiv 1909.04013; for its sign see `log_acceptance`). The
+    hyperparameters follow as `values[rung]`, so they are only permuted.
 
     >>> beta, energy = jnp.array([3.0, 2.0, 1.0]), jnp.array([0.5, 0.1, 0.7])
     >>> rung, info = jaxpt.exchange(jax.random.key(0), beta, energy, jnp.arange(3), pairing="deo")
@@ -89,20 +89,20 @@ def exchange(
     ([1, 0, 2], [True, False])
 
     Args:
-        key: for this exchange only.
+        key: key of this exchange.
         beta: inverse temperature of each RUNG, coldest first.
         energy: energy of each REPLICA.
         rung: the rung of each replica, a permutation of 0 .. M-1.
         C: the factor between energies and inverse temperatures.
-        pairing: which pairs are offered a swap, by name or as a function (static); of two offered pairs that share a
-            rung only the lower is used.
-        turn: the how many-th exchange of this ladder, for pairings that alternate.
+        pairing: the pairs that are offered a swap, by name or as a function (static); of two offered pairs that share
+            a rung only the lower is used.
+        turn: index of this exchange on its ladder, from 0, for pairings that alternate.
         allowed: false during burn-in: no pair is offered a swap.
-        variance: of the noise in each difference of two replicas' energies; if given, the acceptance allows for it
-            (see `noise_correction`).
+        variance: variance of the noise in each difference of two replicas' energies; if given, the acceptance is
+            corrected for it (see `noise_correction`).
 
     Returns:
-        The new rung of each replica, and what happened.
+        The new rung of each replica, and the record of the exchange.
     """
     key_pair, key_swap = jax.random.split(key)
     replica = jnp.argsort(rung)

@@ -15,7 +15,7 @@ from jaxpt.rules.rule import Rule
 @tree.register(data=())
 @dataclasses.dataclass(frozen=True)
 class Independent(Rule):
-    """No replica ever moves: M runs with the M rungs' values, the baseline of every comparison."""
+    """No replica ever moves: M separate runs with the values of the M rungs. The baseline for comparisons."""
 
     exchanges: ClassVar[bool] = False
     needs_beta: ClassVar[bool] = False
@@ -30,6 +30,6 @@ class Independent(Rule):
         ladders: Mapping[str, Ladder],
         allowed: Bool[Array, ""],
     ) -> tuple[Move, "Independent", Info]:
-        """Returns a move that leaves everything as it is (see `jaxpt.Rule`)."""
+        """Returns a move that changes nothing (see `jaxpt.Rule`)."""
         del key, turn, ladders, allowed
         return Move(rung, hyper), self, Info.none(energy.shape[0])

@@ -1,4 +1,4 @@
-"""Which adjacent pairs of rungs are offered a swap; pair i is rungs i and i + 1."""
+"""Pairings: they choose the adjacent pairs of rungs that are offered a swap; pair i is rungs i and i + 1."""
 
 from collections.abc import Callable
 
@@ -8,45 +8,45 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
 Pairing = Callable[[Key[Array, ""], Int[Array, ""], int], Bool[Array, " P"]]
-"""(key, turn of this ladder, M) -> which of the M - 1 adjacent pairs are offered a swap.
+"""(key, turn of this ladder, M) -> booleans [M - 1], true for adjacent pairs that are offered a swap.
 
-No two offered pairs may share a rung. It is traced: branches on the key or the turn need `jnp.where`."""
+No two offered pairs may share a rung. The function is traced: branches on the key or the turn need `jnp.where`."""
 _TRIED = 512
-"""Exchanges for which `check_pairing` looks at a pairing."""
+"""Number of exchanges for which `check_pairing` tries a pairing."""
 
 
 def random_adjacent(key: Key[Array, ""], turn: Int[Array, ""], num_rungs: int) -> Bool[Array, " P"]:
-    """One adjacent pair, each with the same probability (algorithm 1 of arXiv 1909.04013)."""
+    """Offers one adjacent pair, chosen uniformly (algorithm 1 of arXiv 1909.04013)."""
     del turn
     pairs = num_rungs - 1
     return jnp.arange(pairs) == jax.random.randint(key, (), 0, pairs)
 
 
 def seo(key: Key[Array, ""], turn: Int[Array, ""], num_rungs: int) -> Bool[Array, " P"]:
-    """Stochastic even-odd: all even pairs or all odd pairs, by a fair coin (Syed et al., arXiv 1905.02939)."""
+    """Stochastic even-odd: offers all even pairs or all odd pairs, by a fair coin (Syed et al., arXiv 1905.02939)."""
     del turn
     return _parity(jax.random.bernoulli(key).astype(jnp.int32), num_rungs)
 
 
 def deo(key: Key[Array, ""], turn: Int[Array, ""], num_rungs: int) -> Bool[Array, " P"]:
-    """Deterministic even-odd: all even pairs, then all odd pairs, in turn (Okabe et al. 2001; arXiv 1905.02939).
+    """Deterministic even-odd: offers all even pairs, then all odd pairs, in turn (Okabe et al. 2001; arXiv 1905.02939).
 
-    A replica that has just moved up is offered the next rung up, so replicas travel instead of diffusing: with many
-    rungs round trips stay as frequent as they are, while under the reversible pairings they die out.
+    A replica that has just moved up is next offered the rung above, so replicas travel steadily instead of diffusing.
+    As rungs are added, round trips keep their frequency, while under the reversible pairings they die out.
     """
     del key
     return _parity(turn % 2, num_rungs)
 
 
 PAIRINGS: dict[str, Pairing] = {"random_adjacent": random_adjacent, "seo": seo, "deo": deo}
-"""The pairings by their names."""
+"""{name: pairing}."""
 
 
 def named(pairing: Pairing | str) -> Pairing:
-    """Returns the pairing of that name; a function as it is.
+    """Returns the pairing with that name; returns a function unchanged.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: no pairing has that name.
     """
     if callable(pairing):
         return pairing
@@ -56,10 +56,10 @@ def named(pairing: Pairing | str) -> Pairing:
 
 
 def offered(pairing: Pairing, key: Key[Array, ""], turn: Int[Array, ""], num_rungs: int) -> Bool[Array, " P"]:
-    """Returns the pairs that a pairing offers, without those that share a rung with one already taken.
+    """Returns the pairs that a pairing offers, without those that share a rung with a pair already kept.
 
-    Pairs are taken in rising order, so of adjacent pairs in a row the first is kept, the second left out, and so on.
-    The choice does not look at energies, so each exchange leaves the joint law of the rungs as it is.
+    Pairs are considered in ascending order: in a row of adjacent pairs the first is kept, the second left out, and so
+    on. The choice does not depend on energies, so each exchange leaves the joint law of the rungs invariant.
 
     Raises:
         ValueError: the pairing does not return num_rungs - 1 booleans.
@@ -69,13 +69,13 @@ def offered(pairing: Pairing, key: Key[Array, ""], turn: Int[Array, ""], num_run
         return pairs
     _check_pairs(pairs, num_rungs)
     place = jnp.arange(num_rungs - 1)
-    # The last place at or before each pair where none is offered: the distance to it counts along a row of pairs.
+    # The last pair at or before each pair that is not offered; the distance to it is a pair's place in its row.
     closed = jax.lax.cummax(jnp.where(pairs, -1, place))
     return pairs & ((place - closed) % 2 == 1)
 
 
 def check_pairing(pairing: Pairing, num_rungs: int) -> None:
-    """Raises ValueError if a pairing returns no booleans [M - 1], or overlapping pairs; tries several hundred turns."""
+    """Raises ValueError if a pairing's result is not booleans [M - 1], or pairs overlap; tries `_TRIED` turns."""
     if any(pairing is known for known in PAIRINGS.values()):
         return
     turns = jnp.arange(_TRIED)
@@ -98,7 +98,7 @@ def check_pairing(pairing: Pairing, num_rungs: int) -> None:
 
 
 def _check_pairs(pairs: PyTree, num_rungs: int) -> Bool[Array, " P"]:
-    """Returns what a pairing gave.
+    """Returns a pairing's result unchanged.
 
     Raises:
         ValueError: it is not one boolean per adjacent pair.

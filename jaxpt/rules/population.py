@@ -1,4 +1,4 @@
-"""Rules that copy weights: population based training, and copying the best."""
+"""Rules that copy weights: population based training (PBT), and copying the best replica."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,24 +20,24 @@ from jaxpt.rules.rule import Rule
 class PBT(Rule):
     """Population based training (Jaderberg et al. 2017, arXiv 1711.09846) with truncation selection.
 
-    After each period, every replica whose energy is among the highest `quantile` goes on with weights and optimiser
-    state of a random one among the lowest, copied on the device, and with that one's hyperparameters explored: each is
-    multiplied by `low` or by `high`, or drawn anew from the ladder's values.
+    After each period, every replica whose energy is in the highest `quantile` takes the weights and optimiser state of
+    a random replica of the lowest `quantile`, copied on the device. It also takes that replica's hyperparameters and
+    explores: each is multiplied by `low` or by `high`, or drawn from the ladder's values.
 
-    The ladders give the values to begin with and the range to search: what is explored stays between a ladder's ends
-    (and a batch size a whole number). From then on hyperparameters belong to replicas, not to rungs, so `rung` stays
-    what it was, replica k on rung k, and `trace.info` records no swaps but `parents`; see `jaxpt.lineage`.
+    The ladders give the initial values and the search range: explored values stay between a ladder's ends, and batch
+    sizes stay integers. Hyperparameters then belong to replicas, not to rungs. So `rung` never changes (replica k on
+    rung k), and `trace.info` records no swaps but `parents`; see `jaxpt.lineage`.
 
     >>> searching = dataclasses.replace(engine, rule=jaxpt.PBT(quantile=0.25))  # first values and range: its ladder
 
     Args:
-        quantile: share of the replicas that are overwritten, and of those that are copied; one replica at least.
-        low: a factor.
-        high: the other one.
+        quantile: share of the replicas that are overwritten, and share that are copied; at least one replica.
+        low: one factor of exploration.
+        high: the other factor.
         resample: probability that a hyperparameter is drawn from the ladder's values instead.
 
     Raises:
-        ValueError: quantile is not in (0, 0.5], a factor is not positive, or resample is no probability.
+        ValueError: quantile is not in (0, 0.5], a factor is not positive, or resample is not a probability.
     """
 
     quantile: Float[Array, ""] | float = 0.25
@@ -69,7 +69,7 @@ class PBT(Rule):
         ladders: Mapping[str, Ladder],
         allowed: Bool[Array, ""],
     ) -> tuple[Move, "PBT", Info]:
-        """Replaces the worst by explored copies of the best (see `jaxpt.Rule`)."""
+        """Replaces the worst replicas by explored copies of the best (see `jaxpt.Rule`)."""
         del turn
         key_parent, key_explore = jax.random.split(key)
         replicas = energy.shape[0]
@@ -88,7 +88,7 @@ class PBT(Rule):
     def _explore(
         self, key: Key[Array, ""], value: Float[Array, " M"], values: Float[Array, " M"], name: str
     ) -> Float[Array, " M"]:
-        """Returns the values, multiplied or drawn anew, within the ladder's ends."""
+        """Returns the values, multiplied by a factor or drawn from the ladder, within the ladder's ends."""
         key_anew, key_draw, key_factor = jax.random.split(key, 3)
         shape = value.shape
         factor = jnp.where(jax.random.bernoulli(key_factor, shape=shape), self.high, self.low)
@@ -101,10 +101,10 @@ class PBT(Rule):
 @tree.register(data=())
 @dataclasses.dataclass(frozen=True)
 class CopyBest(Rule):
-    """After each period every replica goes on with weights and optimiser state of the one with the lowest energy.
+    """After each period every replica takes the weights and optimiser state of the replica with the lowest energy.
 
-    Hyperparameters stay where they are: a grid of values is tried from one starting point, the best result is kept, and
-    so on. Greedy: what separates it from tempering is that the other replicas' weights are lost.
+    Hyperparameters do not move: each period tries a grid of values from one starting point and keeps the best result.
+    The rule is greedy: unlike in tempering, the weights of the other replicas are lost.
     """
 
     needs_beta: ClassVar[bool] = False
@@ -120,7 +120,7 @@ class CopyBest(Rule):
         ladders: Mapping[str, Ladder],
         allowed: Bool[Array, ""],
     ) -> tuple[Move, "CopyBest", Info]:
-        """Copies the best to all (see `jaxpt.Rule`)."""
+        """Copies the best replica to all (see `jaxpt.Rule`)."""
         del key, turn, ladders
         ranked, _, healthy = _rank(energy)
         replicas = energy.shape[0]
@@ -130,7 +130,7 @@ class CopyBest(Rule):
 
 
 def _rank(energy: Float[Array, " M"]) -> tuple[Int[Array, " M"], Int[Array, " M"], Bool[Array, " M"]]:
-    """Returns replicas by rising energy, each one's place among them, and who has a finite energy; others come last."""
+    """Returns the replicas in order of energy, each one's place, and whether its energy is finite (else it is last)."""
     healthy = jnp.isfinite(energy)
     ranked = jnp.argsort(jnp.where(healthy, energy, jnp.inf))
     return ranked, jnp.argsort(ranked), healthy

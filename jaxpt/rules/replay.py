@@ -1,4 +1,4 @@
-"""One model follows a path of hyperparameters that has been recorded."""
+"""The rule that makes a model follow a recorded path of hyperparameters."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from jaxpt.rules.rule import Rule
 @tree.register(data=("path",))
 @dataclasses.dataclass(frozen=True, eq=False)
 class Replay(Rule):
-    """Every replica takes the path's values: those of period t + 1 after period t, the last ones for ever.
+    """After period t every replica takes the path's values of period t + 1; the last values stay forever.
 
     Args:
         path: {hyperparameter: one value per period}.
@@ -36,7 +36,7 @@ class Replay(Rule):
         ladders: Mapping[str, Ladder],
         allowed: Bool[Array, ""],
     ) -> tuple[Move, "Replay", Info]:
-        """Moves on to the next period's values (see `jaxpt.Rule`)."""
+        """Returns a move to the next period's values (see `jaxpt.Rule`)."""
         del key, ladders, allowed
         replicas = energy.shape[0]
         following = {

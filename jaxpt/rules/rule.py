@@ -1,4 +1,4 @@
-"""What every rule is: the base class, with defaults for all but the decision itself."""
+"""The base class of rules, with defaults for everything but the decision itself."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -9,9 +9,9 @@ from jaxpt.core.types import Info, Move
 
 
 class Rule:
-    """Decides once a period which hyperparameters each replica goes on with.
+    """Decides after each period which hyperparameters each replica uses next.
 
-    A rule is a pytree (`jax.tree_util.register_dataclass` makes one of a frozen dataclass): its leaves are its state,
+    A rule is a pytree; `jax.tree_util.register_dataclass` turns a frozen dataclass into one. Its leaves are its state,
     which the run carries and saves; its static part selects code.
 
     >>> @jax.tree_util.register_dataclass
@@ -29,14 +29,14 @@ class Rule:
     [[0, 1, 2, 3], [3, 2, 1, 0]]
 
     Attributes:
-        exchanges: whether replicas get anything from each other: the rule then needs two of them at least, and a
+        exchanges: whether replicas receive anything from each other; the rule then needs at least two replicas and a
             validation energy.
-        needs_beta: whether `propose` makes use of inverse temperatures; false: ladders may do without.
-        moves_values: whether the rule changes a replica's values but not its rung (PBT), so that rungs say nothing of
-            values.
-        noise_corrected: whether `propose` gets a further argument `variance` [M, M], the variance of each difference of
-            two replicas' energies due to the probe batch (the engine then needs `probe`).
-        swap_while_tuning: whether swaps are offered during burn-in as well.
+        needs_beta: whether `propose` uses inverse temperatures; if false, ladders may lack them.
+        moves_values: whether the rule changes a replica's values but not its rung (PBT); the rung then does not tell
+            its values.
+        noise_corrected: whether `propose` gets a further argument `variance` [M, M]: the variance of each difference of
+            two replicas' energies due to the probe batch. The engine then needs `probe`.
+        swap_while_tuning: whether swaps are also offered during burn-in.
     """
 
     exchanges: ClassVar[bool] = True
@@ -46,17 +46,17 @@ class Rule:
     swap_while_tuning: bool = False
 
     def check(self, engine: Any) -> None:
-        """Raises ValueError if the rule does not fit the engine that it is given to.
+        """Raises ValueError if the rule does not fit the engine.
 
         Args:
             engine: has the fields of `jaxpt.Engine`, and `ladders` and `num_replicas`.
         """
 
     def init(self, ladders: Mapping[str, Any]) -> "Rule":
-        """Returns the rule with which a run begins, for state whose shape depends on the ladders.
+        """Returns the rule at the start of a run; override it if the shape of the state depends on the ladders.
 
         Args:
-            ladders: {name: Ladder} as arrays. The structure of the pytree must stay what it is.
+            ladders: {name: Ladder} as arrays. The result must have the same pytree structure as `self`.
         """
         del ladders
         return self
@@ -71,13 +71,13 @@ class Rule:
         ladders: Mapping[str, Any],
         allowed: Bool[Array, ""],
     ) -> tuple[Move, "Rule", Info]:
-        """Returns the move, the rule's next state and what is to be recorded.
+        """Returns the move, the rule's next state and the record for the trace.
 
         Args:
-            key: for this exchange only.
+            key: key of this exchange.
             turn: exchanges so far, burn-in included.
             energy: evaluation loss of each replica.
-            rung: where each replica stands on each ladder.
+            rung: {ladder: rung of each replica}.
             hyper: each replica's hyperparameters, fixed ones included.
             ladders: {name: Ladder} as arrays.
             allowed: false during burn-in: no replica moves then.

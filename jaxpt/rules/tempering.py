@@ -33,43 +33,43 @@ class Tempering(Rule):
         >>> rule = jaxpt.Tempering(1.0, "deo", adapt_ladder=True, swap_while_tuning=True)  # sampling
         >>> tempered = dataclasses.replace(engine, rule=jaxpt.Tempering(C=3.0))  # compiles nothing
 
-    Tuning happens on the device and ends: ladders adapt during burn-in and stay as they are from its end on, C="auto"
-    is frozen `settle` exchanges later. `trace.info` records the C and the beta of every exchange.
+    Tuning runs on the device and ends: ladders adapt during burn-in and are fixed from its end on; C="auto" is frozen
+    `settle` exchanges later. `trace.info` records the C and the beta of every exchange.
 
     Args:
-        C: the factor between energies and inverse temperatures; its value is traced, a new one compiles nothing.
-            1 samples exp(-beta E) exactly when replicas sample exp(-beta E) between exchanges (Langevin noise); for
-            training losses it is a free parameter (arXiv 1909.04013 takes 20 to 300,000). With several ladders, one
-            number for all or one for each, in the order of their sorted names. "auto" finds it, one for each ladder,
-            so that the mean acceptance is `target`: from the differences of energies in the last `window` periods of
-            burn-in, as `jaxpt.rules.tuning.balanced_acceptance` says, and then from the first exchanges.
-        pairing: which adjacent pairs are offered a swap: `random_adjacent`, `seo`, `deo`, by name or as a function
-            (key, turn, num_rungs) -> bool[num_rungs - 1] of pairs that do not share a rung (static; the engine tries
-            it for 512 turns).
+        C: the factor between energies and inverse temperatures. It is traced, so a new value compiles nothing.
+            1 samples exp(-beta E) exactly if replicas sample exp(-beta E) between exchanges (Langevin noise). For
+            training losses it is a free parameter (arXiv 1909.04013 uses 20 to 300,000). With several ladders, one
+            number for all or one for each, in the order of their sorted names. "auto" finds a C for each ladder at
+            which the mean acceptance is `target`: first from the differences of energies in the last `window` periods
+            of burn-in (see `jaxpt.rules.tuning.balanced_acceptance`), then from the first exchanges.
+        pairing: the adjacent pairs that are offered a swap: `random_adjacent`, `seo` or `deo`, by name; or a function
+            (key, turn, num_rungs) -> bool[num_rungs - 1] whose pairs do not share a rung. Static; the engine tries it
+            for 512 turns.
         target: mean acceptance probability for C="auto". One half is best under DEO (arXiv 1905.02939).
-        adapt_ladder: move the rungs during burn-in until all pairs reject equally often, the ends staying where they
-            are: once in `window` periods of each ladder (algorithm 4 of arXiv 1905.02939). Other hyperparameters of the
-            ladder follow, see `jaxpt.core.ladder.respaced`. Where replicas are trapped without swaps, their energies
-            mislead, and a ladder that was good already comes out worse: take `swap_while_tuning` then. A ladder with a
-            diverged replica stays as it is. Needs `window` periods of burn-in per ladder.
-        noise_corrected: allow for the noise of energies that come from a probe batch: the log acceptance ratio is
-            lowered by half its variance (see `noise_correction`), as `trace.info.correction` records. The variance is
+        adapt_ladder: move the rungs during burn-in until all pairs reject equally often; the ends are fixed. Each
+            ladder moves once in `window` of its periods (algorithm 4 of arXiv 1905.02939). Its other hyperparameters
+            follow, see `jaxpt.core.ladder.respaced`. If replicas are trapped without swaps, their energies mislead and
+            can make a good ladder worse; use `swap_while_tuning` then. A ladder with a diverged replica does not move.
+            Needs `window` periods of burn-in per ladder.
+        noise_corrected: correct for the noise of energies from a probe batch: the log acceptance ratio is lowered by
+            half its variance (see `noise_correction`); `trace.info.correction` records by how much. The variance is
             estimated from the paired per-example energies. Needs the engine's `probe`.
-        window: periods of burn-in that tuning looks at (static).
-        settle: exchanges of each ladder during which C="auto" still follows the acceptance that it meets, in shrinking
-            steps; 0 freezes it with burn-in. In training, swaps change which energies meet (a replica that cools down
-            improves at once), so what burn-in shows can miss the target.
-        swap_while_tuning: offer swaps during burn-in as well, as algorithm 4 of arXiv 1905.02939 does (static). Right
-            for sampling, where a ladder is judged by replicas that travel along it; in training, burn-in is there for
-            the rungs to part before anybody moves.
+        window: periods of burn-in that tuning uses (static).
+        settle: exchanges of each ladder after burn-in during which C="auto" still follows the observed acceptance, in
+            shrinking steps; 0 freezes C at the end of burn-in. In training, swaps change the energies (a replica that
+            moves to a colder rung improves at once), so a C from burn-in alone can miss the target.
+        swap_while_tuning: also offer swaps during burn-in, as algorithm 4 of arXiv 1905.02939 does (static). Right for
+            sampling, where replicas must travel along a ladder to judge it. In training, burn-in lets the rungs
+            separate before replicas move.
 
     Raises:
         ValueError: C is neither "auto" nor positive and finite; no such pairing; target is not between 0 and 1;
-            window or settle is out of range; swap_while_tuning where nothing is tuned.
+            window or settle is out of range; swap_while_tuning is set but nothing is tuned.
 
     Attributes:
-        auto: whether C is found.
-        tuning: what the run has shown so far; None if nothing is tuned.
+        auto: whether C is tuned.
+        tuning: the tuning state; None if nothing is tuned.
     """
 
     C: Float[AnyArray, " *L"] | Sequence[float] | float | str = 1.0
@@ -124,7 +124,7 @@ class Tempering(Rule):
             )
 
     def init(self, ladders: Mapping[str, Ladder]) -> "Tempering":
-        """Returns the rule with which a run over these ladders begins."""
+        """Returns the rule at the start of a run over these ladders."""
         if self.tuning is None:
             return self
         count, rungs = len(ladders), next(iter(ladders.values())).num_rungs
@@ -170,11 +170,11 @@ class Tempering(Rule):
         return move, rule, info._replace(ladder=ladder)
 
     def _early(self, ladder: Array) -> Bool[Array, ""] | bool:
-        """Whether swaps are offered although burn-in has not ended."""
+        """Returns whether swaps are offered during burn-in."""
         return self.tuning is not None and self.swap_while_tuning and self.tuning.exchanges[ladder] == 0
 
     def _observe(self, ladder: Array, beta: Array, energy: Array, rung: Array, variance: Array | None) -> "Tempering":
-        """Returns the rule after it has looked at this period's energies, its C tuned to them."""
+        """Returns the rule with this period's energies recorded and C tuned to them."""
         C: Any = self.C
         tuning: Any = self.tuning
         replica, step = jnp.argsort(rung), beta[:-1] - beta[1:]
@@ -188,7 +188,7 @@ class Tempering(Rule):
     def _tune(
         self, ladder: Array, ladders: Mapping[str, Ladder], info: Info, healthy: Array, allowed: Array
     ) -> tuple["Tempering", Mapping[str, Ladder]]:
-        """Returns the rule and the ladders with which the next period begins."""
+        """Returns the rule and the ladders for the next period."""
         C: Any = self.C
         tuning: Any = self.tuning
         if self.adapt_ladder:
@@ -202,7 +202,7 @@ class Tempering(Rule):
 
 
 def _is_auto(C: Any) -> bool:
-    """Whether C is to be found: "auto", or the NaN that stands for it, which `dataclasses.replace` hands on."""
+    """Returns whether C is tuned: "auto", or the NaN that represents it and that `dataclasses.replace` passes on."""
     return C == "auto" if isinstance(C, str) else isinstance(C, np.ndarray) and C.shape == () and bool(np.isnan(C))
 
 
@@ -219,7 +219,7 @@ def _as_numbers(C: Any) -> Any:
         )
     try:
         numbers = np.full((), np.nan) if isinstance(C, str) else np.asarray(C).astype(np.float64)
-    except (TypeError, ValueError):  # lists of lists of different lengths, say
+    except (TypeError, ValueError):  # for example lists of lists of different lengths
         numbers = np.full((), np.nan)
     if numbers.ndim > 1 or not numbers.size or not np.all((numbers > 0) & (numbers <= np.finfo(np.float32).max)):
         raise ValueError(
@@ -229,7 +229,7 @@ def _as_numbers(C: Any) -> Any:
 
 
 def _replace(rule: Tempering, **changes: Any) -> Tempering:
-    """Returns a copy; unlike `dataclasses.replace` it asks no questions, so that numbers may be traced."""
+    """Returns a copy with changes; unlike `dataclasses.replace` it checks nothing, so numbers may be traced."""
     changed = copy.copy(rule)
     for name, value in changes.items():
         object.__setattr__(changed, name, value)

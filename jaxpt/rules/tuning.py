@@ -1,4 +1,4 @@
-"""What a tempering rule tunes by itself during burn-in: the factor C, and where the rungs stand."""
+"""Automatic tuning by a tempering rule: the factor C, and the positions of the rungs."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,23 +10,23 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxpt.core.ladder import Ladder, respaced
 
-_LOW, _HIGH = -60.0, 60.0  # log C is sought in between
+_LOW, _HIGH = -60.0, 60.0  # bounds of the search for log C
 
 
 def balanced_acceptance(
     log_ratio: Float[Array, "..."], variance: Float[Array, "..."], C: Float[Array, "..."] | float
 ) -> Float[Array, "..."]:
-    """Mean acceptance probability of a pair in balance whose energies are these two, whoever stands where.
+    """Returns the mean acceptance probability, in equilibrium, of a pair with these two energies in either order.
 
-    Two replicas with x = |C dbeta dE| stand on two rungs the right way round (the colder rung holding the lower energy)
-    with probability 1 / (1 + exp(-x)) once swaps are in balance. They swap then with probability exp(-x), and surely
-    when they stand the wrong way round, which makes 2 / (1 + exp(x)) in the mean. This looks at |dE| only, so it falls
-    from 1 to 0 as C grows, and holds before the first swap, when energies may be sorted either way. It is exact when
-    rungs sample exp(-C beta E), and when energies belong to replicas and change slowly.
+    Let x = |C dbeta dE|. Once swaps are in balance, the colder rung has the lower energy with probability
+    1 / (1 + exp(-x)); the pair then swaps with probability exp(-x). In the opposite order it always swaps. The mean
+    acceptance is therefore 2 / (1 + exp(x)). It depends on |dE| only, so it falls from 1 to 0 as C grows, and it holds
+    before the first swap, when energies may be in either order. It is exact if rungs sample exp(-C beta E), and if
+    energies belong to replicas and change slowly.
 
     Args:
-        log_ratio: (beta_i - beta_j)(E_i - E_j), without C. Infinite or NaN for a broken replica: 0 comes out.
-        variance: of `log_ratio` due to noisy energies, whose correction lowers both probabilities; 0 without.
+        log_ratio: (beta_i - beta_j)(E_i - E_j), without C. Infinite or NaN for a diverged replica, which gives 0.
+        variance: variance of `log_ratio` due to noisy energies, whose correction lowers both probabilities; 0 without.
         C: the factor.
     """
     x = jnp.abs(C * log_ratio)
@@ -46,11 +46,11 @@ def solve_C(
     """Returns the C at which the mean of `balanced_acceptance` is the target, by bisection of its logarithm.
 
     Args:
-        log_ratio: as in `balanced_acceptance`; what is not finite does not count.
+        log_ratio: as in `balanced_acceptance`; values that are not finite do not count.
         variance: likewise.
-        target: the mean acceptance wanted, in (0, 1).
-        otherwise: what comes back if no two energies differ, so that no C is better than another.
-        where: which of them count.
+        target: the target mean acceptance, in (0, 1).
+        otherwise: returned if no two energies differ, so that no C is better than another.
+        where: which of the log ratios count.
     """
     where = where & jnp.isfinite(log_ratio) & jnp.isfinite(variance)
     log_ratio, variance = jnp.where(where, log_ratio, 0.0), jnp.where(where, variance, 0.0)
@@ -66,14 +66,14 @@ def solve_C(
 
 
 def equal_rejection(beta: Float[Array, " M"], rejection: Float[Array, " P"]) -> Float[Array, " M"]:
-    """Returns inverse temperatures between which rejections are equal, as far as the present ones tell.
+    """Returns inverse temperatures with equal rejections between neighbours, estimated from the current ones.
 
-    Rung k goes where the barrier up to it is k / (M - 1) of the whole (algorithm 4 of Syed et al., arXiv 1905.02939),
-    linear in beta between the present rungs; repeated, it settles where all rejections are equal.
+    Rung k moves to where the cumulative barrier is k / (M - 1) of the whole (algorithm 4 of Syed et al., arXiv
+    1905.02939), with the barrier linear in beta between the current rungs. Repeated, it converges to equal rejections.
 
     Args:
-        beta: at present, falling.
-        rejection: mean rejection probability of each pair; NaN, for a pair that nothing is known of, counts as 0.5.
+        beta: current inverse temperatures, descending.
+        rejection: mean rejection probability of each pair; NaN (nothing known of the pair) counts as 0.5.
     """
     known = jnp.where(jnp.isnan(rejection), 0.5, rejection)
     barrier = jnp.concatenate([jnp.zeros(1), jnp.cumsum(known + 1e-6)])
@@ -81,20 +81,20 @@ def equal_rejection(beta: Float[Array, " M"], rejection: Float[Array, " P"]) -> 
 
 
 class Tuning(NamedTuple):
-    """What a rule has seen of a run, in order to tune itself: L ladders, W periods, P pairs."""
+    """A rule's observations of a run, for its tuning: L ladders, W periods, P pairs."""
 
     log_ratio: Float[Array, "L W P"]
-    """(beta_i - beta_{i+1})(E_i - E_{i+1}) of the pairs in the last periods of burn-in, a ring."""
+    """(beta_i - beta_{i+1})(E_i - E_{i+1}) of each pair in the last periods of burn-in, a ring buffer."""
     variance: Float[Array, "L W P"]
-    """Of `log_ratio`, due to noise; 0 if the rule does not correct for it."""
+    """Variance of `log_ratio` due to noise; 0 if the rule does not correct for it."""
     rows: Int[Array, " L"]
-    """Periods written into the ring since the ladder last changed."""
+    """Periods written into the ring buffer since the ladder last changed."""
     exchanges: Int[Array, " L"]
     """Exchanges after burn-in."""
 
 
 def begin(num_ladders: int, num_rungs: int, window: int) -> Tuning:
-    """Returns the state of somebody who has seen nothing, on the host: a rule may be made before devices are chosen."""
+    """Returns the initial tuning state (no observations), as NumPy arrays: devices may not be chosen yet."""
     ring: Any = np.zeros((num_ladders, window, num_rungs - 1), np.float32)
     count: Any = np.zeros(num_ladders, np.int32)
     return Tuning(ring, ring, count, count)
@@ -103,7 +103,7 @@ def begin(num_ladders: int, num_rungs: int, window: int) -> Tuning:
 def observe(
     tuning: Tuning, ladder: Int[Array, ""], log_ratio: Float[Array, " P"], variance: Float[Array, " P"]
 ) -> Tuning:
-    """Returns the state after one more period, unless exchanges have begun: then it has seen enough."""
+    """Returns the state with one more period added; unchanged once exchanges have begun."""
     row = tuning.rows[ladder] % tuning.log_ratio.shape[1]
     seen = tuning._replace(
         log_ratio=tuning.log_ratio.at[ladder, row].set(log_ratio),
@@ -117,7 +117,7 @@ def observe(
 def tune_C(
     tuning: Tuning, ladder: Int[Array, ""], C: Float[Array, " L"], target: Float[Array, ""] | float
 ) -> Float[Array, " L"]:
-    """Returns C with that ladder's solved from what burn-in has shown; unchanged once exchanges have begun."""
+    """Returns C, with the ladder's value solved from the burn-in data; unchanged once exchanges have begun."""
     known = jnp.arange(tuning.log_ratio.shape[1])[:, None] < tuning.rows[ladder]
     ring = tuning.log_ratio[ladder], tuning.variance[ladder]
     solved = solve_C(*ring, target, C[ladder], jnp.broadcast_to(known, ring[0].shape))
@@ -135,22 +135,22 @@ def settle_C(
 
     Args:
         C: the factor of this exchange.
-        exchanges: how many there were before; the step falls as 1 / number.
-        attempted: which pairs of healthy replicas were offered a swap; without any, C stays.
-        probability: with which probability.
-        target: their mean that is wanted.
+        exchanges: number of earlier exchanges; the step size falls as 1 / number.
+        attempted: the pairs of healthy replicas that were offered a swap; if there are none, C does not change.
+        probability: acceptance probability of each pair.
+        target: target mean acceptance.
     """
     error = jnp.mean(probability - target, where=attempted)
-    # Near one half, acceptance falls by about 0.4 when log C grows by 1; small first steps, since C is about right.
+    # Near one half, acceptance falls by about 0.4 as log C grows by 1. The first steps are small: C is about right.
     return C * jnp.exp(jnp.where(jnp.any(attempted), 5 / (10 + exchanges) * error, 0.0))
 
 
 def tune_ladder(
     tuning: Tuning, index: Int[Array, ""], ladders: Mapping[str, Ladder], C: Float[Array, ""], allowed: Bool[Array, ""]
 ) -> tuple[Tuning, dict[str, Ladder]]:
-    """Returns the ladders with the one whose turn it is respaced, each time the ring has filled up during burn-in.
+    """Returns the ladders; during burn-in the current one is respaced each time its ring buffer is full.
 
-    A ladder of which a pair had no finite energies at all stays: nobody knows how near its rungs should be.
+    A ladder with a pair that had no finite energies is not changed: the right distance of its rungs is unknown.
     """
     window = tuning.log_ratio.shape[1]
     seen = jnp.isfinite(tuning.log_ratio[index])

@@ -1,4 +1,4 @@
-"""Checkpoints of a whole run by Orbax: written in the background, atomic, checked before they are trusted."""
+"""Checkpoints of a whole run by Orbax: written in the background, atomic, verified before use."""
 
 import contextlib
 import json
@@ -32,10 +32,10 @@ T = TypeVar("T")
 
 
 class Progress(NamedTuple):
-    """What a run has come to besides its state and trace."""
+    """A run's progress, besides its state and trace."""
 
     periods: int
-    """Whole periods done, rows of the trace."""
+    """Whole periods done: the number of rows of the trace."""
     seconds: float
     """Wall time of the training so far."""
     images: int
@@ -45,15 +45,15 @@ class Progress(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run in DIRECTORY/checkpoints/STEP; the latest two and the best are kept.
 
-    A checkpoint counts once DIRECTORY/checksums/STEP.json says the SHA-256 of its files, which is written last. What a
-    killed process leaves behind before that is cleared away by the next one.
+    A checkpoint is complete once DIRECTORY/checksums/STEP.json, written last, holds the SHA-256 of its files. The next
+    process removes incomplete checkpoints that a killed process left behind.
 
     Args:
-        directory: of the run; made if need be.
+        directory: the run's directory; created if needed.
 
     Raises:
         CheckpointError: the directory cannot be written, or another run is using it; a checkpoint's file is missing, or
-            not as it was written.
+            has changed since it was written.
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
@@ -71,7 +71,7 @@ class Checkpoints:
                     refused = error
             refuse_together(refused, CheckpointError)
             _check_all_see(self._sums.is_dir(), self.steps, self.directory)
-            for step in self.steps:  # before Orbax looks into any of them
+            for step in self.steps:  # before Orbax reads any of them
                 self._check_files(step)
             policy = ocp.training.preservation_policies
             best = policy.BestN(get_metric_fn=lambda metrics: metrics["energy"], reverse=True, n=1)
@@ -89,14 +89,14 @@ class Checkpoints:
         return sorted(int(path.stem) for path in self._sums.glob("*.json") if path.stem.isdecimal())
 
     def match(self, described: Mapping[str, Any]) -> None:
-        """Sees that the directory's run has the same settings; writes them down if there is none.
+        """Checks that the directory's run has the same settings; writes them if the directory has no run.
 
         Args:
-            described: what `jaxpt.saving.settings.describe` says of the run.
+            described: the run's description from `jaxpt.saving.settings.describe`.
 
         Raises:
-            ValueError: it has other settings; the message lists what differs.
-            CheckpointError: what it says of its settings is damaged, or in the form of another release.
+            ValueError: it has other settings; the message lists the differences.
+            CheckpointError: its settings file is damaged, or in the format of another release.
         """
         file = self.directory / "settings.json"
         if not self.steps:
@@ -121,20 +121,20 @@ class Checkpoints:
                 write(file, json.dumps({**then, **{key: described[key] for key in ("versions", "programs")}}, indent=1))
 
     def save(self, state: RunState, trace: Trace, seconds: float, images: int, kept: Mapping[str, Kept]) -> None:
-        """Begins to write a checkpoint and returns once the arrays may be written over.
+        """Begins to write a checkpoint and returns once the arrays may be overwritten.
 
         Args:
-            state: after a whole period.
-            trace: its rows so far, as NumPy arrays.
-            seconds: of training so far.
+            state: the state after a whole period.
+            trace: all rows so far, as NumPy arrays.
+            seconds: training time so far.
             images: training examples so far, all replicas together.
-            kept: the best replicas so far, of `Keeper.saved`; empty if none are kept.
+            kept: the best replicas so far, from `Keeper.saved`; empty if none are kept.
 
         Raises:
-            CheckpointError: this one or the one before cannot be written.
+            CheckpointError: this checkpoint or the previous one cannot be written.
         """
         self.wait()
-        allocator.trim()  # nothing runs on the devices now: on a CPU, what a program had is free as well
+        allocator.trim()  # nothing runs on the devices now, so a CPU program's memory is free as well
         step, energy = int(trace.step[-1]), trace.valid["energy"][-1]
         lowest = np.min(energy, axis=-1, where=np.isfinite(energy), initial=np.finfo(np.float32).max).mean(
             dtype=np.float64
@@ -151,13 +151,13 @@ class Checkpoints:
             self._saving = self._pool.submit(self._seal, step, response)
 
     def wait(self) -> None:
-        """Waits until the checkpoint that is being written is whole; raises CheckpointError if that fails."""
+        """Waits until the checkpoint being written is complete; raises CheckpointError if that fails."""
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()
 
     def close(self) -> None:
-        """Ends what goes on in the background and unlocks the directory; what fails there has been said by `wait`."""
+        """Ends background work and unlocks the directory; ignores background errors, since `wait` reports them."""
         self._pool.shutdown()
         with _quietly(), contextlib.suppress(Exception):
             self._orbax.close()
@@ -166,16 +166,16 @@ class Checkpoints:
     def load(
         self, state: RunState, trace: Trace, prng: Any, step: int | None = None
     ) -> tuple[RunState, Trace, Progress, dict[str, Kept]]:
-        """Returns what a whole checkpoint holds: state, trace, progress, and the best replicas if they were kept.
+        """Returns the contents of a complete checkpoint: state, trace, progress, and the best replicas if kept.
 
         Args:
-            state: the state as shapes, with the sharding to load it into; devices may be others than at the saving.
-            trace: a trace as shapes, of any number of rows.
-            prng: the kind of its keys.
-            step: which one; by default the latest.
+            state: the state as shapes, with the sharding to load it into; the devices need not be those of the save.
+            trace: a trace as shapes; its number of rows is arbitrary.
+            prng: the generator of its keys.
+            step: the checkpoint's step; by default the latest.
 
         Raises:
-            CheckpointError: it cannot be read.
+            CheckpointError: the checkpoint cannot be read.
         """
         step = self.steps[-1] if step is None else step
         with in_words(f"the checkpoint of step {step} in {self.directory} cannot be read"), _quietly():
@@ -190,13 +190,13 @@ class Checkpoints:
         return _like(state, loaded["state"], prng), _like(rows, loaded["trace"], prng), progress, kept
 
     def rows(self, step: int) -> dict[str, np.ndarray]:
-        """Returns the trace that a checkpoint holds, {name: array}."""
+        """Returns the trace in a checkpoint, {name: array}."""
         with in_words(f"the checkpoint of step {step} in {self.directory} cannot be read"), _quietly():
             loaded = self._orbax.load_checkpointables(step, {"trace": None})
         return {name: np.asarray(leaf) for name, leaf in loaded["trace"].items()}
 
     def _prepare(self, opened: contextlib.ExitStack) -> None:
-        """What the first process does before any looks: locks the directory, and clears away what is not whole."""
+        """Locks the directory and removes incomplete checkpoints; the first process does so before any reads."""
         with in_words(f"{self.directory} cannot hold checkpoints; give another directory"):
             self.directory.mkdir(parents=True, exist_ok=True)
             opened.enter_context(lock(self.directory))
@@ -218,14 +218,14 @@ class Checkpoints:
             allocator.trim()
 
     def settings(self) -> dict[str, Any]:
-        """Returns what the directory notes of its run; raises CheckpointError if that is missing or damaged."""
+        """Returns the settings in the run's directory; raises CheckpointError if they are missing or damaged."""
         found = self._settings()
         if found is None:
             raise CheckpointError(f"{self.directory} notes no settings of a run")
         return found
 
     def _settings(self) -> dict[str, Any] | None:
-        """Returns what the directory says of its run, None if nothing; only this release's format can be read."""
+        """Returns the settings in the run's directory, None if there are none; reads only this release's format."""
         file = self.directory / "settings.json"
         if not file.exists():
             return None
@@ -242,7 +242,7 @@ class Checkpoints:
         return then
 
     def _written(self, step: int) -> dict[str, str]:
-        """Returns {file: SHA-256} as it was when the checkpoint was whole."""
+        """Returns {file: SHA-256} as recorded when the checkpoint was completed."""
         file = self._sums / f"{step}.json"
         with in_words(f"{file} is damaged; remove it to do without that checkpoint"):
             return {str(name): str(sha) for name, sha in dict(json.loads(file.read_text())).items()}
@@ -251,16 +251,16 @@ class Checkpoints:
         return sorted(path for path in (self._steps / str(step)).rglob("*") if path.is_file())
 
     def _clear(self) -> None:
-        """Removes what was never finished, and what a process was removing when it was killed."""
+        """Removes unfinished checkpoints, and those that a killed process had begun to remove."""
         for step in self.steps[:-1]:
             if not all((self._steps / name).exists() for name in self._written(step)):
-                # In this order: killed in between, it still lacks files and is cleared the next time.
+                # In this order: if killed in between, the checkpoint lacks files and is removed next time.
                 shutil.rmtree(self._steps / str(step), ignore_errors=True)
                 (self._sums / f"{step}.json").unlink()
         whole = set(self.steps)
         others = [int(path.name) for path in self._steps.iterdir() if path.name.isdecimal()]
         others = [step for step in others if step > max(whole, default=-1)]
-        # A run waits for the checksums before it saves again, so there is one such checkpoint at the most.
+        # A run waits for the checksums before it saves again, so there is at most one such checkpoint.
         if len(others) > 1 or (others and self._settings() is None):
             raise CheckpointError(
                 f"{self._steps} holds checkpoints without checksums ({str(sorted(others))[1:-1]}): they are of "
@@ -292,9 +292,9 @@ class Checkpoints:
 
 
 def _flat(arrays: PyTree) -> dict[str, Any]:
-    """Returns {name: array} of a tree, keys as plain numbers: names outlive the classes that hold them.
+    """Returns {name: array} of a tree, keys as plain numbers. Names stay valid if the tree's classes change.
 
-    Arrays without elements, which Orbax cannot save, are left out.
+    Leaves out arrays without elements, which Orbax cannot save.
     """
     leaves = jax.tree.leaves_with_path(arrays)
     assert len({tree.name(path) for path, _ in leaves}) == len(leaves), "two leaves have the same name"
@@ -310,7 +310,7 @@ def _plain(leaf: Any) -> Any:
 
 
 def _like(form: T, flat: Mapping[str, Any], prng: Any) -> T:
-    """Returns named arrays as a tree of this form."""
+    """Returns named arrays as a tree with the structure of `form`."""
 
     def leaf(path: Any, wanted: Any) -> Any:
         if not wanted.size:
@@ -335,7 +335,7 @@ def _check_all_see(there: bool, steps: Sequence[int], directory: Path) -> None:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the warnings that a library gives its developers."""
+    """Suppresses warnings that a library addresses to its developers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

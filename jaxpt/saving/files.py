@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and where users want them."""
+"""Atomic file writes, and checks of users' paths."""
 
 import hashlib
 import os
@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-# pathlib makes "gs:/bucket" of "gs://bucket", so one slash is enough. A single letter is a drive of Windows.
+# pathlib turns "gs://bucket" into "gs:/bucket", so one slash is enough. A single letter is a Windows drive.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-# Behind a folder, as `Path.absolute` leaves them, only the usual schemes count.
+# After a folder, where `Path.absolute` leaves them, only the usual schemes count.
 _URL_WITHIN = re.compile(r"[/\\](gs|gcs|s3a?|file|https?|ftp|hdfs|dbfs|az|abfss?|wasbs?|hf):/", re.IGNORECASE)
-# Left by macOS, Windows, NFS and FUSE, ext4, file servers and editors.
+# Files left by macOS, Windows, NFS and FUSE, ext4, file servers and editors.
 _STRAY = re.compile(
     r"\.DS_Store|\._.*|\.Spotlight-V100|\.Trashes|\.fseventsd|\.AppleDouble|\.localized|Icon\r"
     r"|Thumbs\.db|ehthumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information"
@@ -24,11 +24,11 @@ def local_path(name: str, path: Any) -> Path:
     """Returns a path of this machine's file system, with `~` and `~user` expanded.
 
     Args:
-        name: what the user calls the argument.
+        name: the argument's name, for the message.
         path: a string or `os.PathLike`.
 
     Raises:
-        ValueError: it is something else, a URL (gs://, s3://, file://), or in the home of an unknown user.
+        ValueError: path has another type, is a URL (gs://, s3://, file://), or is in the home of an unknown user.
     """
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if not isinstance(text, str):
@@ -47,12 +47,12 @@ def local_path(name: str, path: Any) -> Path:
 
 
 def is_stray(name: str) -> bool:
-    """Returns whether a relative path's name, or that of a folder in it, is one that file systems or editors use."""
+    """Returns whether a relative path's name, or that of a folder in it, is one that file systems or editors create."""
     return any(_STRAY.fullmatch(part) for part in Path(name).parts)
 
 
 def write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file atomically."""
     part = path.with_suffix(".part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)

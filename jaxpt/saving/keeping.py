@@ -1,4 +1,4 @@
-"""The best replica of a whole run, with its weights as they were then: what early stopping goes back to."""
+"""The best replica of a whole run, with its weights of that time, for early stopping."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,10 @@ class Kept(NamedTuple):
     """One replica at the end of an earlier period; NumPy arrays.
 
     Attributes:
-        step: optimiser steps done then.
+        step: optimiser steps done at that time.
         replica: its slot.
-        weights: (params, model_state) of it alone.
-        valid: {"energy": ..., metric: ...} then, on the validation split or the period's probe.
+        weights: (params, model_state) of this replica alone.
+        valid: {"energy": ..., metric: ...} at that time, on the validation split or the period's probe.
         test: the same on the test split.
         rung: {ladder: rung} during that period.
         hyper: {name: value} during that period.
@@ -36,12 +36,12 @@ class Kept(NamedTuple):
 
 
 class Keeper:
-    """Keeps the replica of the lowest energy of each seed, period after period.
+    """Keeps each seed's replica with the lowest energy over all periods.
 
     Args:
-        engine: what runs.
-        seeds: how many ladders the run has; None: one, without an axis of seeds.
-        kept: what an earlier part of the run has kept, one for each seed; None: nothing.
+        engine: the engine of the run.
+        seeds: the run's number of seeds; None: one, without an axis of seeds.
+        kept: the replicas kept by an earlier part of the run, one for each seed; None: nothing.
     """
 
     def __init__(self, engine: Engine, seeds: int | None, kept: Sequence[Kept | None] | None = None):
@@ -50,10 +50,10 @@ class Keeper:
         self.kept: list[Kept | None] = list(kept) if kept else [None] * len(self._leads)
 
     def look(self, state: RunState, row: Trace) -> None:
-        """Looks at one period: `row` is its row of the trace [1, ...], `state` the one after it.
+        """Processes one period: `row` is its row of the trace [1, ...], `state` the state after it.
 
-        Weights come to the host where they are better than all before. Where the rule has copied weights since, the
-        replica that goes on with them has them.
+        Weights with a new lowest energy are copied to the host. If the rule has copied weights at the end of the
+        period, they are taken from a replica that received them.
         """
         for place, lead in enumerate(self._leads):
             energy = np.asarray(row.valid["energy"][0][lead])
@@ -64,7 +64,7 @@ class Keeper:
             slot = replica
             if row.info.parents is not None:
                 heirs = np.flatnonzero(np.asarray(row.info.parents[0][lead]) == replica)
-                if not heirs.size:  # its weights are gone
+                if not heirs.size:  # overwritten, and no replica received a copy
                     continue
                 slot = int(heirs[0])
             found: Any = tree.take((state.replicas.params, state.replicas.model_state), (*lead, slot))
@@ -77,12 +77,12 @@ class Keeper:
             self.kept[place] = Kept(np.asarray(row.step[0]), np.asarray(replica), weights, *scores)
 
     def saved(self) -> dict[str, Kept]:
-        """Returns what a checkpoint holds, {place of the seed: replica}."""
+        """Returns the kept replicas for a checkpoint, {index of the seed: replica}."""
         return {str(place): kept for place, kept in enumerate(self.kept) if kept is not None}
 
 
 def abstract(state: RunState, trace: Trace) -> dict[str, Kept]:
-    """Returns the shapes of `Keeper.saved`, given those of the state and of a trace, for every seed."""
+    """Returns the shapes of `Keeper.saved` for every seed, given the shapes of the state and of a trace."""
     lead = state.key.ndim
 
     def one(leaf: Any, skip: int) -> np.ndarray:
@@ -98,17 +98,17 @@ def abstract(state: RunState, trace: Trace) -> dict[str, Kept]:
 
 
 def in_order(loaded: Mapping[str, Kept], seeds: int) -> list[Kept | None]:
-    """Returns what `Keeper` was given back, from what a checkpoint held."""
+    """Returns the kept replicas as a list, one per seed, from a checkpoint's mapping."""
     return [loaded.get(str(place)) for place in range(seeds)]
 
 
 def best_kept(kept: Sequence[Kept | None] | None, trace: Trace, lead: tuple[int, ...]) -> Kept:
-    """Returns what a run has kept of one seed; warns if a lower energy came before it began to keep.
+    """Returns the kept replica of one seed; warns if a lower energy occurred before the run began to keep replicas.
 
     Args:
-        kept: one for each seed; None: the run kept none.
-        trace: of the whole run.
-        lead: the seed's index, () in a run with one.
+        kept: one replica for each seed; None: the run kept none.
+        trace: the trace of the whole run.
+        lead: the seed's index, () in a run with one seed.
 
     Raises:
         ValueError: the run kept none, or none of its energies were finite.

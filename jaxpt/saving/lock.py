@@ -1,4 +1,4 @@
-"""One run at a time in a directory: the operating system's lock on a file in it, which ends with its process."""
+"""One run at a time in a directory: an operating system lock on a file in it, released when the process ends."""
 
 import contextlib
 import json
@@ -14,10 +14,10 @@ from jaxpt.core.errors import CheckpointError
 
 try:
     import fcntl
-except ImportError:  # Windows, where nothing is locked
+except ImportError:  # Windows has no fcntl; nothing is locked there
     fcntl = None  # type: ignore[assignment]
 
-_PATIENCE = 5.0  # seconds: a process that was killed gives its memory back before its locks
+_PATIENCE = 5.0  # seconds to wait: a killed process frees its memory before its locks
 _PAUSE = 0.05
 _HELD: weakref.WeakSet[FileIO] = weakref.WeakSet()
 
@@ -25,17 +25,17 @@ _HELD: weakref.WeakSet[FileIO] = weakref.WeakSet()
 def lock(directory: Path) -> FileIO:
     """Locks a run's directory for this process.
 
-    What the file says is for people: the lock is the operating system's, and no process that is gone still has it. A
-    network file system passes it on to other hosts; where a file system knows no locks, nothing is locked.
+    The lock is the operating system's, so a process that has ended cannot hold it; the file's text is for people only.
+    A network file system passes the lock on to other hosts; on a file system without locks nothing is locked.
 
     Args:
-        directory: of the run; it exists.
+        directory: the run's directory, which exists.
 
     Returns:
         The file; the lock lasts until it is closed, or this process ends.
 
     Raises:
-        CheckpointError: another run has it; the message says which.
+        CheckpointError: another run holds the lock; the message states which.
         OSError: the file cannot be opened.
     """
     path = directory / "lock"
@@ -59,7 +59,7 @@ def _let_go() -> None:
         file.close()
 
 
-# A fork, a data loader's worker say, would otherwise keep a lock when this process is killed.
+# Otherwise a forked child, such as a data loader's worker, would keep the lock when this process is killed.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go)
 
@@ -69,7 +69,7 @@ def _taken(file: FileIO) -> bool:
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # NFS may say it in this way
+    except (BlockingIOError, PermissionError):  # NFS may raise this instead
         return False
     except OSError:  # a file system without locks
         return True
@@ -77,7 +77,7 @@ def _taken(file: FileIO) -> bool:
 
 
 def _sign(file: FileIO) -> None:
-    """Writes down who holds the lock; on a full disk it is held all the same."""
+    """Writes the lock's holder into the file; on a full disk the lock still holds."""
     since = datetime.now().astimezone().isoformat(" ", "seconds")
     signed = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
     with contextlib.suppress(OSError):
@@ -86,7 +86,7 @@ def _sign(file: FileIO) -> None:
 
 
 def _holder(path: Path) -> str:
-    """Returns who says to hold the lock."""
+    """Returns the lock's holder, as written in the file."""
     try:
         signed = json.loads(path.read_text())
         return f"process {int(signed['process'])} on {signed['host']} since {signed['since']}"

@@ -1,4 +1,4 @@
-"""One replica's weights as a file of their own: by Orbax, or as safetensors, with what there is to know about them."""
+"""Files with one replica's weights, by Orbax or as safetensors, with a description of the replica."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ from jaxpt.devices.processes import is_first, refuse_together
 from jaxpt.saving import files
 
 FORMAT = 1
-"""Of model files; another number cannot be read."""
+"""Format version of model files; other versions cannot be read."""
 
 
 def save_model(path: str | os.PathLike[str], params: Params, model_state: ModelState, about: Mapping[str, Any]) -> None:
@@ -31,8 +31,8 @@ def save_model(path: str | os.PathLike[str], params: Params, model_state: ModelS
     Args:
         path: a folder, or a file NAME.safetensors.
         params: trained weights of one replica.
-        model_state: what else its model carries.
-        about: what is written beside them, ready for JSON.
+        model_state: its model's other state.
+        about: the description written beside the weights, ready for JSON.
     """
     file = files.local_path("path", path).absolute()
     leaves = jax.tree.leaves_with_path(_weights(params, model_state))
@@ -56,7 +56,7 @@ def check_names(params: Params, model_state: ModelState) -> None:
 
     Args:
         params: trained weights, as arrays or shapes.
-        model_state: what else the model carries.
+        model_state: the model's other state.
     """
     places = [place for place, _ in jax.tree.leaves_with_path(_weights(params, model_state))]
     _require_different([_flat_name([_key(part) for part in place]) for place in places])
@@ -69,20 +69,20 @@ def _require_different(names: Sequence[str]) -> None:
 
 
 def load_model(path: str | os.PathLike[str]) -> PyTree:
-    """Returns the weights that `Result.save_model` wrote, as a tree of arrays, to be put into a model.
+    """Returns the weights that `Result.save_model` wrote, as a tree of arrays, ready to load into a model.
 
         nnx.update(model, jaxpt.load_model("best"))            # Flax NNX
         module.apply(jaxpt.load_model("best"), x)              # Flax Linen, whose variables it returns
         jaxpt.load_model("best")                               # of an `energy_problem`: its parameters
 
-    Containers come back as dicts; those of lists and tuples have the places as keys, 0, 1, ...
+    Containers are returned as dicts; lists and tuples become dicts with keys 0, 1, ...
 
     Args:
-        path: of the folder, or of the file NAME.safetensors.
+        path: path of the folder, or of the file NAME.safetensors.
 
     Raises:
-        ValueError: path is a URL; there is no such model, it is not whole, or it is in the form of another release.
-        ModuleNotFoundError: the file is of safetensors, and that is not installed.
+        ValueError: path is a URL; there is no such model, it is incomplete, or it has the format of another release.
+        ModuleNotFoundError: the path ends in .safetensors, and safetensors is not installed.
     """
     file = files.local_path("path", path).absolute()
     if not file.exists():
@@ -99,13 +99,13 @@ def load_model(path: str | os.PathLike[str]) -> PyTree:
         nested = ocp.load_pytree(file / "weights", _nested(about["arrays"], like, str))
     found = {tuple(str(_key(part)) for part in place): leaf for place, leaf in jax.tree.leaves_with_path(nested)}
     names = [tuple(map(str, entry["path"])) or ("value",) for entry in about["arrays"]]
-    # Those without elements are in no file.
+    # Arrays without elements are in no file.
     arrays = [jnp.asarray(found[name] if empty.size else empty) for name, empty in zip(names, like, strict=True)]
     return _nested(about["arrays"], arrays)
 
 
 def _weights(params: Params, model_state: ModelState) -> PyTree:
-    """Returns weights and batch statistics in the form in which the model's library takes them."""
+    """Returns weights and batch statistics in the form that the model's library accepts."""
     if isinstance(params, nnx.State):
         return nnx.to_pure_dict(nnx.merge_state(params, model_state))
     if not jax.tree.leaves(model_state):
@@ -129,12 +129,12 @@ def _flat_name(place: list[str | int]) -> str:
 
 
 def _nested(entries: list[dict[str, Any]], arrays: list[Any], key: Any = lambda part: part) -> Any:
-    """Returns arrays as nested dicts; without those that have no elements, if keys are made strings for Orbax."""
+    """Returns arrays as nested dicts; for Orbax (keys made strings) without arrays that have no elements."""
     if [entry["path"] for entry in entries] == [[]]:
         return {"value": arrays[0]} if key is str else arrays[0]
     tree: dict[Any, Any] = {}
     for entry, array in zip(entries, arrays, strict=True):
-        if key is str and not array.size:  # Orbax cannot save them
+        if key is str and not array.size:  # Orbax cannot save arrays without elements
             continue
         node = tree
         for part in entry["path"][:-1]:
@@ -147,7 +147,7 @@ def _save_nested(file: Path, arrays: PyTree, content: str) -> None:
     _by_first(lambda: _make_room(file))
     with _quietly() as ocp:
         ocp.save_pytree(file / "weights", arrays, overwrite=True)
-    _by_first(lambda: files.write(file / "model.json", content + "\n"))  # last: it says that the weights are whole
+    _by_first(lambda: files.write(file / "model.json", content + "\n"))  # last: it marks the weights as complete
 
 
 def _make_room(file: Path) -> None:
@@ -157,7 +157,7 @@ def _make_room(file: Path) -> None:
     if file.exists() and not (file / "model.json").exists() and taken():
         raise ValueError(f"{file} exists and is no model that save_model wrote, so it stays; give another path")
     file.mkdir(parents=True, exist_ok=True)
-    files.write(file / "model.json", json.dumps({"format": FORMAT}))  # ours, but not whole yet
+    files.write(file / "model.json", json.dumps({"format": FORMAT}))  # marks the folder as ours, not yet complete
 
 
 def _save_flat(file: Path, arrays: dict[str, np.ndarray], content: str) -> None:
@@ -173,7 +173,7 @@ def _save_flat(file: Path, arrays: dict[str, np.ndarray], content: str) -> None:
 
 
 def _by_first(act: Callable[[], None]) -> None:
-    """Lets the first process act; the others wait for it, and what it cannot do is said in all of them."""
+    """Runs `act` in the first process; the others wait for it, and its error is raised in all of them."""
     refused: Exception | None = None
     if is_first():
         try:
@@ -196,7 +196,7 @@ def _checked(file: Path, content: str | None) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[Any]:
-    """Yields Orbax, which takes a second to import, without the warnings that it gives its developers."""
+    """Yields Orbax, which takes a second to import, with its warnings for developers suppressed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from orbax.checkpoint import v1 as ocp

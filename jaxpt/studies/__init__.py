@@ -1,1 +1,1 @@
-"""Whole experiments in a call: diffusion of weights, sampling, replay of a path."""
+"""Whole experiments in one call: diffusion of weights, sampling, replay of a path."""

@@ -1,4 +1,4 @@
-"""Is a hyperparameter like a temperature? How fast replicas at its different values diffuse from the same weights."""
+"""Diffusion of replicas from common weights at several values of a hyperparameter: does it act like a temperature?"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -47,10 +47,10 @@ def diffusion(
     placement: Placement | Literal["auto"] = "auto",
     progress: bool | None = None,
 ) -> Diffusion:
-    """Trains replicas at different values of ONE hyperparameter from the same weights and records how far they get.
+    """Trains replicas at different values of ONE hyperparameter from the same weights and records their displacement.
 
     Figure 1 of arXiv 1909.04013: |W(t) - W(t0)|. The replicas of a seed share W(t0), the optimiser's state and the
-    minibatches; dropout and noise are each one's own. It is a run of `Engine` with `Independent`.
+    minibatches; each has separate dropout and noise. It is a run of `Engine` with `Independent`.
 
         >>> sgd = lambda h: optax.sgd(h["learning_rate"])
         >>> found = jaxpt.diffusion(problem, sgd, train, name="learning_rate", values=[0.01, 0.02, 0.04],
@@ -59,31 +59,31 @@ def diffusion(
         ((10, 5, 3), 'temperature-like')
 
     Args:
-        problem: what is trained; its energy and metrics are not computed.
+        problem: the problem; its energy and metrics are not computed.
         optimizer: {name: scalar} -> optax transformation.
         train: training split, leaves [N, ...]; None for a problem without data.
-        name: the hyperparameter.
+        name: the hyperparameter's name.
         values: its values, monotone in beta. Results list them coldest first.
         steps: steps of each replica after t0, a multiple of `every`.
         every: steps between records.
-        burn_in: t0: so many steps at the first of the values, as given, lead to the common weights W(t0).
-        own_burn_in: let each replica do the burn-in at its own value, so that only the weights before it are common.
-            From common weights a value that has another equilibrium first drifts there, which is no diffusion: a
-            strong weight decay, say, looks hot until it has arrived.
-        seeds: one set of M replicas each, all in one program.
-        beta: inverse temperature of the values: only its order counts. By default the entry in `core.ladder.BETA`,
-            and for a name that is not there, the larger the hotter.
+        burn_in: t0, the number of steps that lead to the common weights W(t0), at the first of the given values.
+        own_burn_in: let each replica do the burn-in at its own value, so that only the initial weights are common.
+            From common weights, a value with another equilibrium first drifts there, which is not diffusion: a strong
+            weight decay, for example, looks hot until it has arrived.
+        seeds: seeds of the runs; each has a set of M replicas, all in one program.
+        beta: function from values to inverse temperatures; only their order counts. By default the entry in
+            `core.ladder.BETA`; for other names larger values are hotter.
         batch_size: examples in a minibatch; if it is the hyperparameter, the largest value.
         fixed: the other hyperparameters, {name: value}.
         schedule: as in `Engine`; its step counts from the first step of the burn-in.
-        own_batches: each replica draws minibatches of its own.
+        own_batches: each replica draws separate minibatches.
         drop_remainder: leave out an epoch's short last minibatch.
         placement: as in `Engine`.
-        progress: show a progress bar on stderr; by default if that is a terminal.
+        progress: show a progress bar on stderr; by default if stderr is a terminal.
 
     Raises:
         ValueError: steps is not a positive multiple of every; burn_in is negative, or 0 with own_burn_in; no seeds, or
-            one twice; values not monotone in beta; what `Engine` refuses.
+            duplicate seeds; values are not monotone in beta; otherwise as for `Engine`.
     """
     if steps < 1 or every < 1 or steps % every:
         raise ValueError(f"steps must be a positive multiple of every, but steps={steps} and every={every}")
@@ -105,7 +105,7 @@ def diffusion(
         drop_remainder=drop_remainder,
     )
     engine = make(_ladder(name, values, beta), every=every, placement=placement)
-    # The displacement is scored instead of examples; one is enough to say that there are any.
+    # The displacement is the score, so examples do not matter; a single one makes the split non-empty.
     one = jax.tree.map(lambda leaf: leaf[:1], train)
     data = Data(train, one)
     engine.check(data)
@@ -115,7 +115,7 @@ def diffusion(
     if burn_in and not own_burn_in:
         first = make(Ladder(**{name: [values[0]]}, beta=[1.0], name=name), every=burn_in, placement=single())
         common, _ = first.run(first.init(made), data, periods=1)
-    # Each process has the common weights for itself and puts them, the same ones, on its devices.
+    # Each process has its own copy of the common weights and puts it on its devices.
     state = engine.placed.put(_same_weights(state._replace(step=common.step), common), state_axes(1))
     if burn_in and own_burn_in:
         state, _ = dataclasses.replace(engine, every=burn_in).run(state, placed, periods=1)
@@ -135,7 +135,7 @@ def diffusion(
 
 
 def _ladder(name: str, values: Sequence[float] | np.ndarray, beta: Callable[[np.ndarray], np.ndarray] | None) -> Ladder:
-    """Returns the values as a ladder whose betas are ranks, so that an infinite one (dropout 0) is no obstacle."""
+    """Returns the values as a ladder whose betas are ranks, which also works for an infinite beta (dropout 0)."""
     values = np.asarray(values, np.float64)
     with np.errstate(divide="ignore"):
         inverse = np.asarray((beta or BETA.get(name, np.negative))(values))
@@ -146,7 +146,7 @@ def _ladder(name: str, values: Sequence[float] | np.ndarray, beta: Callable[[np.
 
 
 def _from_start(problem: Problem) -> Problem:
-    """The same problem, remembering W(t0) in its model state; its energy is |W - W(t0)|^2."""
+    """Returns the problem with W(t0) stored in its model state, and with the energy |W - W(t0)|^2."""
 
     def init(key: Key[Array, ""]) -> tuple[Params, ModelState]:
         params, rest = problem.init(key)
@@ -168,14 +168,14 @@ def _from_start(problem: Problem) -> Problem:
 
 
 def _start_here(state: RunState) -> RunState:
-    """Returns the state with W(t0) the weights that each replica has now."""
+    """Returns the state with W(t0) set to each replica's current weights."""
     replicas = state.replicas
     rest, _ = replicas.model_state
     return state._replace(replicas=replicas._replace(model_state=(rest, jax.tree.map(jnp.copy, replicas.params))))
 
 
 def _same_weights(state: RunState, common: RunState) -> RunState:
-    """Returns the state with the first replica of `common` in every slot of its seed, and W(t0) its weights."""
+    """Returns the state with the first replica of `common` in every slot of its seed, and W(t0) set to its weights."""
     replicas = state.replicas.key.shape[1]
 
     def spread(leaf: Array) -> Array:

@@ -25,9 +25,9 @@ def replay(
     steps: int | None = None,
     **options: Any,
 ) -> Result:
-    """Trains one model along a path; the values that it trains with are the recorded ones, bit by bit.
+    """Trains one model along a path; its hyperparameters equal the recorded ones, bit for bit.
 
-    The model starts with weights of its own. Its result is that of `fit`, with one replica, whose trace records the
+    The model starts from new weights. The result is that of `fit` with one replica; its trace records the
     hyperparameters again.
 
     >>> path = jaxpt.lineage(result.trace, result.best().replica)
@@ -37,10 +37,10 @@ def replay(
 
     Args:
         path: `lineage(result.trace, result.best().replica)`.
-        engine: the one that made the path: its problem, optimiser, schedule and periods are used.
+        engine: the engine that produced the path; its problem, optimiser, schedule and periods are used.
         train: as in `fit`.
         valid: as in `fit`.
-        steps: as many as the path has, by default.
+        steps: number of steps; by default that of the path.
         **options: `seed`, `seeds`, `test` and so on, as in `fit`.
 
     Raises:

@@ -1,10 +1,9 @@
-"""Sampling exp(-E / T) on a ladder of temperatures, apart from optimisation.
+"""Sampling of exp(-E / T) on a ladder of temperatures, as opposed to optimisation.
 
-Training with swaps is optimisation: losses are no equilibrium energies, C is free, and what exchanges do is to schedule
-hyperparameters. Here everything that the theory of parallel tempering asks for holds: between exchanges each replica
-moves by a kernel that leaves exp(-E / T) of its rung invariant, E is exact and the same in the swap, beta = 1 / T and
-C = 1. So every rung's samples have the right law whatever the step size, the period, the ladder and the pairing are;
-those only decide how fast.
+Training with swaps is optimisation: losses are not equilibrium energies, C is free, and exchanges in effect schedule
+hyperparameters. Here all assumptions of parallel tempering hold: between exchanges each replica moves by a kernel that
+leaves exp(-E / T) of its rung invariant, swaps use the same exact E, beta = 1 / T and C = 1. So every rung's samples
+have the right law for any step size, period, ladder and pairing; these affect only the speed of convergence.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -43,11 +42,11 @@ def mala(
     """Metropolis-adjusted Langevin: leaves exp(-E / T) invariant exactly, for any step size.
 
     Proposes W - h grad E + sqrt(2 h T) xi, as `jaxpt.langevin` does, and accepts it by the Metropolis-Hastings rule
-    (Roberts and Tweedie 1996), which takes the discretisation error away. An energy that is not a number is never
-    accepted. One more evaluation of the gradient and two of the energy per step.
+    (Roberts and Tweedie 1996), which removes the discretisation error. A NaN energy is never accepted. Each step costs
+    one more evaluation of the gradient and two of the energy.
 
     Args:
-        energy: E(W); its gradient must be what comes in, so the problem's loss is E.
+        energy: E(W); the update's gradients must be those of E, so the problem's loss is E.
         step_size: h.
         temperature: T, positive.
     """
@@ -94,25 +93,25 @@ def sampler(
         >>> bool(0.2 < (w > 0).mean() < 0.8)  # both wells, with 20 temperatures of height between them
         True
 
-    Leave out the beginning: burn-in, in which there are no exchanges (and in which the ladder adapts), and as much more
-    as the replicas need to forget where they began.
+    Leave out the beginning of the trace: burn-in, during which there are no exchanges (and the ladder adapts), and the
+    further time that the replicas need to forget their initial weights.
 
     Args:
         energy: E(W), exact: all data at once, no probe.
         init: key -> W.
         temperature: one per rung.
-        step_size: of the Langevin proposals, one for all or one per rung.
+        step_size: step size of the Langevin proposals, one for all or one per rung.
         every: Langevin steps before each exchange.
         burn_in: steps without exchanges.
         metrics: functions of W to record once a period, {name: W -> number}.
-        pairing: which pairs are offered a swap.
+        pairing: the pairs that are offered a swap.
         adapt_ladder: move the temperatures between the two ends during burn-in until rejections are equal.
-        window: periods between one adaptation and the next.
+        window: periods between adaptations.
 
-    A run of `fit` ends with `Diverged` if a replica begins where E is not finite: it would never move.
+    A run of `fit` ends with `Diverged` if a replica starts where E is not finite, since it would never move.
 
     Raises:
-        ValueError: a step size is not positive; what `Engine`, `Ladder` and `Tempering` refuse.
+        ValueError: a step size is not positive; otherwise as for `Engine`, `Ladder` and `Tempering`.
     """
     if np.asarray(step_size).dtype.kind not in "iuf" or not (np.asarray(step_size) > 0).all():
         raise ValueError(f"step_size must be positive, one number or one per rung, but it is {step_size!r}")
@@ -125,7 +124,7 @@ def sampler(
         Tempering(1.0, pairing, adapt_ladder=adapt_ladder, window=window),
         every=every,
         burn_in=burn_in,
-        diverged="stop",  # Metropolis' rule keeps finite energies finite; others began outside the support, and stay
+        diverged="stop",  # finite energies stay finite under Metropolis' rule; others started outside the support
         fixed={"step_size": float(np.asarray(step_size))} if shared else {},
     )
 

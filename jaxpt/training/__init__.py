@@ -1,1 +1,1 @@
-"""`fit`: the loop between dispatches, and all that watches it."""
+"""`fit`: the host's loop between dispatches, and the monitors and recorders that it calls."""

@@ -8,15 +8,15 @@ from jaxpt.core.errors import Diverged
 from jaxpt.core.state import Trace
 from jaxpt.engine.engine import Engine
 
-_NAMED = 4  # of those that diverge at a time; the others are counted
+_NAMED = 4  # replicas that a message names; it counts the others
 
 
 class DivergenceMonitor:
-    """Looks through a run's rows for energies that are not finite, in the order in which they come.
+    """Searches a run's rows, in order, for energies that are not finite.
 
     Args:
-        engine: whose `diverged` says what is to happen.
-        fresh: whether the rows are a run's from its first period on.
+        engine: its `diverged` is the policy.
+        fresh: whether the rows begin with the run's first period.
     """
 
     def __init__(self, engine: Engine, fresh: bool = False):
@@ -24,26 +24,27 @@ class DivergenceMonitor:
         self._lost: np.ndarray | None = None
 
     def look(self, trace: Trace, otherwise: str = "") -> None:
-        """Warns of replicas that were healthy one period earlier and are not any more.
+        """Warns of replicas that were healthy one period earlier and no longer are.
 
         Args:
             trace: further rows of the run, NumPy arrays.
-            otherwise: what the error says behind its message.
+            otherwise: text appended to the error's message.
 
         Raises:
-            Diverged: there are some, and the engine's policy is "stop"; or no replica of a fresh run, of any of its
-                seeds, has had a finite energy yet.
+            Diverged: a replica has diverged and the engine's policy is "stop"; or, in a fresh run, no replica of any
+                seed has had a finite energy yet.
         """
         lost = ~np.isfinite(trace.valid["energy"])
         if not len(lost):
             return
-        if self._fresh and lost.all():
+        hopeless = np.isnan(trace.valid["energy"]).any() or not np.isfinite(trace.loss).all()
+        if self._fresh and lost.all() and hopeless:  # an infinite energy alone may still become finite in training
             raise Diverged(self._never(trace, lost))
         from_the_start, self._fresh = self._fresh, False
         before = np.zeros_like(lost[0]) if self._lost is None else self._lost
         new = lost & ~np.concatenate([before[None], lost[:-1]])
         if self._engine.diverged == "respawn":
-            new = lost  # each time anew
+            new = lost  # a respawned replica that diverges again is reported again
         self._lost = lost[-1]
         if not new.any():
             return
@@ -62,7 +63,7 @@ class DivergenceMonitor:
         warnings.warn(f"{message} ({then[self._engine.diverged]})", stacklevel=3)
 
     def _never(self, trace: Trace, lost: np.ndarray) -> str:
-        """Returns what to say of a run without a finite energy."""
+        """Returns the error message for a run in which no energy was ever finite."""
         seeds = "" if lost.ndim == 2 else " of every seed"
         where = (
             "never been finite" if np.isfinite(trace.loss[0]).any() else "never been finite, nor has the training loss"
@@ -74,7 +75,7 @@ class DivergenceMonitor:
         )
 
     def _words(self, trace: Trace, place: np.ndarray) -> str:
-        """Returns which replica, where and when."""
+        """Returns a phrase that names the replica, its rungs and the step."""
         period, *index = (int(i) for i in place)
         seed = f" of seed {index[0]}" if len(index) == 2 else ""
         rungs = ", ".join(f"rung {int(rung[tuple(place)])} of {name}" for name, rung in trace.rung.items())

@@ -56,7 +56,7 @@ def fit(
     progress: bool | None = None,
     description: str = "training",
 ) -> Result:
-    """Trains all replicas for so many steps and shows how far it is.
+    """Trains all replicas for `steps` optimiser steps and shows progress.
 
         >>> found = jaxpt.fit(engine, train, valid, steps=100, seeds=range(2))
         >>> found.trace.valid["energy"].shape  # [periods, seeds, replicas]
@@ -65,74 +65,75 @@ def fit(
         >>> best.model(valid["x"]).shape  # ready to call
         (80, 2)
 
-    Data goes to the device once. Dispatches hold as many periods as take about a second, in long runs ten seconds, and
-    1024 at most; steps that do not fill a last period are done without an exchange. However a run is cut, its bits are
-    the same.
+    Data goes to the device once. Each dispatch runs as many periods as take about a second (ten seconds in long runs),
+    at most 1024. Steps left over after the last whole period run without an exchange. The result is the same, bit for
+    bit, however the run is divided into dispatches.
 
-    A training split that does not fit on the device is given as a stream, an iterator of minibatches on the host (a
-    Grain loader, say): a thread reads, stacks and copies the next period's while the device trains (`training.stream`).
-    All replicas, and with `seeds` all ladders, share its minibatches. The order of examples being the same, the bits
-    are those of a split on the device.
+    A training split that does not fit on the device is given as a stream: an iterator of minibatches on the host, such
+    as a Grain loader. A thread reads, stacks and copies the next period's minibatches while the device trains
+    (`training.stream`). All replicas, and with `seeds` all ladders, share its minibatches. If the examples come in the
+    same order, the result equals that of a split on the device, bit for bit.
 
-    With a `directory` the run is saved there in the background, and the same call goes on from the latest checkpoint,
-    on whatever devices there are then, to the same bits with `replica_axis="map"` and else up to rounding (on the same
-    devices always to the same bits); with more `steps` it trains on. SIGTERM and SIGINT then end
-    the run after the period at work: it saves itself and raises `Interrupted`, which ends the process with code 75; a
-    second signal ends it at once. A stream begins anew in a resumed run, and what was used of it is passed over; its
-    examples, unlike those of arrays, are not compared with those of before. Callbacks, patience and checkpoints do not
-    wait for a stream's next minibatches, and a signal ends that wait. If a stream raises, the steps done are saved
-    first. DIRECTORY/periods.jsonl has a line for
-    each period of the trace (`jaxpt.JsonLines`), also while the run goes on.
+    With a `directory`, checkpoints are written there in the background, and the same call resumes from the latest one;
+    with more `steps` it trains further. On the same devices a resumed run gives the same bits. On other devices it
+    gives the same bits with `replica_axis="map"`, and otherwise the same numbers up to rounding. SIGTERM and SIGINT
+    end a run with a directory after the current period: it saves a checkpoint and raises `Interrupted`, which ends the
+    process with code 75. A second signal ends the process at once. DIRECTORY/periods.jsonl has a line for each period
+    of the trace (`jaxpt.JsonLines`), also during the run.
 
-    A run can end before its last step: when a callback asks for it, or when the energies do not get better any more
-    (`patience`). `result.best(ever=True)` is the best replica of all periods, with its weights then; everything else
-    of the result is of the last step. It is saved in the directory if there is one, and steps that do not fill a period
-    are left out. The same call goes on from there, unless its patience has come to an end already.
+    A resumed run reads its stream from the beginning and skips the minibatches that were used. Unlike arrays, a
+    stream's examples are not compared with those of the earlier call. Callbacks, patience and checkpoints are not
+    delayed by the wait for a stream's next minibatches, and a signal ends this wait. If a stream raises, the steps done
+    are saved first.
+
+    A run can end before its last step: when a callback asks for it, or when the energies stop improving (`patience`).
+    `result.best(ever=True)` is the best replica of all periods, with its weights of that time; the rest of the result
+    is from the last step. It is saved in the directory if there is one, and steps that do not fill a period are left
+    out. The same call resumes from there, unless its patience is already exhausted.
 
     Args:
-        engine: what to run.
-        train: training split, leaves [N, ...]; or a stream of minibatches, leaves [batch_size, ...], of which exactly
-            `steps` are taken, or up to `every` more than were used if the run ends early; None for a problem without
-            data.
+        engine: the engine to run.
+        train: training split, leaves [N, ...]; or a stream of minibatches, leaves [batch_size, ...]; None for a problem
+            without data. Exactly `steps` minibatches are taken from a stream; if the run ends early, up to `every`
+            more than were used.
         valid: validation split.
         steps: optimiser steps of each replica.
         seed: the seed of a run with one ladder.
-        seeds: several seeds instead: as many whole ladders in one run, each equal, up to rounding, to a run with that
-            seed alone.
-        test: test split; recorded each period, nothing depends on it.
-        prng: the generator behind all that is random, "threefry2x32", "rbg" or "unsafe_rbg"; by default JAX's own
-            (`jax_default_prng_impl`, threefry). The two others are faster at dropout, and what they draw depends on
+        seeds: several seeds instead of one: one whole ladder per seed, all in one run. Each ladder equals, up to
+            rounding, a run with that seed alone.
+        test: test split; its scores are recorded each period and influence nothing.
+        prng: the random generator: "threefry2x32", "rbg" or "unsafe_rbg"; by default JAX's own
+            (`jax_default_prng_impl`, threefry). The other two are faster at dropout, but their numbers depend on
             `Engine.replica_axis` and on the number of devices.
-        directory: where checkpoints go and come from; the latest two and the best are kept.
-        save_every: periods between checkpoints, if they are not to go by time alone.
-        save_minutes: minutes between them at most; there is always one at the end.
-        callbacks: functions that are called with a `Status` after every dispatch, that is after every second or so, in
-            long runs every ten, and if a period takes longer than that, after every period. One that returns true ends
-            the run. In several processes all of them call theirs, and one is enough to end the run.
-        patience: end the run after so many whole periods without an energy, on the validation split (or probe batches),
-            lower than all before; with seeds, once this holds for each of them. However a run is cut, it ends at the
-            same period.
-        keep_best: keep the weights of the best replica of all periods, for `result.best(ever=True)`; by default with a
-            patience. Each period is then a dispatch of its own, which costs some milliseconds; better weights are
-            copied to the host, and to the checkpoints.
-        recorders: what writes the periods down besides, `jaxpt.TensorBoard()` or another `jaxpt.Recorder`.
-        progress: show a progress bar on stderr; by default if that is a terminal. Of several processes only the first
-            does.
-        description: what the bar is called.
+        directory: checkpoints are written to it and read from it; the latest two and the best are kept.
+        save_every: periods between checkpoints; by default only time counts.
+        save_minutes: at most this many minutes between checkpoints; there is always one at the end.
+        callbacks: functions that are called with a `Status` after every dispatch: about every second, in long runs
+            every ten seconds, and after every period if a period takes longer. A callback that returns true ends the
+            run. With several processes each calls its own callbacks, and one true result ends the run.
+        patience: end the run after this many whole periods without a new lowest energy on the validation split (or
+            probe batches); with seeds, once this holds for each seed. The run ends at the same period however it is
+            divided into dispatches.
+        keep_best: keep the weights of the best replica of all periods, for `result.best(ever=True)`; by default true
+            if patience is given. Each period is then a separate dispatch, which costs some milliseconds; better
+            weights are copied to the host, and to the checkpoints.
+        recorders: further recorders of the periods: `jaxpt.TensorBoard()` or another `jaxpt.Recorder`.
+        progress: show a progress bar on stderr; by default if stderr is a terminal. With several processes only the
+            first shows one.
+        description: label of the bar.
 
     Returns:
-        The final state, the trace as NumPy arrays, the final scores and how long it took; see `Result`.
+        The final state, the trace as NumPy arrays, the final scores and the wall time; see `Result`.
 
     Raises:
-        ValueError: steps is not a positive integer, seeds are not distinct integers, prng is unknown, or the data does
-            not fit the engine, see `Engine.check`; a stream ends early or changes its shapes, see
-            `jaxpt.prefetch`; the directory holds a longer run, or one with other settings; it is a URL; an
-            option is out of range.
-        MemoryError: the run does not fit on its devices; the message says how many replicas do.
+        ValueError: steps is not a positive integer, seeds are not distinct integers, prng is unknown, or an option is
+            out of range; the data does not fit the engine (see `Engine.check`); a stream ends early or changes its
+            shapes (see `jaxpt.prefetch`); the directory is a URL, or holds a longer run or one with other settings.
+        MemoryError: the run does not fit on its devices; the message states how many replicas do.
         CheckpointError: a checkpoint cannot be written or read, or another run is using the directory.
-        Diverged: a replica's energy is not finite, and the engine says `diverged="stop"`.
+        Diverged: a replica's energy is not finite, and the engine has `diverged="stop"`.
         Interrupted: a signal ended a run that has a directory.
-        ProcessLost: another process of the run is gone, see `jaxpt.placement.clear_errors`.
+        ProcessLost: another process of the run has ended, see `jaxpt.placement.clear_errors`.
     """
     _check_options(engine, steps, save_every, save_minutes, patience)
     directory = None if directory is None else local_path("directory", directory)
@@ -164,7 +165,7 @@ def fit(
             stack.callback(job.feed.close, 1.0)
         state, traces, earlier, images, keeper = job.begin(store)
         bar.set_description(description, refresh=False)
-        bar.unpause()  # its time begins with the training
+        bar.unpause()  # restarts the bar's clock: its rate leaves out preparation and compilation
         opened = _begun(stack, written, Run(engine, int(steps), directory, joined(traces) if traces else None))
         monitor = Monitor(steps, traces, earlier, images, bar, opened, callbacks, patience)
         keeps = patience is not None if keep_best is None else keep_best
@@ -195,7 +196,7 @@ def fit(
 
 
 def _check_options(engine: Any, steps: Any, save_every: Any, save_minutes: Any, patience: Any) -> None:
-    """Raises ValueError if a number is out of range, or the engine is none."""
+    """Raises ValueError if a number is out of range, or `engine` is not an Engine."""
     if not isinstance(engine, Engine):
         raise ValueError(f"engine must be a jaxpt.Engine, fit(engine, train, valid, steps=...), not {type(engine)}")
     if not isinstance(steps, int | np.integer) or steps < 1:
@@ -220,7 +221,7 @@ def _warn_of_burn_in(engine: Engine, steps: int, whole: int) -> None:
 def _bar(
     stack: contextlib.ExitStack, steps: int, start: int, directory: Any, progress: bool | None, description: str
 ) -> Any:
-    """Returns the progress bar, of the first process only; it says that programs are being compiled."""
+    """Returns the progress bar, hidden in all processes but the first; at first it shows that programs are compiled."""
     hidden = not is_first() or (None if progress is None else not progress)  # None: shown on a terminal only
     bar = stack.enter_context(
         tqdm(total=steps, initial=start, desc=f"{description}, compiling", disable=hidden, dynamic_ncols=True)
@@ -234,7 +235,7 @@ def _bar(
 def _last_scores(engine: Engine, state: RunState, trace: Any, job: Job) -> tuple[Any, Any]:
     """Returns the scores at the end on the validation and the test split."""
     last_valid, last_test = tree.take((trace.valid, trace.test), -1)
-    if (parents := trace.info.parents) is not None:  # the last copies carry their scores with them
+    if (parents := trace.info.parents) is not None:  # a copy of weights takes their scores along
         last_valid, last_test = jax.tree.map(
             lambda score: np.take_along_axis(score, parents[-1], -1), (last_valid, last_test)
         )
@@ -251,7 +252,7 @@ def _checked_callbacks(callbacks: Sequence[Callback]) -> list[Callback]:
 
 
 def _opened(stack: contextlib.ExitStack, directory: str | os.PathLike[str]) -> "Checkpoints":
-    from jaxpt.saving.checkpoint import Checkpoints  # Orbax takes a second to import, so only who saves imports it
+    from jaxpt.saving.checkpoint import Checkpoints  # Orbax takes a second to import: only for runs that save
 
     store = Checkpoints(directory)
     stack.callback(store.close)
@@ -280,7 +281,7 @@ def _checked_recorders(recorders: Sequence[Recorder], directory: Path | None) ->
 
 
 def _begun(stack: contextlib.ExitStack, recorders: Sequence[Recorder], run: Run) -> Sequence[Recorder]:
-    """Returns the recorders that have begun with the run; in processes but the first there are none."""
+    """Opens the recorders and returns them; returns none in processes other than the first."""
     if not is_first():
         return []
     for recorder in recorders:

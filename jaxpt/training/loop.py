@@ -1,4 +1,4 @@
-"""The loop between dispatches: how many periods each holds, what looks at their rows, when to save and when to end."""
+"""The loop between dispatches: the periods in each, the monitors of their rows, when to save and when to end."""
 
 import dataclasses
 import sys
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 Stopped = Literal["callback", "patience"] | None
 
-# Seconds that a dispatch should take: signals and the bar wait for its end, but each costs some twenty milliseconds, on
-# the device and on the host. So they grow with the run.
+# Seconds that a dispatch should take. Signals and the bar wait for its end, so it must be short; but each dispatch
+# costs some twenty milliseconds, on the device and on the host. So dispatches grow longer as the run does.
 _SHORTEST, _LONGEST, _SHARE = 1.0, 10.0, 0.25
 
 
 class Agreed(NamedTuple):
-    """What all processes do next.
+    """The next action, the same in all processes.
 
     Attributes:
-        periods: of the next dispatch, before the limits that all processes know.
+        periods: length of the next dispatch, before the limits that all processes know.
         due: whether a checkpoint is due.
         signalled: whether a signal asked any process to end.
         asked: whether a callback of any process asked for the end.
@@ -49,7 +49,7 @@ class Agreed(NamedTuple):
 
 
 def agree(*, count: float = 0, due: bool = False, signalled: bool = False, asked: bool = False) -> Agreed:
-    """Returns the first process's count and due, and what any process says of the rest; all call it together."""
+    """Returns the first process's count and due, and for the rest whether any process has it; all call it together."""
     found = np.array([min(count, NEVER), due, signalled, asked], np.int64)
     if jax.process_count() > 1:
         each = multihost_utils.process_allgather(found)
@@ -58,13 +58,13 @@ def agree(*, count: float = 0, due: bool = False, signalled: bool = False, asked
 
 
 class Saver:
-    """Writes a run's checkpoints, at most one for each step; does nothing without a store.
+    """Writes a run's checkpoints, at most one per step; does nothing without a store.
 
     Args:
-        store: where they go.
-        minutes: after which the next one is due.
-        every: periods after which the next one is due; None: time alone counts.
-        done: whole periods that are saved already.
+        store: the store that they are written to.
+        minutes: minutes until the next checkpoint is due.
+        every: periods until the next checkpoint is due; None: only time counts.
+        done: whole periods that are already saved.
     """
 
     def __init__(self, store: "Checkpoints | None", minutes: float, every: int | None, done: int):
@@ -72,15 +72,15 @@ class Saver:
         self._done, self._saved = done, time.perf_counter()
 
     def due(self) -> bool:
-        """Returns whether the last checkpoint is longer ago than it may be."""
+        """Returns whether a checkpoint is due by time."""
         return self._store is not None and time.perf_counter() - self._saved > self._seconds
 
     def due_after(self, done: int) -> bool:
-        """Returns whether one is due after `done` whole periods."""
+        """Returns whether a checkpoint is due after `done` whole periods."""
         return self.due() or (self._every is not None and done % self._every == 0)
 
     def until(self, done: int) -> int:
-        """Returns after how many further periods the next one is due by their number."""
+        """Returns how many periods remain until the next checkpoint that is due by their number."""
         return NEVER if self._every is None else self._every - done % self._every
 
     def save(self, state: RunState, monitor: Monitor, done: int, keeper: Keeper) -> None:
@@ -96,18 +96,18 @@ class Loop:
     """Runs a job's dispatches.
 
     Attributes:
-        job: programs and data.
+        job: the run's programs and data.
         whole: whole periods of the run.
-        rest: steps of the short last one.
+        rest: steps of the short last period.
         store: the run's checkpoints, if it has a directory.
-        saver: decides when they are written.
-        wait: for a stream's minibatches.
+        saver: decides when checkpoints are written.
+        wait: waits for a stream's minibatches.
         monitor: shows the rows to the bar, recorders and callbacks.
-        divergence: warns of replicas that are lost.
-        keeper: of the best replica of all periods.
-        keeps: whether it is to look at every period.
+        divergence: warns of replicas that diverge.
+        keeper: keeps the best replica of all periods.
+        keeps: whether the keeper looks at every period.
         signalled: whether a signal has asked for the end.
-        interrupted: done periods -> the error that ends the run then.
+        interrupted: function of the periods done that returns the error that ends the run.
     """
 
     job: Job
@@ -124,10 +124,10 @@ class Loop:
     interrupted: Callable[[int], BaseException]
 
     def run(self, state: RunState, done: int) -> tuple[RunState, Stopped]:
-        """Returns the state after the last step, or where callbacks or patience ended the run, and which of them did.
+        """Returns the state at the end of the run, and what ended it early, if anything: a callback or patience.
 
         Args:
-            state: after `done` whole periods; it is written over.
+            state: the state after `done` whole periods; its buffers are overwritten.
             done: periods of earlier calls.
 
         Raises:
@@ -139,7 +139,9 @@ class Loop:
         count, _, ended, _ = agree(count=1, signalled=self.signalled())
         while done < self.whole and not ended and not stopped:
             before = time.perf_counter()
-            state, trace = job.engine.run(state, job.data, periods=count, room=job.room, batches=batches, donate=True)
+            state, trace = job.engine.run(
+                state, job.data, periods=count, max_periods=job.max_periods, batches=batches, donate=True
+            )
             rows = filled(trace, count)
             done += count
             took = time.perf_counter() - before
@@ -157,7 +159,7 @@ class Loop:
             if now.due or ended or stopped:
                 save()
             count = self._next(now.periods, done)
-            if not ended and not stopped:  # decided before the wait for a stream, which may be long
+            if not ended and not stopped:  # reached before the wait for a stream, which may be long
                 batches, ended = self.wait.next(job.feed, save)
         if ended and self.store is not None:
             self.store.wait()
@@ -168,36 +170,37 @@ class Loop:
         return state, stopped
 
     def finish(self) -> None:
-        """Waits for the last checkpoint; raises Interrupted if a signal came meanwhile."""
+        """Waits for the last checkpoint; raises Interrupted if a signal arrived meanwhile."""
         if self.store is not None:
             self.store.wait()
             if agree(signalled=self.signalled()).signalled:
                 raise self.interrupted(self.whole)
 
     def _look(self, engine: Engine, state: RunState, rows: Trace, batches: Batches | None, whole: bool = True) -> None:
-        """Shows the rows of a dispatch to all who look at them."""
+        """Passes the rows of a dispatch to the monitor, the keeper and the divergence monitor."""
         self.monitor.add(state, rows, self.job.images(engine, rows, batches), whole=whole)
-        with tqdm.external_write_mode(file=sys.stderr):  # a warning gets a line of its own
+        with tqdm.external_write_mode(file=sys.stderr):  # a warning must not land on the bar's line
             self.divergence.look(rows, _kept(self.store))
         if self.keeps:
             self.keeper.look(state, rows)
 
     def _next(self, wanted: int, done: int) -> int:
-        """Returns how many periods the next dispatch holds.
+        """Returns the number of periods in the next dispatch.
 
-        No dispatch goes past the end of patience or a checkpoint: where a run ends does not depend on how it is cut.
+        No dispatch runs past the end of patience or past a checkpoint, so where a run ends does not depend on how it is
+        divided.
         """
         if self.keeps:
             return 1
-        limits: Any = (self.job.room, self.saver.until(done), self.monitor.left or self.whole, self.whole - done)
+        limits: Any = (self.job.max_periods, self.saver.until(done), self.monitor.left or self.whole, self.whole - done)
         return max(1, min(wanted, *limits))
 
 
 def _seconds(trained: float) -> float:
-    """Returns how long the next dispatch should take, given the time of all so far."""
+    """Returns how many seconds the next dispatch should take, given the seconds of all so far."""
     return min(max(_SHORTEST, _SHARE * trained), _LONGEST)
 
 
 def _kept(store: "Checkpoints | None") -> str:
-    """Returns which checkpoint there is to go back to, for an error message."""
+    """Returns a phrase for an error message: the checkpoint from which the run can be resumed."""
     return f"; {store.directory} keeps step {store.steps[-1]}" if store is not None and store.steps else ""

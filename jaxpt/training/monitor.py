@@ -1,4 +1,4 @@
-"""What a run says while it goes: to its bar, to its files, to callbacks; and whether these want it to end."""
+"""Reports a run's progress to its bar, its recorders and its callbacks, and collects their requests to end it."""
 
 import dataclasses
 import time
@@ -17,17 +17,17 @@ from jaxpt.training.rows import joined, postfix, swaps
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """Where a run stands between two dispatches; what callbacks of `fit` get.
+    """Progress of a run between two dispatches; the argument of `fit`'s callbacks.
 
     Attributes:
         step: optimiser steps done.
-        steps: steps asked for.
-        trace: the rows of the periods since the last call, as NumPy arrays; one at least.
+        steps: optimiser steps requested.
+        trace: the rows of the periods since the last call, as NumPy arrays; at least one row.
         lowest: the lowest energy of any replica so far, on the validation split (or probe batches); with seeds one
-            each.
+            per seed.
         seconds: wall time of the training so far.
         images: training examples so far, all replicas together.
-        state: the state itself, on its devices: the next dispatch writes over it, so it cannot be used after the call.
+        state: the state itself, on its devices. The next dispatch overwrites it, so do not use it after the call.
     """
 
     step: int
@@ -39,28 +39,28 @@ class Status:
     state: RunState = dataclasses.field(repr=False)
 
     def copied_state(self) -> RunState:
-        """Returns a copy of the state that lasts; it takes as much device memory again."""
+        """Returns a copy of the state that stays valid; it takes as much device memory again."""
         return jax.tree.map(jnp.copy, self.state)
 
 
 Callback: TypeAlias = Callable[[Status], bool | None]
-"""Called between dispatches; true ends the run."""
+"""Called between dispatches; a true result ends the run."""
 
 
 class BestEnergy:
-    """The lowest energy of each seed's replicas so far, and for how many whole periods it has not been improved on."""
+    """The lowest energy of each seed's replicas so far, and the number of whole periods since it last improved."""
 
     def __init__(self) -> None:
         self.energy: Any = np.inf
-        """[*S]; infinite before the first number."""
+        """[*S]; infinite before the first finite energy."""
         self._since: Any = 0
 
     def look(self, trace: Trace, counts: bool = True) -> None:
-        """Looks at further rows.
+        """Updates both from further rows.
 
         Args:
-            trace: the rows, in their order.
-            counts: whether they are whole periods, which alone count as periods without improvement.
+            trace: the rows, in order.
+            counts: whether they are whole periods; only whole periods count as periods without improvement.
         """
         energy = np.asarray(trace.valid["energy"], np.float64)
         rows = np.where(np.isfinite(energy), energy, np.inf).min(-1)
@@ -73,22 +73,22 @@ class BestEnergy:
 
     @property
     def stale(self) -> int:
-        """Whole periods since some seed's lowest energy was improved on."""
+        """Whole periods since the lowest energy of any seed last improved."""
         return int(np.min(self._since))
 
 
 class Monitor:
-    """Takes the rows of one dispatch after the other and shows them to whoever wants to see them.
+    """Takes the rows of each dispatch and passes them to the bar, the recorders and the callbacks.
 
     Args:
-        steps: that were asked for.
-        traces: rows of earlier dispatches, or none.
-        seconds: that these took.
-        images: training examples that they stand for.
+        steps: optimiser steps requested.
+        traces: rows of earlier dispatches, if any.
+        seconds: wall time of those rows.
+        images: training examples used in those rows.
         bar: a tqdm bar.
-        recorders: what else gets the rows; where they are files, earlier rows are in them.
-        callbacks: what is called after each dispatch.
-        patience: whole periods without an improvement after which the run is to end; None: never.
+        recorders: recorders of the rows; files among them already hold the earlier rows.
+        callbacks: functions called after each dispatch.
+        patience: whole periods without an improvement after which the run ends; None: never.
     """
 
     def __init__(
@@ -115,16 +115,16 @@ class Monitor:
 
     @property
     def seconds(self) -> float:
-        """Wall time of the training, that before a resumption included."""
+        """Wall time of the training, including the time before a resumption."""
         return time.perf_counter() - self._began
 
     @property
     def left(self) -> int | None:
-        """Periods after which patience ends at the earliest; None without patience."""
+        """Fewest periods after which patience can end the run; None without patience."""
         return None if self._patience is None else max(0, self._patience - self._best.stale)
 
     def add(self, state: RunState, trace: Trace, images: int, whole: bool = True) -> None:
-        """Takes what a dispatch has come to; the state is the one after it, and `whole` says that its periods are."""
+        """Adds the rows of a dispatch; `state` is the state after it, `whole` whether its periods are whole ones."""
         self.traces.append(trace)
         self.images += images
         self._swaps = self._swaps + swaps(trace)
@@ -138,9 +138,9 @@ class Monitor:
         self._bar.set_postfix_str(shown, refresh=False)
         self._bar.update(step - self._bar.n)
         if self._callbacks:
-            lowest: Any = np.float32(self._best.energy)  # as it was computed
+            lowest: Any = np.float32(self._best.energy)  # the precision in which it was computed
             status = Status(step, self._steps, trace, lowest, seconds, self.images, state)
-            wishes = [bool(callback(status)) for callback in self._callbacks]  # each is called, whatever others want
+            wishes = [bool(callback(status)) for callback in self._callbacks]  # no short circuit: each is called
             self.asked = any(wishes)
 
     def join(self) -> Trace:

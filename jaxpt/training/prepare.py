@@ -1,4 +1,4 @@
-"""What has to be done before a run: its data on the devices, its programs compiled, and a check that it fits."""
+"""Prepares a run: puts its data on the devices, compiles its programs, and checks that it fits in memory."""
 
 import dataclasses
 import itertools
@@ -34,33 +34,33 @@ if TYPE_CHECKING:
     from jaxpt.saving.checkpoint import Checkpoints
 
 NEVER = np.iinfo(np.int32).max
-"""A step that no run comes to."""
-_ROOMS = (64, 1024)  # periods that a dispatch may hold, its trace's rows; few kinds, so that runs share programs
+"""A step that no run reaches."""
+_ROOMS = (64, 1024)  # most periods in a dispatch, the trace's rows; only two sizes, so that runs share programs
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A run that is ready to go: data on its devices, programs compiled."""
+    """A prepared run: data on its devices, programs compiled."""
 
     engine: Engine
     short: Engine
-    """For the last period, if it is short."""
+    """Engine of the last period, if that is short."""
     key: jax.Array
     data: Data
     batches: Batches | None
-    """Of the first period, if they come from a stream, and then of the further ones."""
+    """Minibatches of the first period if they come from a stream; `feed` gives those of later periods."""
     feed: Iterator[Batches | None]
-    room: int
-    """Periods that a dispatch may hold."""
+    max_periods: int
+    """Most periods in a dispatch."""
     form: RunState
-    """The state as shapes with their places."""
+    """The state as shapes with their shardings."""
     row: Trace
-    """A trace as shapes, of any number of rows."""
+    """A trace as shapes; its number of rows is arbitrary."""
     execution: Execution
     compile_seconds: float
 
     def begin(self, store: "Checkpoints | None") -> tuple[RunState, list[Trace], float, int, Keeper]:
-        """Returns where to go on from, of a checkpoint if any: state, rows, seconds, images and the best so far."""
+        """Returns the start, from a checkpoint if there is one: state, rows, seconds, images and the best so far."""
         seeds = self.key.shape[0] if self.key.ndim else None
         if store is None or not store.steps:
             return self.engine.init(self.key), [], 0.0, 0, Keeper(self.engine, seeds)
@@ -68,7 +68,7 @@ class Job:
         return state, [trace], progress.seconds, progress.images, Keeper(self.engine, seeds, in_order(kept, seeds or 1))
 
     def images(self, engine: Engine, trace: Trace, batches: Batches | None) -> int:
-        """Returns how many training examples these rows stand for."""
+        """Returns how many training examples were used in these rows."""
         if batches is not None:
             return replica_images(engine, trace, partial(counted, np.asarray(batches.counts)))
         if self.data.train is None:
@@ -87,14 +87,14 @@ def prepare(
     store: "Checkpoints | None",
     first: Callable[[Iterator[Batches | None]], Batches | None],
 ) -> Job:
-    """Checks the data and brings it to the devices, compiles what is left to run, and sees that it fits.
+    """Checks the data and puts it on the devices, compiles the remaining programs, and checks that they fit in memory.
 
     `first` takes the first minibatches from their feed.
     """
     feed: Iterator[Batches | None] = itertools.repeat(None)
     if streaming := is_stream(train):
         lengths = [engine.every] * (whole - done) + [rest] * (rest > 0)
-        # Where nothing is left to run, the first minibatch says the shapes.
+        # Where nothing is left to run, the first minibatch still gives the shapes.
         begin = engine.every * done if lengths else 0
         check = StreamLabels(partial(check_minibatch, engine))
         feed, train = prefetch(train, lengths or [1], engine.batch_size, begin, check), None
@@ -114,10 +114,10 @@ def prepare(
         if store.steps:
             form = _as_loaded(form)
     short = dataclasses.replace(engine, every=rest or 1, burn_in=NEVER)
-    room = 1 if streaming else _ROOMS[whole > _ROOMS[0]]
+    max_periods = 1 if streaming else _ROOMS[whole > _ROOMS[0]]
     started = time.perf_counter()
     row: Any = None
-    for part, periods, left in ((engine, room, done < whole), (short, 1, rest > 0)):
+    for part, periods, left in ((engine, max_periods, done < whole), (short, 1, rest > 0)):
         if left or (part is engine and whole):
             given = _shapes(batches, part.every)
             lowered = part.lower(form, data, periods=periods, batches=given, donate=True)
@@ -128,14 +128,14 @@ def prepare(
                     _compiled(lowered), form.replicas, (data, given), execution, most, engine.placed.num_shards
                 )
     seconds = time.perf_counter() - started
-    return Job(engine, short, key, data, batches, feed, room, form, row, execution, seconds)
+    return Job(engine, short, key, data, batches, feed, max_periods, form, row, execution, seconds)
 
 
 def _compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Returns a compiled program; signals are answered while the compiler is at work.
+    """Returns a compiled program; Python still handles signals while the compiler works.
 
-    Python handles signals in its main thread, between two of its instructions, and a compilation is one of them. So it
-    takes place in another thread.
+    Python handles signals in its main thread, between two bytecode instructions, and a compilation is a single
+    instruction. So it runs in another thread.
     """
     found: Future[jax.stages.Compiled] = Future()
 
@@ -160,7 +160,7 @@ def _look_at_company(engine: Engine, data: Data, streaming: bool) -> None:
 
 
 def _as_loaded(form: RunState) -> RunState:
-    """Returns shapes with the places that loaded arrays have: the program compiled for these is the one that runs."""
+    """Returns shapes with the shardings of loaded arrays, so that the program compiled here is the one that runs."""
     place = SingleDeviceSharding(jax.local_devices()[0])
 
     def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -170,5 +170,5 @@ def _as_loaded(form: RunState) -> RunState:
 
 
 def _shapes(batches: Batches | None, every: int) -> PyTree:
-    """Returns one period's minibatches as shapes, for a period of so many steps."""
+    """Returns one period's minibatches as shapes, for a period of `every` steps."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, every, *leaf.shape[2:]), leaf.dtype), batches)

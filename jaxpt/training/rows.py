@@ -1,4 +1,4 @@
-"""What has come of a run so far: its rows on the host, what the progress bar says, how many examples were used."""
+"""A run's rows on the host, the text of the progress bar, and counts of examples used."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,18 +12,18 @@ from jaxpt.core.state import Trace
 from jaxpt.engine.engine import Engine
 
 BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-"""The progress bar, as tqdm writes it; the rate is that of `postfix`, where there is room for it."""
-_WIDE = 110  # columns of a terminal with room for the rate
+"""Format of the progress bar, for tqdm; the rate comes from `postfix`, if the terminal is wide enough."""
+_WIDE = 110  # terminal columns from which on the rate is shown
 
 
 def postfix(lowest: Any, accepted: int, offered: int, rate: float) -> str:
-    """Returns the text behind the steps on the progress bar: "best 0.0484, swaps 54%".
+    """Returns the text after the step count on the progress bar, such as "best 0.0484, swaps 54%".
 
     Args:
-        lowest: validation energy so far, one number per seed.
-        accepted: swaps so far.
-        offered: swaps so far.
-        rate: training examples of all replicas per second; shown on wide terminals only.
+        lowest: lowest validation energy so far, one number per seed.
+        accepted: swaps accepted so far.
+        offered: swaps attempted so far.
+        rate: training examples per second, of all replicas together; shown on wide terminals only.
     """
     shown = [f"best {np.min(lowest):.4g}"]
     if offered:
@@ -34,11 +34,11 @@ def postfix(lowest: Any, accepted: int, offered: int, rate: float) -> str:
 
 
 def replica_images(engine: Engine, trace: Trace, count: Callable[[int, int], int]) -> int:
-    """Returns how many training examples counted, all replicas of all seeds together.
+    """Returns how many training examples counted, for all replicas of all seeds together.
 
     Args:
-        engine: with which these periods ran.
-        trace: their rows.
+        engine: the engine of these periods.
+        trace: the rows of these periods.
         count: (period, batch size) -> examples that count for one replica.
     """
     sizes = trace.hyper.get("batch_size", np.full(trace.loss.shape, engine.batch_size))
@@ -50,27 +50,27 @@ def replica_images(engine: Engine, trace: Trace, count: Callable[[int, int], int
 
 
 def drawn(engine: Engine, trace: Trace, num_examples: int, period: int, limit: int) -> int:
-    """Returns how many examples of minibatches drawn from the split count, if at most `limit` of each do."""
+    """Returns how many examples count in a period's minibatches, drawn from the split, at most `limit` in each."""
     split = num_examples, engine.batch_size, engine.drop_remainder
     end = int(trace.step[period])
     return examples_seen(end, *split, limit) - examples_seen(end - engine.every, *split, limit)
 
 
 def counted(counts: np.ndarray, period: int, limit: int) -> int:
-    """Returns how many examples of given minibatches [P, T, B] count, if at most the first `limit` of each do."""
+    """Returns how many examples count in a period of given minibatches [P, T, B], at most the first `limit` of each."""
     return int(counts[period, :, :limit].sum())
 
 
 def swaps(trace: Trace) -> Any:
-    """Returns how many swaps were accepted and how many offered, [2]."""
+    """Returns the numbers of swaps accepted and attempted, [2]."""
     return np.array([trace.info.accepted.sum(), trace.info.attempted.sum()], int)
 
 
 def filled(trace: Trace, count: int) -> Trace:
-    """Returns the first rows on the host; copies, since on CPUs a view would hold on to all of them."""
+    """Returns the first `count` rows as host copies: on CPUs a view would keep all rows in memory."""
     return jax.tree.map(lambda leaf: np.array(np.asarray(leaf)[:count]), trace)
 
 
 def joined(traces: Sequence[Trace]) -> Trace:
-    """Returns the rows of all of them, in this order."""
+    """Returns the rows of all traces, concatenated in this order."""
     return jax.tree.map(lambda *rows: np.concatenate(rows), *traces)

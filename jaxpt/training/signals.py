@@ -1,4 +1,4 @@
-"""Signals that end a run: remembered until the run has saved itself."""
+"""Signals that end a run; they are recorded until the run has saved a checkpoint."""
 
 import contextlib
 import os
@@ -16,20 +16,20 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Request:
-    """Whether a signal has asked for the end."""
+    """Records whether a signal has asked for the end of the run."""
 
     name: str | None = None
-    """The signal's name, once there was one."""
+    """The signal's name; None before a signal."""
     answered: bool = False
     """Whether the run has ended because of it."""
 
 
 @contextlib.contextmanager
 def requests(wanted: bool = True) -> Iterator[Request]:
-    """Yields a `Request` that the first SIGTERM or SIGINT fills in; a second one ends the process at once.
+    """Yields a `Request` that the first SIGTERM or SIGINT fills in; a second signal ends the process at once.
 
     Args:
-        wanted: if false, or outside the main thread, signals do what they always do.
+        wanted: if false, or outside the main thread, signals keep their usual handlers.
     """
     request = Request()
 
@@ -38,7 +38,7 @@ def requests(wanted: bool = True) -> Iterator[Request]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         request.name = signal.Signals(number).name
-        with contextlib.suppress(OSError):  # unlike print, this may happen at any time
+        with contextlib.suppress(OSError):  # os.write, unlike print, is safe at any time
             os.write(
                 2,
                 f"\n{request.name}: the run ends after the period at work, and is saved; once more: at once\n".encode(),
@@ -53,7 +53,7 @@ def requests(wanted: bool = True) -> Iterator[Request]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if request.name is not None and not request.answered:  # it came too late for the run: it is not lost
+        if request.name is not None and not request.answered:  # too late for the run: sent again
             os.kill(os.getpid(), signal.Signals[request.name])
 
 
@@ -68,6 +68,6 @@ def interrupted(
     kept = f"it is saved in {directory}" if step else "nothing is trained yet"
     message = f"{what}; {kept}, and the same call goes on from there"
     if is_first():
-        with tqdm.external_write_mode(file=sys.stderr):  # not on the progress bar's line
+        with tqdm.external_write_mode(file=sys.stderr):  # keeps it off the progress bar's line
             print(message, file=sys.stderr)
     return Interrupted(message)

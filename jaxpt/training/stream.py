@@ -1,4 +1,4 @@
-"""Streams: minibatches from an iterator on the host, stacked into periods and put on the device ahead of time."""
+"""Streams: minibatches from an iterator on the host, stacked by period and copied to the device ahead of time."""
 
 import itertools
 import queue
@@ -17,7 +17,7 @@ from jaxpt.core.ranges import check_numbers
 
 
 def is_stream(train: Any) -> bool:
-    """Whether something is an iterator (or an iterable, as loaders are) rather than a pytree of arrays."""
+    """Returns whether an object is an iterator (or an iterable, such as a loader) rather than a pytree of arrays."""
     return isinstance(train, Iterable) and jax.tree_util.all_leaves([train]) and not hasattr(train, "shape")
 
 
@@ -30,27 +30,29 @@ def prefetch(
 ) -> "Prefetch":
     """Returns an iterator over the minibatches of each period, on the device; a thread prepares the next period's.
 
-    The thread begins with a period as soon as the one before is handed out, so reading, stacking and copying overlap
-    with training; two periods' minibatches are in memory at a time. Exactly sum(lengths) are taken from the stream; a
-    caller that stops early has taken up to one period's more than it used. The thread is a daemon, so a stream that
-    never returns does not keep the process from ending.
+    The thread begins a period as soon as the previous one is handed out, so reading, stacking and copying overlap with
+    training; two periods of minibatches are in memory at a time. Exactly sum(lengths) minibatches are taken from the
+    stream. A caller that stops early has taken up to one period more than it used. The thread is a daemon, so a stream
+    that never returns does not keep the process from ending.
 
-    A minibatch may be short, as an epoch's last one is: it is filled up by examples of its own that do not count in
-    the loss (as in `core.data.minibatches`; only a layer that looks at the whole minibatch, BatchNorm, sees them).
+    A minibatch may be short, like the last one of an epoch. It is then filled up with repeats of its examples, which do
+    not count in the loss (as in `core.data.minibatches`); only a layer that reads the whole minibatch, such as
+    BatchNorm, sees them.
 
     Args:
         stream: pytrees of arrays [B, ...], B = batch_size or, for short ones, 1 .. batch_size.
         lengths: steps in each period.
         batch_size: B.
-        start: steps done already, whose minibatches are passed over.
-        check: called with each minibatch and a name for it; raises ValueError if it is unfit.
+        start: steps already done; their minibatches are skipped.
+        check: called with each minibatch and a name for it; raises ValueError if the minibatch is unfit.
 
     Returns:
         An iterator over `Batches` of one period each, leaves [1, T, B, ...].
 
     Raises:
-        ValueError: the stream ends early; arrays that differ in length, or in structure, shape or type from those of
-            the first minibatch; an empty or too large minibatch. All say at which step; the first step is 0.
+        ValueError: the stream ends early; the arrays of a minibatch differ in length, or from those of the first
+            minibatch in structure, shape or type; a minibatch is empty or too large. The message states the step,
+            counted from 0.
     """
     stopped = threading.Event()
     return Prefetch(_periods(iter(stream), lengths, batch_size, start, check, stopped), len(lengths), stopped)
@@ -60,12 +62,12 @@ _Orders: TypeAlias = "queue.SimpleQueue[Future[Batches] | None]"
 
 
 class Prefetch(Iterator[Batches]):
-    """What `prefetch` returns: an iterator that can be asked whether its next item is there.
+    """The iterator that `prefetch` returns; it can report whether its next item is ready.
 
     Args:
-        periods: makes the items; only a thread of this object calls it.
-        count: how many there are.
-        stopped: ends `periods` before its next minibatch.
+        periods: makes the items; only this object's thread calls it.
+        count: number of items.
+        stopped: when set, `periods` ends before its next minibatch.
     """
 
     def __init__(self, periods: Iterator[Batches], count: int, stopped: threading.Event):
@@ -75,13 +77,13 @@ class Prefetch(Iterator[Batches]):
         self._thread: threading.Thread | None = None
 
     def ready(self, seconds: float) -> bool:
-        """Returns whether `next` would return (or raise) at once, after waiting for that at most so many seconds."""
+        """Returns whether `next` would return (or raise) at once, after waiting for at most `seconds`."""
         ahead = self._next()
         return ahead is None or bool(wait([ahead], seconds).done)
 
     @property
     def failed(self) -> bool:
-        """Whether the item that is ready is an error, which `next` will raise."""
+        """Whether the ready item is an error, which `next` will raise."""
         return self._ahead is not None and self._ahead.done() and self._ahead.exception() is not None
 
     def __next__(self) -> Batches:
@@ -100,7 +102,7 @@ class Prefetch(Iterator[Batches]):
         return batches
 
     def close(self, seconds: float = 0.0) -> None:
-        """Ends the thread after the minibatch that it is reading, and waits for that at most so many seconds."""
+        """Ends the thread after the minibatch that it is reading; waits for it for at most `seconds`."""
         self._left, self._ahead = 0, None
         self._stopped.set()
         self._orders.put(None)
@@ -111,7 +113,7 @@ class Prefetch(Iterator[Batches]):
         self.close()
 
     def _next(self) -> "Future[Batches] | None":
-        """Returns the next item's future, None after the last; the thread begins with it if it has not yet."""
+        """Returns the next item's future, None after the last; orders the item if it is not ordered yet."""
         if self._ahead is None and self._left:
             if self._thread is None:
                 work = (self._periods, self._orders)
@@ -123,7 +125,7 @@ class Prefetch(Iterator[Batches]):
 
 
 def _work(periods: Iterator[Batches], orders: _Orders) -> None:
-    """Fills in one ordered future after the other; it holds no reference to the iterator that orders them."""
+    """Fills in the ordered futures in turn; holds no reference to the iterator that orders them."""
     while (order := orders.get()) is not None:
         try:
             order.set_result(next(periods))
@@ -139,7 +141,7 @@ def _periods(
     check: Callable[[PyTree, str], None] | None,
     stopped: threading.Event,
 ) -> Iterator[Batches]:
-    """Yields what `prefetch` does, when asked, until it is stopped."""
+    """Yields each period's `Batches` on demand, until `stopped` is set."""
     steps = start + sum(lengths)
     for step in range(start):
         if stopped.is_set():
@@ -180,7 +182,7 @@ def _next(stream: Iterator[PyTree], step: int, steps: int) -> PyTree:
 def _filled(
     batch: PyTree, batch_size: int, what: str, first: tuple[Any, list[str]]
 ) -> tuple[PyTree, Bool[np.ndarray, " B"]]:
-    """Returns one minibatch of full size, and which of its examples count."""
+    """Returns one minibatch, filled up to full size, and which of its examples count."""
     size = tree.leading(batch, what)
     if not 1 <= size <= batch_size:
         raise ValueError(
@@ -196,6 +198,6 @@ def _filled(
 
 
 def _like(batch: PyTree) -> tuple[Any, list[str]]:
-    """What all minibatches must share: the structure, and type and shape of one example."""
+    """Returns what all minibatches must share: the structure, and the type and shape of one example."""
     leaves, structure = jax.tree.flatten(batch)
     return structure, [f"{leaf.dtype}[B{''.join(f', {n}' for n in leaf.shape[1:])}]" for leaf in leaves]

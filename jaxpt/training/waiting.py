@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 from jaxpt.core.data import Batches
 from jaxpt.training.stream import Prefetch
 
-_POLL = 0.2  # seconds between two looks at signals
+_POLL = 0.2  # seconds between checks for signals
 
 
 class Wait:
@@ -27,12 +27,12 @@ class Wait:
         """Returns the next minibatches, None after the last, and whether a signal ended the wait.
 
         Args:
-            feed: where they come from.
-            save: writes a checkpoint of the steps done, unless they are saved already; called when one is due, when a
+            feed: the iterator of minibatches.
+            save: writes a checkpoint of the steps done, unless they are already saved; called when one is due, when a
                 signal ends the wait, and before an error of the stream is raised.
 
         Raises:
-            ValueError: as the stream, after a checkpoint; a stream of another process has failed.
+            ValueError: the stream raises it, or the stream of another process has failed; a checkpoint is saved first.
         """
         if not isinstance(feed, Prefetch):
             return next(feed, None), False
@@ -52,7 +52,7 @@ class Wait:
 
 
 def _agreed(ready: bool, failed: bool, asked: bool, due: bool) -> tuple[bool, bool, bool, bool]:
-    """Returns whether all processes are ready, and whether any of them says each of the others."""
+    """Returns whether all processes are ready, and for each other flag whether any process has set it."""
     if jax.process_count() == 1:
         return ready, failed, asked, due
     each = np.asarray(multihost_utils.process_allgather(np.array([ready, failed, asked, due])))

@@ -158,12 +158,18 @@ def test_curves_follow_the_choice_on_validation():
     np.testing.assert_allclose(curve, [[40.0], [50.0]])
 
 
-@pytest.mark.slow
-def test_help_explains_every_option():
-    done = digits("--help")
-    assert done.returncode == 0
+def ended(*arguments):
+    """The exit code of the command in this process, where it must end before anything is trained."""
+    with pytest.raises(SystemExit) as stop:
+        command(experiment.main, experiment.Options, list(map(str, arguments)))
+    return stop.value.code
+
+
+def test_help_explains_every_option(capsys):
+    assert ended("--help") == 0
+    shown = capsys.readouterr().out
     for option in ("replicas", "steps", "every", "burn-in", "seeds", "rule", "directory", "no-progress"):
-        assert f"--{option}" in done.stdout
+        assert f"--{option}" in shown
 
 
 def numbers(summary):
@@ -226,9 +232,7 @@ def test_one_arm_of_one_replica_without_a_bar(tmp_path):
     ],
 )
 def test_a_bad_option_ends_in_one_line(option, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        command(experiment.main, experiment.Options, list(map(str, option)))
-    assert stop.value.code == 2
+    assert ended(*option) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert message in line
@@ -246,10 +250,10 @@ def test_a_placement_by_its_name():
     }
 
 
-@pytest.mark.slow
-def test_a_directory_that_cannot_be_written_is_said_before_training(tmp_path):
+@pytest.mark.filterwarnings("ignore:JAX has started already")
+def test_a_directory_that_cannot_be_written_is_said_before_training(tmp_path, capsys):
     (tmp_path / "file").touch()
-    done = digits(*SHORT, "--directory", tmp_path / "file" / "below")
-    assert done.returncode == 2
-    assert "cannot be written" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert ended(*SHORT, "--directory", tmp_path / "file" / "below") == 2
+    said = capsys.readouterr().err
+    assert "cannot be written" in said
+    assert "Traceback" not in said

@@ -52,7 +52,7 @@ def train(directory):
     ladder = jaxpt.Ladder(learning_rate=jaxpt.geometric(0.02, 0.2, REPLICAS))
     rule = Everything(jaxpt.Tempering("auto", "deo", adapt_ladder=True, window=4), jaxpt.PBT())
     engine = jaxpt.Engine(
-        conftest.nnx_problem(),
+        conftest.small_problem(),
         conftest.sgd,
         ladder,
         rule,

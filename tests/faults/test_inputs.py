@@ -14,6 +14,8 @@ import jaxpt
 from tests.conftest import ladder, nnx_problem, sgd
 from tests.test_checkpoint import assert_same_result, bowl, go_on
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 PACKAGE = str(Path(jaxpt.__file__).parent)
 REFUSALS = (ValueError, TypeError, jaxpt.CheckpointError)
 
@@ -56,7 +58,7 @@ def test_ladders(name, first, second, beta):
 
 
 SETTINGS = (
-    *("every", "burn_in", "batch_size", "probe", "evaluation_batch", "at_once", "fixed", "rescale_momentum"),
+    *("every", "burn_in", "batch_size", "probe", "evaluation_batch", "replicas_at_once", "fixed", "rescale_momentum"),
     *("replica_axis", "placement", "precision", "diverged"),
 )
 

@@ -12,7 +12,7 @@ import jaxpt
 from jaxpt import diagnostics
 from jaxpt.rules.tuning import balanced_acceptance, begin, equal_rejection, observe, settle_C, solve_C, tune_ladder
 from tests.conftest import make_engine
-from tests.test_engine import values_problem
+from tests.test_period import values_problem
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 

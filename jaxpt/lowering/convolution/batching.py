@@ -1,10 +1,10 @@
-"""The convolution of stacked replicas with gradients and a batching rule of its own.
+"""The convolution of stacked replicas, with custom gradients and a custom batching rule.
 
-Three functions that are linear in both arguments: the convolution and its two gradients. Each has the other two for
-its gradients, so there are gradients of any order, and each has one batching rule: what vmap adds becomes more
-replicas where both arguments have it, else more examples, features or channels. So a first layer whose images are the
-same for all replicas is one ordinary convolution with M times the features, and a vmap over seeds of a vmap over
-replicas is a convolution of S * M replicas.
+There are three functions, linear in both arguments: the convolution and its two gradients. The gradients of each are
+the other two, so gradients of any order exist. Each has one batching rule: an axis added by vmap becomes more replicas
+if both arguments have it, otherwise more examples, features or channels. So a first layer whose images are the same for
+all replicas is one ordinary convolution with M times the features, and a vmap over seeds of a vmap over replicas is a
+convolution of S * M replicas.
 """
 
 from collections.abc import Callable
@@ -21,11 +21,11 @@ from jaxpt.lowering.convolution import choice, direct, products
 from jaxpt.lowering.convolution.geometry import Geometry
 
 UNROLLED = 8
-"""Direct convolutions unrolled in one pass of the loop over replicas: enough to fill cores, few enough to compile."""
+"""Direct convolutions unrolled per pass of the loop over replicas: enough to fill the cores, few enough to compile."""
 
 
 class Static(NamedTuple):
-    """What is known when a convolution is traced."""
+    """The static parameters of a convolution."""
 
     shape: Geometry
     """Sizes, strides and padding."""
@@ -36,7 +36,7 @@ class Static(NamedTuple):
     preferred: DTypeLike | None
     """`preferred_element_type`, as in lax."""
     dtype: DTypeLike | None
-    """What the result is cast to; None: nothing."""
+    """Dtype that the result is cast to; None: no cast."""
 
 
 _GRADIENTS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -47,11 +47,14 @@ _GRADIENTS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 }
 
 _FOLDS = {
-    # function(a, b): (axis of the argument, axis of the result) that a vmap over a only, over b only, is merged into
-    "forward": ((1, 1), (4, 4)),
-    "input_gradient": ((1, 1), (3, 4)),
-    "kernel_gradient": ((4, 3), (4, 4)),
+    # For a vmap over a only, and over b only: the axes of argument and result that the new axis is merged into.
+    "forward": ((1, 1), (4, 4)),  # more examples B; more features O
+    "input_gradient": ((1, 1), (3, 4)),  # more examples B; more channels C
+    "kernel_gradient": ((4, 3), (4, 4)),  # more channels C; more features O
 }
+
+
+# custom_vjp allows reverse mode only; `general.conv_by_products` has forward mode.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -59,10 +62,10 @@ def apply(part: str, static: Static, a: Float[Array, "M ..."], b: Float[Array, "
     """Returns a convolution of M replicas, or one of its gradients.
 
     Args:
-        part: what it is, with a and b: "forward" of images [M, B, H, W, C] and kernels [M, h, w, C, O];
+        part: the function, which determines a and b: "forward" of images [M, B, H, W, C] and kernels [M, h, w, C, O];
             "input_gradient" of output cotangents [M, B, rows, columns, O] and kernels; "kernel_gradient" of images
             and output cotangents.
-        static: what is not an array.
+        static: the static parameters.
         a: the first argument.
         b: the second argument.
     """
@@ -76,6 +79,7 @@ def _forward(part: str, static: Static, a: Array, b: Array) -> tuple[Array, tupl
 def _backward(part: str, static: Static, saved: tuple[Array, Array], u: Array) -> tuple[Array, Array]:
     def gradient(i: int) -> Array:
         name, *arguments = _GRADIENTS[part][i](*saved, u)
+        # A gradient has the dtype of its argument, whatever `preferred_element_type` made of the result.
         return apply(name, static._replace(preferred=None, dtype=saved[i].dtype), *arguments)
 
     return gradient(0), gradient(1)
@@ -88,20 +92,22 @@ def _batched(part: str, static: Static) -> Callable[[Array, Array], Array]:
     """Returns the function of (a, b) with its batching rule."""
 
     @custom_vmap
-    def jaxpt_convolution(a: Array, b: Array) -> Array:  # a traced program is looked through for this name
+    def jaxpt_convolution(a: Array, b: Array) -> Array:  # `rewrite` finds calls by this name
         return compute(part, static, a, b)
 
     @jaxpt_convolution.def_vmap
     def rule(size: int, batched: list[bool], a: Array, b: Array) -> tuple[Array, bool]:
+        # An axis of one argument alone is folded into it, so that the other one is not copied.
         into, out = (0, 0) if all(batched) else _FOLDS[part][0 if batched[0] else 1]
         a, b = (_merge(x, into) if is_batched else x for x, is_batched in zip((a, b), batched, strict=True))
+        # `_batched` again, so that a vmap of a vmap meets the same rule.
         return _split(_batched(part, static)(a, b), out, size), True
 
     return jaxpt_convolution
 
 
 def _merge(x: Float[Array, "S ..."], axis: int) -> Array:
-    """Merges the leading axis into another, counted without it."""
+    """Merges the leading axis into axis `axis`, counted without the leading one."""
     x = jnp.moveaxis(x, 0, axis)
     return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
@@ -112,9 +118,10 @@ def _split(x: Array, axis: int, size: int) -> Float[Array, "S ..."]:
 
 
 def compute(part: str, static: Static, a: Float[Array, "M ..."], b: Float[Array, "M ..."]) -> Float[Array, "M ..."]:
-    """Returns `apply`'s result by the static or the chosen lowering."""
+    """Returns the result of `apply`, by the given lowering or by the one that `choice.choose` returns."""
     work = describe(part, static.shape, a.shape, b.shape)
     lowering = static.lowering or choice.choose(work, jax.default_backend())
+    # A cotangent has the dtype of the result, which may differ from that of images and kernels.
     dtype = jnp.promote_types(a.dtype, b.dtype)
     options: dict[str, Any] = {"precision": static.precision, "preferred_element_type": static.preferred}
     canonical = {} if part == "forward" else {"canonical": lowering == "direct"}
@@ -128,17 +135,20 @@ def compute(part: str, static: Static, a: Float[Array, "M ..."], b: Float[Array,
 
 
 def describe(part: str, shape: Geometry, a: tuple[int, ...], b: tuple[int, ...]) -> choice.Work:
-    """Returns the work for arguments of these shapes."""
+    """Returns the work for arguments a and b of these shapes."""
+    # b is a kernel [M, h, w, C, O], but for "kernel_gradient" a cotangent [M, B, rows, columns, O].
     channels = b[3] if part != "kernel_gradient" else a[4]
     return choice.Work(part, shape, a[0], a[1], channels, b[4])
 
 
 def _over_replicas(one: Callable[[Array, Array], Array], lowering: str) -> Callable[[Array, Array], Array]:
     def stacked(a: Array, b: Array) -> Array:
+        # Without a batch axis lax's convolution stays ungrouped.
         if a.shape[0] == 1:
             return one(a[0], b[0])[None]
         if lowering != "direct":
             return jax.vmap(one)(a, b)
+        # A loop, since vmap would make one grouped convolution, which is slow on CPUs.
         _, out = lax.scan(lambda _, pair: (None, one(*pair)), None, (a, b), unroll=min(UNROLLED, a.shape[0]))
         return out
 

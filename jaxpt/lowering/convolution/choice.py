@@ -1,4 +1,4 @@
-"""Which lowering computes a convolution of stacked replicas, or one of its gradients: a pure function of shapes."""
+"""The choice of the lowering for a convolution of stacked replicas, or for one of its gradients, by shapes alone."""
 
 import math
 from typing import NamedTuple
@@ -6,12 +6,12 @@ from typing import NamedTuple
 from jaxpt.lowering.convolution.geometry import Geometry
 
 LOWERINGS = ("direct", "grouped", "blocks", "rows", "im2col", "toeplitz")
-"""How a convolution is computed:
+"""The ways to compute a convolution:
 
-- "direct": lax's convolution, replica after replica, gradients in the layout that XLA's CPU kernel takes;
-- "grouped": one convolution of lax with a group per replica, what vmap makes of it;
-- "blocks", "im2col", "toeplitz": a product with blocks of several columns, of one, of all (`products`);
-- "rows": blocks of several columns, a product for each row of the kernel.
+- "direct": lax's convolution, one replica after the other, gradients in the layout of XLA's CPU kernel;
+- "grouped": one convolution of lax with a group per replica, as vmap makes it;
+- "blocks", "im2col", "toeplitz": a product with blocks of several columns, of one column, of all columns (`products`);
+- "rows": blocks of several columns, with a product for each row of the kernel.
 """
 
 
@@ -27,9 +27,9 @@ class Work(NamedTuple):
     shape: Geometry
     """Sizes, strides and padding."""
     replicas: int
-    """M kernels, each with images of its own."""
+    """M kernels, each with separate images."""
     batch: int
-    """B images a replica."""
+    """B images per replica."""
     channels: int
     """C of the images."""
     features: int
@@ -39,49 +39,57 @@ class Work(NamedTuple):
 def choose(work: Work, backend: str) -> str:
     """Returns the lowering, one of `LOWERINGS`.
 
-    CPU: measured by benchmarks/convolutions.py on one core, since replicas are what fills the others (jax 0.10.2,
-    float32, M = 1, batches of 32 and 128, layers of LeNet, of ResNet-20 and of a network for digits); the choice is
-    within a fifth of the best for nearly all. XLA's kernel is the fastest where it reads four channels or more and the
-    kernel is 3x3. Its input gradient computes every pixel that the gradient's padding adds, so a 5x5 kernel without
-    padding costs three to five times the forward pass. Grouped gradients take 3 to 100 times as long as the best. GPU
-    and TPU: not measured; products for small images, since a step of those is bound by launches, else what vmap does.
+    CPU: measured by benchmarks/convolutions.py on one core, since other replicas fill the other cores (jax 0.10.2,
+    float32, M = 1, batches of 32 and 128, layers of LeNet, of ResNet-20 and of a network for digits). The choice is
+    within a fifth of the best for nearly all of these. XLA's kernel is the fastest if it reads four channels or more
+    and the kernel is 3x3. Its input gradient computes every pixel that the gradient's padding adds, so a 5x5 kernel
+    without padding costs three to five times the forward pass. Grouped gradients take 3 to 100 times as long as the
+    best. GPU and TPU: not measured. Small images use products, since their steps are bound by launches; others use the
+    grouped convolution of vmap.
 
     Args:
-        work: what is computed.
+        work: the convolution or gradient to compute.
         backend: "cpu", "gpu", "tpu".
     """
     rows, columns = work.shape.output
     if rows == columns == 1 or work.shape.kernel == work.shape.strides == (1, 1):
-        return "im2col"  # one product as it stands: nothing is copied or wasted
+        return "im2col"  # already a single product: nothing is copied or wasted
     if backend != "cpu":
         small = work.shape.image[0] * work.shape.image[1] * work.channels < 4096
         return "blocks" if small and work.replicas > 1 else "grouped"
+    # XLA's kernel is fast from four channels on; those of a direct kernel gradient are the examples (`direct`).
     if work.part == "kernel_gradient":
+        # Few channels with many features: also a first layer of shared images, whose replicas are folded into O.
         narrow = work.channels < 4 and (work.channels == 1 or work.features > 32)
         return "blocks" if narrow or work.batch < 4 else "direct"
     if work.channels < 4:
         return "blocks"
+    # From here on four channels or more.
     down, along = work.shape.strides
     if work.part == "forward":
+        # Square kernels of 5x5 to 7x7; for 3x3 XLA's kernel is the fastest.
         return "rows" if 25 <= math.prod(work.shape.kernel) < 64 and work.features <= 32 else "direct"
+    # Pixels that only the gradient's padding adds. Strides dilate the cotangent, which is not padding.
     padded = work.shape.image[0] * work.shape.image[1] > 1.5 * rows * down * columns * along
     return "rows" if padded else "direct"
 
 
 def block(lowering: str, work: Work) -> int:
-    """Returns how many columns of the output one product takes, for a lowering by products.
+    """Returns the number of output columns in one product, for a lowering by products.
 
-    "blocks" and "rows" take as many as make the product up to 32 wide, at least two, all of one size but the last; or
-    up to a third fewer that fill whole vectors: 28 columns of six features take two thirds of the time in blocks of
-    four, not five.
+    "blocks" and "rows" take as many columns as make the product up to 32 numbers wide, at least two, all blocks equal
+    except the last. They take up to a third fewer if these fill whole vectors: 28 columns of six features take two
+    thirds of the time in blocks of four instead of five.
     """
     columns = work.shape.output[1]
     if lowering not in ("blocks", "rows"):
         return columns if lowering == "toeplitz" else 1
 
+    # The smallest block size that needs no more blocks than `size` does.
     def even(size: int) -> int:
         return -(-columns // -(-columns // size))
 
     largest = even(max(2, 32 // work.features))
+    # A multiple of eight numbers fills whole vectors.
     smaller = (n for n in range(largest, 2 * largest // 3, -1) if n == even(n) and n * work.features % 8 == 0)
     return next(smaller, largest)

@@ -1,8 +1,8 @@
 """A convolution of one replica and its two gradients, each as one convolution of lax.
 
-JAX states the gradients in the layouts of the forward pass, by dimension numbers. On CPUs, XLA brings those into the
-one layout that its fast kernel takes (NHWC, HWIO) only outside of loops; inside a scan over steps they run many times
-slower. With `canonical` the arrays are transposed here instead. The numbers are the same.
+JAX expresses the gradients in the layouts of the forward pass, by dimension numbers. XLA:CPU converts them to the only
+layout of its fast kernel (NHWC, HWIO), but not inside loops: in a scan over steps they run many times slower. With
+`canonical` the arrays are transposed here instead. The numbers are the same.
 """
 
 import math
@@ -33,8 +33,10 @@ def input_gradient(
     **options: Any,
 ) -> Float[Array, "B H W C"]:
     """Returns the gradient with respect to the images: a convolution of the dilated cotangent, kernel reversed."""
+    # High padding fills up to the image's size: strides may leave pixels at its end that no window reads.
     low = [k - 1 - p[0] for k, p in zip(shape.kernel, shape.padding, strict=True)]
     padding = [(p, n + k - 1 - p - _dilated(o, s)) for p, n, k, o, s in _zip(low, shape)]
+    # The same contraction over O either way: transposed in memory, or read so by the dimension numbers.
     kernel = lax.rev(kernel, (0, 1))
     kernel, layout = (kernel.transpose(0, 1, 3, 2), LAYOUT) if canonical else (kernel, ("NHWC", "HWOI", "NHWC"))
     return lax.conv_general_dilated(
@@ -50,8 +52,10 @@ def kernel_gradient(
     **options: Any,
 ) -> Float[Array, "h w C O"]:
     """Returns the gradient with respect to the kernel: images and cotangent convolved over the batch."""
+    # The cotangent is the kernel here, so the strides dilate it (`rhs_dilation`).
     low = [p[0] for p in shape.padding]
     padding = [(p, k - 1 + _dilated(o, s) - n - p) for p, n, k, o, s in _zip(low, shape)]
+    # Examples and channels change places, since the sum is over examples.
     layout = ("CHWN", "IHWO", "HWNC")
     if canonical:
         images, cotangent, layout = images.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3), LAYOUT
@@ -64,6 +68,7 @@ def kernel_gradient(
 
     if not canonical:
         return convolve(images, cotangent, preferred)
+    # [C, h, w, O] -> [h, w, C, O]
     return in_portions(convolve, images, cotangent, preferred).transpose(1, 2, 0, 3)
 
 
@@ -71,11 +76,12 @@ def in_portions(convolve: Callable[[Array, Array, Any], Array], lhs: Array, rhs:
     """Returns convolve(lhs, rhs, preferred), channels last, summed over portions of channels if the kernel is large.
 
     The gradient of a kernel is a convolution whose kernel is as large as the output and whose channels are the
-    examples. XLA:CPU copies all that one output pixel reads, several times what fits into a cache: in portions it takes
-    half the time (one core, batch 128: 32 channels at a time best for 32x32 pixels, 16 for fewer).
+    examples. XLA:CPU copies all numbers that one output pixel reads, several times the size of a cache. In portions it
+    takes half the time (one core, batch 128; best portions: 32 channels for 32x32 pixels, 16 for fewer pixels).
     """
     pixels, channels = math.prod(rhs.shape[:-2]), rhs.shape[-2]
     most = 32 if pixels >= 1024 else 16
+    # Equal portions only; without a divisor in this range all channels are taken at once.
     portion = next((p for p in range(most, most // 2, -1) if channels % p == 0), channels)
     if pixels < 64 or portion == channels:
         return convolve(lhs, rhs, preferred)
@@ -85,7 +91,7 @@ def in_portions(convolve: Callable[[Array, Array, Any], Array], lhs: Array, rhs:
 
     given = portions(lhs, lhs.ndim - 1), portions(rhs, rhs.ndim - 2)
     dtype = jnp.result_type(lhs, rhs) if preferred is None else preferred
-    if jnp.issubdtype(dtype, jnp.floating):  # so that narrow ones are rounded once
+    if jnp.issubdtype(dtype, jnp.floating):  # narrow dtypes must be rounded only once, after the sum
         preferred = jnp.promote_types(dtype, jnp.float32)
     parts = lax.map(lambda pair: convolve(pair[0], pair[1], preferred), given)
     return parts.sum(0, dtype=parts.dtype).astype(dtype)

@@ -1,4 +1,4 @@
-"""`lax.conv_general_dilated` for stacked replicas, to be put into layers."""
+"""A `lax.conv_general_dilated` for stacked replicas, for use in layers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,18 +29,18 @@ def conv_general_dilated(
     lowering: str | None = None,
     **options: Any,
 ) -> Float[Array, "..."]:
-    """`lax.conv_general_dilated` that is fast where replicas are stacked; the same numbers up to rounding.
+    """Computes `lax.conv_general_dilated`, fast for stacked replicas; the same numbers up to rounding.
 
-    Under `vmap` with a kernel per replica, lax's convolution becomes a grouped one, which is slow on CPUs, and inside a
-    loop its gradients miss XLA's fast kernel. This one knows how many replicas there are and chooses by shapes and
-    backend how each convolution and gradient is computed.
+    Under `vmap` with a kernel per replica, lax's convolution becomes a grouped one, which is slow on CPUs; inside a
+    loop its gradients also miss XLA's fast kernel. This function knows the number of replicas, and chooses by shapes
+    and backend how to compute each convolution and gradient.
 
         nnx.Conv(1, 8, (3, 3), conv_general_dilated=jaxpt.conv_general_dilated, rngs=rngs)
         linen.Conv(8, (3, 3), conv_general_dilated=jaxpt.conv_general_dilated)
 
     It covers two-dimensional channels-last convolutions (NHWC, HWIO) of real floating-point numbers without dilation or
-    groups; everything else goes to lax. There are gradients of any order by reverse mode (`grad`, `vjp`) but no forward
-    mode (`jvp`, `jacfwd`, `hessian`); for that take `conv_by_products` or lax.
+    groups; other convolutions go to lax. Reverse mode (`grad`, `vjp`) works to any order. Forward mode (`jvp`,
+    `jacfwd`, `hessian`) does not; use `conv_by_products` or lax for it.
 
     Args:
         lhs: images [B, H, W, C].
@@ -55,7 +55,8 @@ def conv_general_dilated(
         precision: as in lax, for gradients too.
         preferred_element_type: dtype of the result, as in lax.
         lowering: "direct", "grouped", "blocks", "rows", "im2col" or "toeplitz" for the convolution and its gradients;
-            None: chosen for each (`convolution.choice`). On CPUs, engines choose anew for lax's convolutions.
+            None: chosen for each of them (`convolution.choice`). On CPUs, engines make the choice for lax's
+            convolutions as well.
         **options: as in lax.
 
     Returns:
@@ -72,10 +73,12 @@ def conv_general_dilated(
     if shape is None:
         lax_only |= {"precision": precision, "preferred_element_type": preferred_element_type}
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **lax_only)
-    if precision is None:  # now, since gradients may be traced outside of a `jax.default_matmul_precision`
+    if precision is None:  # read now: gradients may be traced outside of the context manager
         precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    # The forward pass keeps the result's dtype; only gradients are cast (`batching`).
     static = Static(shape, lowering, precision, preferred_element_type, None)
     lhs, rhs = _varying_alike(lhs, rhs), _varying_alike(rhs, lhs)
+    # One replica; the batching rule merges a vmap over replicas into this leading axis.
     return apply("forward", static, lhs[None], rhs[None])[0]
 
 
@@ -87,10 +90,10 @@ def conv_by_products(
     *arguments: Any,
     **options: Any,
 ) -> Float[Array, "..."]:
-    """`lax.conv_general_dilated` as one product of windows with a banded matrix, in plain jnp.
+    """Computes `lax.conv_general_dilated` as one product of windows with a banded matrix, in plain jnp.
 
-    JAX derives its gradients and its batching, so forward mode works. What `conv_general_dilated` does not cover goes
-    to lax here, too.
+    JAX derives its gradients and its batching, so forward mode works. Convolutions that `conv_general_dilated` does not
+    cover go to lax here, too.
 
     Args:
         lhs: images [B, H, W, C].
@@ -105,11 +108,13 @@ def conv_by_products(
     """
     what = ("lhs_dilation", "rhs_dilation", "dimension_numbers", "feature_group_count", "batch_group_count")
     how = ("precision", "preferred_element_type")
+    # Positional arguments come in lax's order.
     options |= dict(zip(what + how, arguments, strict=False))
     numeric = {name: options.pop(name, None) for name in how}
     shape = _covered(lhs, rhs, window_strides, padding, **options)
     if shape is None:
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options, **numeric)
+    # For one replica: under vmap the sizes here are still those of one.
     work = describe("forward", shape, (1, *lhs.shape), (1, *rhs.shape))
     return products.forward(lhs, rhs, shape, choice.block("blocks", work), **numeric)
 
@@ -127,21 +132,26 @@ def _covered(
     batch_group_count: int = 1,
     **options: Any,
 ) -> Geometry | None:
-    """Returns the geometry of a convolution that is not left to lax, or None."""
+    """Returns the geometry of a convolution that this module covers; None for one that goes to lax."""
     if lhs.ndim != 4 or rhs.ndim != 4 or lhs.dtype != rhs.dtype or not jnp.issubdtype(lhs.dtype, jnp.floating):
         return None
+    # Resolved by lax, since None means its default, NCHW.
     layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     if layout != lax.conv_dimension_numbers(lhs.shape, rhs.shape, ("NHWC", "HWIO", "NHWC")):
         return None
+    # None and 1 both mean no dilation; an option unknown here is lax's to interpret.
     dilated = any(d is not None and set(d) != {1} for d in (lhs_dilation, rhs_dilation))
     unusual = any(value is not None for value in options.values())
+    # Channels that do not match go to lax for its error message.
     if dilated or unusual or feature_group_count != 1 or batch_group_count != 1 or lhs.shape[3] != rhs.shape[2]:
         return None
     shape = geometry(lhs.shape[1:3], rhs.shape[:2], strides, padding)
+    # Without images, kernels or outputs lax decides: empty arrays have nothing to lower.
     return shape if min(*lhs.shape, *rhs.shape, *shape.output) > 0 else None
 
 
 def _varying_alike(x: Array, other: Array) -> Array:
-    """Under `shard_map`: x, varying over the mesh axes that `other` varies over; lax does so by itself."""
+    """Returns x; under `shard_map` it also varies over the mesh axes of `other`, as lax's own functions ensure."""
+    # shard_map checks the axes over which each argument's type varies; `pcast` adds the missing ones.
     missing = jax.typeof(other).manual_axis_type.varying - jax.typeof(x).manual_axis_type.varying
     return lax.pcast(x, tuple(missing), to="varying") if missing else x

@@ -1,7 +1,7 @@
 """Pictures of a run, one function each; matplotlib figures. Needs matplotlib: `pip install "jaxpt[plots]"`.
 
-`Result.plot` draws all that a run has numbers for, `Result.report` puts them on one page. The functions here take
-arrays, most of them from `jaxpt.diagnostics`.
+`Result.plot` draws every picture for which a run has numbers; `Result.report` puts them on one page. The functions here
+take arrays, most of them from `jaxpt.diagnostics`.
 """
 
 from jaxpt.results.plots.curves import error_curves, lineage_picture

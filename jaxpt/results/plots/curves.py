@@ -1,4 +1,4 @@
-"""What changes in the course of a run: scores, and the hyperparameters behind one replica."""
+"""Curves over a run: scores, and the hyperparameters in one replica's lineage."""
 
 import itertools
 from collections.abc import Mapping
@@ -25,15 +25,15 @@ def error_curves(
 ) -> Figure:
     """Draws one curve per arm: the mean over seeds, with its 95 % interval as a band.
 
-    With a window the running mean lies over the raw curve (figure 2, left, of arXiv 1909.04013).
+    With a window the running mean is drawn over the raw curve (figure 2, left, of arXiv 1909.04013).
 
     Args:
         step: steps done at each period's end.
         curves: {arm: one column per seed}.
-        ylabel: what the curves are.
-        burn_in: marked by a dotted line, if positive.
+        ylabel: label of the y axis.
+        burn_in: steps of burn-in; a dotted line marks its end, if positive.
         window: periods of the running mean; 1: no smoothing.
-        least_span: how much the axis shows at the least, so that noise does not fill it; the default suits percent.
+        least_span: least range of the y axis, so that noise does not fill it; the default suits percent.
     """
     figure, axes = new_axes(8, 4.2)
     for (name, curve), color in zip(curves.items(), itertools.cycle(COLORS), strict=False):
@@ -48,7 +48,7 @@ def error_curves(
     if np.isfinite(means).any():
         top = max(_quantile(np.mean(curve, -1), 0.9) for curve in curves.values())
         lowest = float(np.nanmin(np.where(np.isfinite(means), means, np.nan)))
-        # Early training is far off: the end is what the picture is about.
+        # Early training is far off; the axis is scaled for the end of the run.
         span = max(top - lowest, least_span) or 1.0
         most = max(float(np.nanmax(curve)) for curve in curves.values() if np.isfinite(curve).any())
         bottom = max(0.0, lowest - 0.4 * span) if lowest >= 0 else lowest - 0.4 * span
@@ -59,17 +59,17 @@ def error_curves(
 
 
 def _quantile(values: np.ndarray, share: float) -> float:
-    """Returns a quantile of what is finite, minus infinity if nothing is."""
+    """Returns a quantile of the finite values, minus infinity if there are none."""
     finite = values[np.isfinite(values)]
     return float(np.quantile(finite, share)) if len(finite) else -np.inf
 
 
 def lineage_picture(path: Lineage, *, burn_in: int = 0) -> Figure:
-    """Draws the hyperparameters under which a replica's weights came to be, those that ever changed.
+    """Draws the hyperparameters in a replica's lineage; only those that changed.
 
     Args:
-        path: the replica's, from `jaxpt.lineage`.
-        burn_in: marked by a shaded stretch, if positive.
+        path: the replica's lineage, from `jaxpt.lineage`.
+        burn_in: steps of burn-in, shaded if positive.
     """
     changing = [name for name, values in path.hyper.items() if np.ptp(values) > 0] or list(path.hyper)[:1]
     figure, column = new_column(8, 1.0 + 2.0 * len(changing), len(changing))

@@ -1,4 +1,4 @@
-"""How far weights get from where they were, at each value of a hyperparameter."""
+"""Pictures of the diffusion of weights at each value of a hyperparameter."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def diffusion_picture(
     *,
     name: str = "value",
 ) -> Figure:
-    """Draws how far the weights get, one curve per value: the mean over seeds, with its 95 % interval as a band.
+    """Draws the weights' displacement, one curve per value: the mean over seeds, with its 95 % interval as a band.
 
     Figure 1 of arXiv 1909.04013, from a `Diffusion`.
 
@@ -33,7 +33,7 @@ def diffusion_picture(
     """
     figure, axes = new_axes(8, 4.2)
     _draw_diffusion(axes, step, displacement, values)
-    # Hottest on top, as the curves are if the hyperparameter is like a temperature.
+    # Hottest on top, the order of the curves if the hyperparameter acts like a temperature.
     figure.legend(title=words(name), loc="outside right upper", frameon=False, reverse=True)
     return figure
 

@@ -1,4 +1,4 @@
-"""Where replicas stand on a ladder, and how well they pass over it."""
+"""Pictures of the replicas' rungs, and of how well replicas travel along a ladder."""
 
 import itertools
 from collections.abc import Sequence
@@ -24,19 +24,19 @@ def exchange_picture(
     name: str = "value",
     burn_in: int = 0,
 ) -> Figure:
-    """Draws each replica's path over the ladder (figure 2, right, of arXiv 1909.04013).
+    """Draws each replica's path along the ladder (figure 2, right, of arXiv 1909.04013).
 
     Args:
         step: steps done at each period's end, `trace.step`.
         rung: the index process of one ladder, `trace.rung[ladder]`.
-        values: what the rungs stand for, coldest first: one hyperparameter of the ladder.
-        best: the replica whose path is highlighted; the others are drawn thin, and have no names if they are many.
+        values: one hyperparameter's value on each rung, coldest first.
+        best: the replica whose path is highlighted; the others are drawn thin, and without a legend if there are many.
         name: the hyperparameter's name, for the axis.
-        burn_in: marked by a shaded stretch, if positive.
+        burn_in: steps of burn-in, shaded if positive.
     """
     figure, axes = new_axes(8, min(8.0, max(3.2, 1.6 + 0.4 * len(values))))
-    few = best is None or rung.shape[1] <= len(COLORS)  # so that a colour stands for one replica
-    # A period's rung holds from the end of the period before to its own.
+    few = best is None or rung.shape[1] <= len(COLORS)  # only then do colours identify replicas
+    # A period's rung holds from the end of the previous period to the end of this one.
     edges = np.concatenate([[0], step])
     for replica in range(rung.shape[1]):
         path = np.concatenate([rung[:, replica], rung[-1:, replica]])
@@ -67,11 +67,11 @@ def exchange_picture(
 def acceptance_picture(
     acceptance: Float[AnyArray, "*S pairs"], values: Float[AnyArray, " M"], *, name: str = "value"
 ) -> Figure:
-    """Draws how often each pair of neighbouring rungs swaps: the mean over seeds, with its 95 % interval.
+    """Draws the acceptance of each pair of neighbouring rungs: the mean over seeds, with its 95 % interval.
 
     Args:
         acceptance: mean acceptance probability of each pair, from `diagnostics.acceptance`; NaN without offers.
-        values: what the rungs stand for, coldest first.
+        values: the hyperparameter's value on each rung, coldest first.
         name: the hyperparameter's name, for the axis.
     """
     figure, axes = new_axes(6.4, 3.6)
@@ -91,11 +91,11 @@ def acceptance_picture(
 
 
 def flow_picture(flow: Float[AnyArray, "*S M"], values: Float[AnyArray, " M"], *, name: str = "value") -> Figure:
-    """Draws which share of each rung's visitors come from the coldest end, and the straight line of a good ladder.
+    """Draws the share of each rung's visitors that come from the coldest end, and the straight line of a good ladder.
 
     Args:
-        flow: from `diagnostics.flow`; NaN where nobody came by.
-        values: what the rungs stand for, coldest first.
+        flow: from `diagnostics.flow`; NaN for rungs without visitors.
+        values: the hyperparameter's value on each rung, coldest first.
         name: the hyperparameter's name, for the axis.
     """
     figure, axes = _per_rung(np.clip(over_seeds(flow), 0, 1), values, name)
@@ -112,7 +112,7 @@ def energy_picture(energy: Float[AnyArray, "*S M"], values: Float[AnyArray, " M"
 
     Args:
         energy: from `diagnostics.energy_by_rung`; NaN where none is known.
-        values: what the rungs stand for, coldest first.
+        values: the hyperparameter's value on each rung, coldest first.
         name: the hyperparameter's name, for the axis.
     """
     figure, axes = _per_rung(over_seeds(energy), values, name)
@@ -123,7 +123,7 @@ def energy_picture(energy: Float[AnyArray, "*S M"], values: Float[AnyArray, " M"
 def over_seeds(
     numbers: Float[AnyArray, "*S K"],
 ) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, " K"], Float[np.ndarray, " K"]]:
-    """Returns mean and 95 % interval of each column over the seeds that have a number there; NaN where none has."""
+    """Returns each column's mean and 95 % interval over the seeds with a finite number there; NaN if none has one."""
     columns = np.asarray(numbers, np.float64).reshape(-1, np.shape(numbers)[-1]).T
     known = [column[np.isfinite(column)] for column in columns]
     found = np.array([interval(column) if len(column) else [np.nan] * 3 for column in known])
@@ -151,7 +151,7 @@ def _whiskers(axes: Axes, at: np.ndarray, mean: np.ndarray, low: np.ndarray, hig
 
 
 def _label_rungs(axes: Axes, labels: Sequence[str]) -> None:
-    """Labels as many as find room, at equal distances."""
+    """Labels as many rungs as fit, at equal distances."""
     longest = max(len(line) for label in labels for line in label.splitlines())
     every = -(-len(labels) * (longest + 1) // 60)
     axes.set_xticks(range(0, len(labels), every), labels[::every])

@@ -1,4 +1,4 @@
-"""How all pictures look."""
+"""The common style of all pictures."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D4A9C", "#000000")
-"""Okabe and Ito's palette, which the colour-blind can tell apart, and one violet."""
+"""Okabe and Ito's palette, safe for colour-blind readers, and one violet."""
 
 STYLE: dict[Any, Any] = {
     "axes.grid": True,
@@ -19,18 +19,18 @@ STYLE: dict[Any, Any] = {
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
-    """Returns a figure of so many inches with one pair of axes."""
+    """Returns a figure, width and height in inches, with one pair of axes."""
     figure, axes = new_column(width, height, 1)
     return figure, axes[0]
 
 
 def new_column(width: float, height: float, rows: int) -> tuple[Figure, list[Axes]]:
-    """Returns a figure with so many axes, one below the other, that share their x axis."""
+    """Returns a figure with `rows` axes, one below the other, that share their x axis."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
         return figure, list(figure.subplots(rows, sharex=True, squeeze=False)[:, 0])
 
 
 def words(name: str) -> str:
-    """Returns a hyperparameter's name as an axis says it."""
+    """Returns a hyperparameter's name as a label of an axis."""
     return name.replace("_", " ")

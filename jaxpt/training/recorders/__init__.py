@@ -1,1 +1,1 @@
-"""Recorders: what writes a run's rows down while it goes on."""
+"""Recorders: objects that write a run's rows during the run."""

@@ -1,4 +1,4 @@
-"""What writes a run's rows down: the class to derive from, and how errors of a file are met."""
+"""The base class of recorders, and the handling of file errors."""
 
 import warnings
 from pathlib import Path
@@ -9,13 +9,13 @@ from jaxpt.engine.spec import Spec
 
 
 class Run(NamedTuple):
-    """What a recorder is told of a run before its first row.
+    """A run's description, given to recorders before the first row.
 
     Attributes:
-        engine: whose ladders and rule give the names of what is recorded.
-        steps: optimiser steps that were asked for.
-        directory: of the run; None without one.
-        trace: the rows of earlier calls, NumPy arrays, when the run is resumed; None: there are none.
+        engine: its ladders and rule determine the names that are recorded.
+        steps: optimiser steps requested.
+        directory: the run's directory; None without one.
+        trace: the rows of earlier calls if the run is resumed, NumPy arrays; None: there are none.
     """
 
     engine: Spec
@@ -25,7 +25,7 @@ class Run(NamedTuple):
 
 
 class Recorder:
-    """Gets the rows of a run, dispatch after dispatch; `fit(recorders=[...])` calls it in the first process only.
+    """Receives the rows of a run after each dispatch; `fit(recorders=[...])` calls it in the first process only.
 
     >>> class Console(jaxpt.Recorder):
     ...     def add(self, trace, seconds, images):
@@ -33,31 +33,31 @@ class Recorder:
     >>> found = jaxpt.fit(engine, train, valid, steps=10, recorders=[Console()], progress=False)
     10 True
 
-    A recorder with a state begins anew in `open`, so the same object serves one run after the other.
+    A recorder with a state must reset it in `open`, so that one object can serve several runs in turn.
     """
 
     def check(self, directory: Path | None) -> None:
         """Raises ValueError if the recorder cannot work for a run with this directory; called before anything else."""
 
     def open(self, run: Run) -> None:
-        """Begins a run, or goes on with one: what `run.trace` holds has been recorded before."""
+        """Begins or resumes a run; the rows in `run.trace` were recorded by earlier calls."""
 
     def add(self, trace: Trace, seconds: tuple[float, float], images: int) -> None:
         """Records further rows.
 
         Args:
             trace: the rows, NumPy arrays [periods, (seeds,) replicas].
-            seconds: of training, before and after them.
-            images: training examples that they stand for.
+            seconds: training time before and after these rows.
+            images: training examples used in these rows.
         """
         raise NotImplementedError(f"{type(self).__name__} has no add(); see jaxpt.Recorder")
 
     def close(self) -> None:
-        """Ends the run, also where an error ended it."""
+        """Ends the recording; also called after an error."""
 
 
 class Guard:
-    """Makes a warning of a file's first error, after which nothing is written: the run is worth more than its log."""
+    """Turns a file's first error into a warning; nothing is written afterwards. A failing log must not end a run."""
 
     def __init__(self, path: Path):
         self._path = path

@@ -21,15 +21,15 @@ class JsonLines(Recorder):
         {"period": 3, "step": 80, "seconds": 1.7, "loss": [M], "valid": {"energy": [M], ...}, "test": {...},
          "rung": {ladder: [M]}, "hyper": {name: [M]}, "ladder": its name, "attempted": [M-1], "accepted": [M-1], "C": 1}
 
-    C is there if the rule has one, and "parents": [M] if it copies weights. With S seeds the lists are [S][M], and C is
-    [S]. Numbers that are not finite are null. `seconds` are of training so far; periods of one dispatch share its time
-    evenly, and those of which only a checkpoint knows have null. What an error kept from being written is made up for
-    when the run is resumed.
+    "C" is present if the rule has one, and "parents": [M] if it copies weights. With S seeds the lists are [S][M], and
+    C is [S]. Numbers that are not finite are null. `seconds` is the training time so far: periods of one dispatch share
+    its time evenly, and periods known only from a checkpoint have null. Lines that an error prevented are written when
+    the run is resumed.
 
-    The file may hold lines of an earlier process: those past the run's trace are cut off, a half one too.
+    The file may hold lines of an earlier process. Lines past the run's trace, and an incomplete last line, are cut off.
 
     Args:
-        path: of the file; by default DIRECTORY/periods.jsonl. A run with a directory writes that one by itself.
+        path: path of the file; by default DIRECTORY/periods.jsonl, which a run with a directory always writes.
 
     Raises:
         ValueError: path is a URL.
@@ -44,7 +44,7 @@ class JsonLines(Recorder):
             raise ValueError("JsonLines() writes to DIRECTORY/periods.jsonl; give fit(directory=...), or a path")
 
     def open(self, run: Run) -> None:
-        """Opens the file and brings it to the rows that the run has."""
+        """Opens the file, and cuts or completes it to match the rows of the run."""
         path = self.path or cast(Path, run.directory) / "periods.jsonl"
         self._ladders, trace = list(run.engine.ladders), run.trace
         self._period = 0
@@ -100,7 +100,7 @@ class JsonLines(Recorder):
 
 
 def _whole_lines(path: Path, most: int) -> tuple[int, int]:
-    """Returns how many whole lines a file begins with, at most so many, and their size in bytes."""
+    """Returns the number of whole lines at the start of a file, at most `most`, and their size in bytes."""
     size = 0
     with path.open("rb") as file:
         for count, line in enumerate(file):
@@ -111,7 +111,7 @@ def _whole_lines(path: Path, most: int) -> tuple[int, int]:
 
 
 def _numbers(leaf: Any) -> list[Any]:
-    """Returns an array as lists, with None for what JSON has no number for."""
+    """Returns an array as lists, with None for NaN and infinity, which JSON cannot hold."""
     leaf = np.asarray(leaf)
     if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
         held = leaf.astype(object)

@@ -13,20 +13,20 @@ from jaxpt.core.state import Trace
 from jaxpt.saving.files import local_path
 from jaxpt.training.recorders.base import Guard, Recorder, Run
 
-_REPLICAS = 16  # whose hyperparameters have a scalar each
-_POINTS = 64  # of a curve in one dispatch; TensorBoard draws about a thousand of a whole run
+_REPLICAS = 16  # most replicas whose hyperparameters are written
+_POINTS = 64  # most points of a curve per dispatch; TensorBoard draws about a thousand of a whole run
 
 
 class TensorBoard(Recorder):
-    """Writes scalars of every period by tensorboardX; of a dispatch of more than 64 periods, of 64.
+    """Writes scalars of every period with tensorboardX; at most 64 periods of each dispatch.
 
-    Best is the replica with the lowest energy in that period; with seeds, scalars are means over them. Hyperparameters
-    of the ladders are shown for each replica of the first seed, 16 at most, and for the best.
+    "Best" is the replica with the lowest energy in that period. With seeds, scalars are means over seeds.
+    Hyperparameters of the ladders are shown for the best replica and for the first 16 replicas of the first seed.
 
-    Event files of an earlier process stay; what they hold beyond the run's trace is taken back.
+    Event files of an earlier process stay; their points beyond the run's trace are withdrawn.
 
     Args:
-        directory: where the event file goes; by default DIRECTORY/tensorboard.
+        directory: directory of the event file; by default DIRECTORY/tensorboard.
 
     Raises:
         ModuleNotFoundError: tensorboardX is not installed.
@@ -40,7 +40,7 @@ class TensorBoard(Recorder):
         self._directory = None if directory is None else local_path("directory", directory)
 
     def check(self, directory: Path | None) -> None:
-        """Raises ValueError if the run has no directory and none was given."""
+        """Raises ValueError if neither the run nor the recorder has a directory."""
         if directory is None and self._directory is None:
             raise ValueError("TensorBoard() writes to DIRECTORY/tensorboard; give fit(directory=...), or a directory")
 
@@ -53,7 +53,7 @@ class TensorBoard(Recorder):
         done = 0 if run.trace is None else int(run.trace.step[-1])
         with self._writing:
             directory.mkdir(parents=True, exist_ok=True)
-            # Written right here, not through a queue, so that a flush is one; the name is new even within a second.
+            # Writes directly, not through a queue, so that flush() really flushes; names differ even within a second.
             self._file = self._event_file.EventsWriter(str(directory / "events"), f".{time.time_ns()}")
             start = self._events.SessionLog(status=self._events.SessionLog.START)
             self._file.write_event(self._events.Event(step=done + 1, session_log=start, wall_time=time.time()))
@@ -82,7 +82,7 @@ class TensorBoard(Recorder):
                 self._file.close()
 
     def _columns(self, trace: Trace) -> dict[str, list[float]]:
-        """Returns {tag: one number per row}; NaN where there is none."""
+        """Returns {tag: one number per row}; NaN where a row has no number."""
         energy = np.asarray(trace.valid["energy"], np.float64)
         healthy = np.isfinite(energy)
         order = np.where(healthy, energy, np.inf).argmin(-1)[..., None]
@@ -111,7 +111,7 @@ class TensorBoard(Recorder):
 
 
 def _mean(values: Any) -> np.ndarray:
-    """Returns each row's mean over all that is finite; NaN where nothing is."""
+    """Returns each row's mean over its finite values; NaN if it has none."""
     values = np.asarray(values, np.float64).reshape(len(values), -1)
     known = np.isfinite(values)
     count = known.sum(-1)
