@@ -26,8 +26,8 @@ _ELEMENTWISE = frozenset((
     "convert_element_type", "copy", "copy_p", "cos", "cosh", "device_put", "digamma", "div", "eq", "eq_to", "erf",
     "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma", "igamma_grad_a", "igammac", "imag",
     "integer_pow", "is_finite", "le", "le_to", "lgamma", "log", "log1p", "logistic", "lt", "lt_to", "max", "min", "mul",
-    "mulhi", "name", "ne", "neg", "nextafter", "not", "optimization_barrier", "or", "polygamma",
-    "population_count", "pow",
+    "mulhi", "name", "ne", "neg", "nextafter", "not", "optimization_barrier", "or", "polygamma", "population_count",
+    "pow",
     "random_fold_in", "random_seed", "random_split", "random_unwrap", "random_wrap", "real", "reduce_precision",
     "regularized_incomplete_beta", "rem", "round", "rsqrt", "select_n", "sharding_constraint", "shift_left",
     "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "squeeze",
@@ -72,10 +72,9 @@ def is_rowwise(function: Callable[..., Any], given: PyTree, rows: PyTree) -> boo
         return jax.make_jaxpr(function)(given, batch)
 
     try:
-        one, two = map(traced, _ROWS)
-    except Exception:  # it works for certain numbers of rows only, so it does something with them
+        return not _combine(*map(traced, _ROWS))
+    except Exception:  # it works for certain numbers of rows only, or does what no rule below is made for
         return False
-    return not _combine(one, two)
 
 
 def _combine(one: Any, two: Any) -> bool:
@@ -119,7 +118,7 @@ def _shape(v: Any) -> tuple[int, ...]:
 def _combines(eqn: JaxprEqn, other: JaxprEqn) -> bool:
     """Whether an equation, given for both numbers of rows, or one inside it works on more than a row or counts rows."""
     literals = [[v.val if isinstance(v, Literal) else None for v in each.invars] for each in (eqn, other)]
-    if eqn.primitive is not other.primitive or not _same(*literals):
+    if eqn.primitive is not other.primitive or not _same(*literals) or len(eqn.outvars) != len(other.outvars):
         return True
     marked: list[Axes] = []
     for here, there in ((eqn.invars, other.invars), (eqn.outvars, other.outvars)):
@@ -132,6 +131,8 @@ def _combines(eqn: JaxprEqn, other: JaxprEqn) -> bool:
         return True  # every row beside every other
     name, p = eqn.primitive.name, eqn.params
     programs = [list(_programs(each.params)) for each in (eqn, other)]
+    if len(programs[0]) != len(programs[1]):
+        return True
     if name in _CALLS or not any((*rows, *made)):
         counts = name == "scan" and p["length"] != other.params["length"] and p["num_carry"] > 0
         apart = not any((*rows, *made)) and not all(_same(p[k], other.params[k]) for k in p)
