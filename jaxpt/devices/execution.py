@@ -1,7 +1,7 @@
 """The execution of one device's replicas: batched, unrolled one by one, or in a loop."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxpt.lowering import rewrite
 
 ReplicaAxis: TypeAlias = Literal["auto", "vmap", "unroll", "map"]
 NAMES = get_args(ReplicaAxis)
+T = TypeVar("T")
 
 _UNROLL_AT_MOST = 8  # replicas; the program grows with each, so more of them run in a loop
 
@@ -68,6 +69,38 @@ def choose(platform: str, replicas: int, devices: int, convolves: bool) -> str:
     if not convolves:
         return "vmap"
     return "unroll" if devices == 1 and replicas <= _UNROLL_AT_MOST else "map"
+
+
+class Lift(NamedTuple):
+    """Makes functions of stacked replicas, or of several seeds, from functions of one.
+
+    Attributes:
+        strategy: "vmap", "unroll", "map" or "auto"; see `over_replicas`.
+        platform: "cpu", "gpu" or "tpu".
+        devices: number of devices that the replicas are spread over.
+        replicas_at_once: replicas that each turn of "map" runs by vmap.
+        has_seeds: whether arrays have an axis of seeds; without one, functions of a seed's ladder stay as they are.
+    """
+
+    strategy: str
+    platform: str
+    devices: int
+    replicas_at_once: int
+    has_seeds: bool
+
+    def replicas(self, function: Callable[..., T], in_axes: Sequence[int | None] = (0, 0)) -> Callable[..., T]:
+        """Lifts a function of one replica; `in_axes` as in `over_replicas`."""
+        return over_replicas(*self[:3], function, in_axes, replicas_at_once=self.replicas_at_once)
+
+    def seeds(self, function: Callable[..., T], in_axes: Sequence[int | None] = (0,)) -> Callable[..., T]:
+        """Lifts a costly function of one seed's ladder: the seeds are executed as the replicas are."""
+        if not self.has_seeds:
+            return function
+        return over_replicas(*self[:3], function, in_axes, True, self.replicas_at_once)
+
+    def each_seed(self, function: Callable[..., T], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., T]:
+        """Lifts a cheap function of one seed's ladder, by vmap."""
+        return jax.vmap(function, in_axes, out_axes) if self.has_seeds else function
 
 
 def over_replicas(

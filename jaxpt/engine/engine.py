@@ -20,7 +20,7 @@ from jaxpt.devices.placement import EVERYWHERE
 from jaxpt.devices.precision import tracing_with
 from jaxpt.engine import checks
 from jaxpt.engine.axes import state_axes, trace_axes
-from jaxpt.engine.period import INIT, over_seeds, per_seed, periods, scores
+from jaxpt.engine.period import INIT, periods, scores
 from jaxpt.engine.reads import convolves
 from jaxpt.engine.replica import init_replicas
 from jaxpt.engine.spec import Spec, abstract_hyper
@@ -116,7 +116,7 @@ class Engine(Spec):
             raise ValueError(f"key must be one key, or an array of S >= 1 of them, but its shape is {lead}")
         placement.check_seeds(self.placed, lead[0] if lead else None)
         ladders = {name: as_arrays(ladder) for name, ladder in self.ladders.items()}
-        start = per_seed(key, lambda key: jax.random.fold_in(key, INIT))(key)
+        start = self.lift(key).each_seed(lambda key: jax.random.fold_in(key, INIT))(key)
         replicas = init_replicas(self.problem, self.optimizer, self.schedule, dict(self.fixed), ladders, start)
         rule = self.rule.init(ladders)
         ladders, rule = jax.tree.map(
@@ -234,7 +234,8 @@ _run_donated = jax.jit(_periods, static_argnames="max_periods", donate_argnames=
 @jax.jit
 def _evaluate(engine: Engine, state: RunState, examples: PyTree) -> dict[str, Array]:
     def shard(engine: Engine, state: RunState, examples: PyTree) -> dict[str, Array]:
-        return over_seeds(engine, state.key, partial(scores, engine, examples=examples))(state.replicas)
+        lift = engine.lift(state.key)
+        return lift.seeds(partial(scores, engine, lift, examples=examples))(state.replicas)
 
     axes = state_axes(state.key.ndim)
     with tracing_with(engine.precision):

@@ -1,6 +1,5 @@
 """One period of a run: training steps, energies and the exchange, for the replicas of one device."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -14,7 +13,7 @@ from jaxpt.core.data import Batches, Data, minibatches, probe_batch
 from jaxpt.core.ladder import Ladder
 from jaxpt.core.state import Replicas, RunState, Trace
 from jaxpt.core.types import Info, Move
-from jaxpt.devices.execution import over_replicas
+from jaxpt.devices.execution import Lift
 from jaxpt.engine.replica import rescale_momentum, scheduled, train_step
 from jaxpt.engine.scoring import mean_scores, paired_variance
 from jaxpt.engine.spec import Spec
@@ -59,7 +58,7 @@ def periods(
 
 def period(engine: Spec, state: RunState, data: Data, batches: Batches | None) -> tuple[RunState, Trace]:
     """Runs `every` training steps, computes the energies and exchanges; for the replicas of one device."""
-    each_seed = partial(per_seed, state.key)
+    lift = engine.lift(state.key)
     replicas, losses = _train(engine, state, data.train, batches)
     step, turn = state.step + engine.every, state.period
 
@@ -68,17 +67,16 @@ def period(engine: Spec, state: RunState, data: Data, batches: Batches | None) -
         return probe_batch(jax.random.fold_in(jax.random.fold_in(key, PROBE), turn), data.valid, engine.probe)
 
     def energies(replicas: Replicas, key: Key[Array, ""]) -> dict[str, Array]:
-        return scores(engine, replicas, probe(key))
+        return scores(engine, lift, replicas, probe(key))
 
-    seeded = partial(over_seeds, engine, state.key)
-    valid = seeded(energies, (0, 0))(replicas, state.key)
+    valid = lift.seeds(energies, (0, 0))(replicas, state.key)
     # Test scores take the whole split, also with a probe.
-    test = {} if data.test is None else seeded(partial(scores, engine, examples=data.test))(replicas)
+    test = {} if data.test is None else lift.seeds(partial(scores, engine, lift, examples=data.test))(replicas)
 
     def propose(key: Key[Array, ""], energy: Array, replicas: Replicas, ladders: dict[str, Ladder], rule: Any) -> Any:
         noise = {}
         if rule.noise_corrected:
-            how = engine.problem, partial(_over_replicas, engine), engine.placed.all_gather
+            how = engine.problem, lift.replicas, engine.placed.all_gather
             sizes = engine.evaluation_batch, tree.leading(data.valid)
             # `probe(key)` again: the same examples as those of the energies.
             noise["variance"] = paired_variance(*how, replicas, probe(key), *sizes)
@@ -91,7 +89,9 @@ def period(engine: Spec, state: RunState, data: Data, batches: Batches | None) -
             move, info = _respawned(*seen[:2], move, info)
         return _apply(engine, replicas, move, step), move.ladders or ladders, rule, info
 
-    moved, ladders, rule, info = each_seed(propose)(state.key, valid["energy"], replicas, state.ladders, state.rule)
+    moved, ladders, rule, info = lift.each_seed(propose)(
+        state.key, valid["energy"], replicas, state.ladders, state.rule
+    )
     # Rungs and hyperparameters of `replicas`, not of `moved`: those during the period.
     trace = Trace(step, losses, valid, test, replicas.rung, replicas.hyper, info)
     return state._replace(replicas=moved, step=step, period=turn + 1, ladders=ladders, rule=rule), trace
@@ -101,11 +101,12 @@ def _train(
     engine: Spec, state: RunState, train: PyTree, batches: Batches | None
 ) -> tuple[Replicas, Float[Array, "... M"]]:
     """Returns the replicas after `every` steps, and each replica's mean loss over these steps."""
+    lift = engine.lift(state.key)
     given, weight = (None, None) if batches is None else batches
     if train is not None:
         draw = partial(_minibatches, engine, step=state.step, num_examples=tree.leading(train))
         # Which examples count depends on the step alone, so `weight` has no axis of seeds.
-        given, weight = per_seed(state.key, draw, out_axes=(0, None))(state.key)
+        given, weight = lift.each_seed(draw, out_axes=(0, None))(state.key)
     # The run's step numbers: schedules read them, and each step folds its number into the replica's key.
     numbers = state.step + jnp.arange(engine.every)
 
@@ -119,8 +120,8 @@ def _train(
         replica, losses = jax.lax.scan(step, replica, (given, weight, numbers))
         return replica, losses.mean()
 
-    one_seed = _over_replicas(engine, steps, (0, 0 if engine.own_batches else None))
-    return over_seeds(engine, state.key, one_seed, (0, None if train is None else 0))(state.replicas, given)
+    one_seed = lift.replicas(steps, (0, 0 if engine.own_batches else None))
+    return lift.seeds(one_seed, (0, None if train is None else 0))(state.replicas, given)
 
 
 def _minibatches(
@@ -143,10 +144,9 @@ def _minibatches(
     return jax.vmap(draw, out_axes=(0, None))(own)
 
 
-def scores(engine: Spec, replicas: Replicas, examples: PyTree) -> dict[str, Float[Array, " M"]]:
+def scores(engine: Spec, lift: Lift, replicas: Replicas, examples: PyTree) -> dict[str, Float[Array, " M"]]:
     """Returns the energy and the metrics of each replica of one seed, averaged over the examples."""
-    over = partial(_over_replicas, engine)
-    return mean_scores(engine.problem, over, replicas, examples, engine.evaluation_batch)
+    return mean_scores(engine.problem, lift.replicas, replicas, examples, engine.evaluation_batch)
 
 
 def _respawned(
@@ -186,26 +186,3 @@ def _apply(engine: Spec, replicas: Replicas, move: Move, step: Int[Array, ""]) -
         for r in (replicas, moved)
     )
     return moved._replace(opt_state=rescale_momentum(moved.opt_state, before / after))
-
-
-def per_seed(
-    key: Key[Array, "..."], function: Callable[..., T], in_axes: Any = 0, out_axes: Any = 0
-) -> Callable[..., T]:
-    """Lifts a function of one seed's ladder to all seeds by vmap; returns it unchanged for a run with one seed."""
-    return jax.vmap(function, in_axes, out_axes) if key.ndim else function
-
-
-def over_seeds(
-    engine: Spec, key: Key[Array, "..."], function: Callable[..., T], in_axes: tuple[int | None, ...] = (0,)
-) -> Callable[..., T]:
-    """The same for costly functions: the seeds are executed as the replicas are (`over_replicas`)."""
-    return _over_replicas(engine, function, in_axes, seeds=True) if key.ndim else function
-
-
-def _over_replicas(
-    engine: Spec, function: Callable[..., T], in_axes: tuple[int | None, ...], seeds: bool = False
-) -> Callable[..., T]:
-    placed = engine.placed
-    return over_replicas(
-        engine.replica_axis, placed.platform, placed.num_devices, function, in_axes, seeds, engine.replicas_at_once
-    )

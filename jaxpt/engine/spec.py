@@ -6,11 +6,12 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Key
 
 from jaxpt.core.ladder import Ladder
 from jaxpt.core.types import Optimizer, Problem, Schedule
 from jaxpt.devices import placement
-from jaxpt.devices.execution import ReplicaAxis
+from jaxpt.devices.execution import Lift, ReplicaAxis
 from jaxpt.devices.placement import Placement
 from jaxpt.devices.precision import Precision
 from jaxpt.rules import Rule, Tempering
@@ -50,6 +51,11 @@ class Spec:
     def num_replicas(self) -> int:
         """M, the number of replicas and of rungs."""
         return next(iter(self.ladders.values())).num_rungs
+
+    def lift(self, key: Key[Array, "..."]) -> Lift:
+        """Returns how functions of one replica and one seed are executed, given the run's key or keys."""
+        placed = self.placed
+        return Lift(self.replica_axis, placed.platform, placed.num_devices, self.replicas_at_once, bool(key.ndim))
 
     @property
     def placed(self) -> Placement:

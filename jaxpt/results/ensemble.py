@@ -16,7 +16,7 @@ from jaxpt.core.ladder import require_beta
 from jaxpt.core.ranges import check_numbers
 from jaxpt.core.state import Replicas, RunState
 from jaxpt.core.types import Batch, Problem
-from jaxpt.devices.execution import over_replicas
+from jaxpt.devices.execution import Lift
 from jaxpt.devices.placement import AXIS, EVERYWHERE, SEED, Placement, single
 from jaxpt.devices.precision import tracing_with
 from jaxpt.engine.engine import Engine
@@ -83,10 +83,8 @@ def ensemble(
         tuple(metrics.items()),
         engine.evaluation_batch,
         engine.placed,
-        engine.replica_axis,
-        engine.replicas_at_once,
+        engine.lift(state.key),
         engine.precision,
-        bool(state.key.ndim),
     )
     rung = state.replicas.rung[name]
     found = _ensemble(how, state.replicas, rung, examples, jnp.asarray(counts.ravel(), jnp.int32))
@@ -127,7 +125,9 @@ def together(
         ValueError: the problem has no `predict`.
     """
     _require_predict(engine)
-    how = _How(engine.problem, (), 0, single(), engine.replica_axis, engine.replicas_at_once, engine.precision, False)
+    where = single()
+    lift = Lift(engine.replica_axis, where.platform, where.num_devices, engine.replicas_at_once, False)
+    how = _How(engine.problem, (), 0, where, lift, engine.precision)
     return Ensemble(tuple(replicas), seed, params, model_state, how)
 
 
@@ -165,17 +165,8 @@ class _How(NamedTuple):
     metrics: tuple[tuple[str, EnsembleMetric], ...]
     chunk: int
     placed: Placement
-    replica_axis: str
-    replicas_at_once: int
+    lift: Lift
     precision: str
-    seeds: bool
-
-    def over(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Lifts a function of two stacked arguments as the engine does."""
-        axis, placed = self.replica_axis, self.placed
-        return over_replicas(
-            axis, placed.platform, placed.num_devices, function, (0, 0), replicas_at_once=self.replicas_at_once
-        )
 
 
 def _mean(each: Float[Array, "M B *K"], chosen: Bool[Array, " M"]) -> Float[Array, "B *K"]:
@@ -196,7 +187,7 @@ def _check_count(each: Array, count: int) -> None:
 def _together(how: _How, params: PyTree, model_state: PyTree, batch: Batch) -> Float[Array, "B *K"]:
     predict: Any = how.problem.predict
     with tracing_with(how.precision):
-        each = how.over(lambda params, rest: predict(params, rest, batch))(params, model_state)
+        each = how.lift.replicas(lambda params, rest: predict(params, rest, batch))(params, model_state)
         _check_count(each, tree.leading(batch, "batch"))
         return _mean(each, jnp.ones(len(each), bool))
 
@@ -207,11 +198,11 @@ def _ensemble(
 ) -> dict[str, Array]:
     def all_seeds(replicas: Replicas, rung: Array, examples: PyTree, coldest: Array) -> dict[str, Array]:
         one = partial(_of_one_seed, how, examples=examples, coldest=coldest)
-        if not how.seeds:
+        if not how.lift.has_seeds:
             return one(replicas, rung)
-        return jax.tree.map(lambda metric: jnp.moveaxis(metric, 0, 1), how.over(one)(replicas, rung))
+        return jax.tree.map(lambda metric: jnp.moveaxis(metric, 0, 1), how.lift.replicas(one)(replicas, rung))
 
-    lead = (SEED,) * how.seeds
+    lead = (SEED,) * how.lift.has_seeds
     cut = P(*lead, AXIS)
     with tracing_with(how.precision):
         run = how.placed.over_shards(all_seeds, (cut, cut, EVERYWHERE, EVERYWHERE), P(None, *lead))
@@ -229,7 +220,9 @@ def _of_one_seed(
 
     def score(batch: PyTree) -> dict[str, Any]:
         count = tree.leading(batch, "examples")
-        each = how.over(lambda params, rest: predict(params, rest, batch))(replicas.params, replicas.model_state)
+        each = how.lift.replicas(lambda params, rest: predict(params, rest, batch))(
+            replicas.params, replicas.model_state
+        )
         each = how.placed.all_gather(each)
         _check_count(each, count)
 

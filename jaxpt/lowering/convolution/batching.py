@@ -126,10 +126,10 @@ def compute(part: str, static: Static, a: Float[Array, "M ..."], b: Float[Array,
     options: dict[str, Any] = {"precision": static.precision, "preferred_element_type": static.preferred}
     canonical = {} if part == "forward" else {"canonical": lowering == "direct"}
     if lowering in ("direct", "grouped"):
-        one = partial(getattr(direct, part), shape=static.shape, **canonical, **options)
+        one = partial(direct.PARTS[part], shape=static.shape, **canonical, **options)
     else:
         blocks = {"block": choice.block(lowering, work), "by_rows": lowering == "rows"}
-        one = partial(getattr(products, part), shape=static.shape, **blocks, **options)
+        one = partial(products.PARTS[part], shape=static.shape, **blocks, **options)
     out = _over_replicas(one, lowering)(a.astype(dtype), b.astype(dtype))
     return out if static.dtype is None else out.astype(static.dtype)
 

@@ -103,3 +103,11 @@ def _dilated(size: int, stride: int) -> int:
 
 def _zip(low: list[int], shape: Geometry) -> Any:
     return zip(low, shape.image, shape.kernel, shape.output, shape.strides, strict=True)
+
+
+PARTS: dict[str, Callable[..., Array]] = {
+    "forward": forward,
+    "input_gradient": input_gradient,
+    "kernel_gradient": kernel_gradient,
+}
+"""This lowering of the convolution and of its two gradients, by the names of `choice.PARTS`."""

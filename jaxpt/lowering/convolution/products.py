@@ -8,7 +8,7 @@ copied h w times. One block as wide as the output is the row-Toeplitz product: h
 There is one product over all of the kernel's rows, or one per row, summed; the latter avoids the h-fold copy.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -174,3 +174,11 @@ def _transposed(linear: Any, shape: tuple[int, ...], cotangent: Array) -> Array:
     argument = jax.typeof(cotangent).update(shape=shape, weak_type=False)
     (result,) = jax.linear_transpose(linear, argument)(cotangent)
     return result
+
+
+PARTS: dict[str, Callable[..., Array]] = {
+    "forward": forward,
+    "input_gradient": input_gradient,
+    "kernel_gradient": kernel_gradient,
+}
+"""This lowering of the convolution and of its two gradients, by the names of `choice.PARTS`."""
