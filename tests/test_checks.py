@@ -42,7 +42,7 @@ SMOOTHED = jaxpt.nnx_problem(
         ({"problem": conftest.NnxNet}, "problem must come from nnx_problem"),
         ({"rule": jaxpt.Tempering}, "rule must be an object like"),
         ({"rule": "tempering"}, "rule must be an object like"),
-        ({"rescale_momentum": "rate"}, "is no hyperparameter"),
+        ({"rescale_momentum": "rate"}, "rescale_momentum must be one of"),
         ({"fixed": {"dropout_rate": 0.1, "batch_size": 32}}, "batch_size reaches 32"),
     ],
 )
@@ -87,7 +87,7 @@ def test_a_schedule_may_add_names_but_not_drop_those_of_the_model():
 def test_a_state_of_another_rule_or_ladder_is_refused(data):
     engine = make_engine()
     state = engine.init(jax.random.key(0))
-    with pytest.raises(ValueError, match="state follows the rule Tempering, the engine Independent"):
+    with pytest.raises(ValueError, match="by an engine with the rule Tempering, but this engine has Independent"):
         dataclasses.replace(engine, rule=jaxpt.Independent()).run(state, data, periods=1)
     renamed = jaxpt.Ladder(learning_rate=[0.1] * 4, dropout_rate=[0.1] * 4, beta="learning_rate", name="other")
     with pytest.raises(ValueError, match="state's ladders are"):

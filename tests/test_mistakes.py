@@ -112,8 +112,8 @@ MISTAKES = {
     ),
     "Dropout('dropout_rate', rngs=rngs) say, but it is 0.5": lambda: jaxpt.Dropout(0.5, rngs=nnx.Rngs(0)),
     "hyperparameter must be a name, 'dropout_rate' say, but it is 0.5": lambda: jaxpt.linen.Dropout(0.5),
-    "engine must be a jaxpt.Engine, fit(engine, train, valid, steps=...), not <class 'dict'>": lambda: jaxpt.fit(
-        {"x": ONE}, engine(), steps=10
+    "engine must be a jaxpt.Engine, but it is of <class 'dict'>; call fit(engine, train, valid, steps=...)": lambda: (
+        jaxpt.fit({"x": ONE}, engine(), steps=10)
     ),
     "data.train holds Python numbers, lists of them perhaps; make arrays": lambda: jaxpt.fit(
         engine(), {"x": [[1.0]], "y": [0]}, {"x": ONE}, steps=10

@@ -59,8 +59,8 @@ def check_engine(engine: Spec) -> None:
     largest = max([*sizes, engine.fixed.get("batch_size", 0.0)])
     if largest > engine.batch_size:
         raise ValueError(
-            f"the hyperparameter batch_size reaches {largest:g}, but minibatches of batch_size={engine.batch_size} "
-            f"are drawn; set the engine's batch_size to {math.ceil(largest)}"
+            f"the hyperparameter batch_size reaches {largest:g}, but the engine draws minibatches of batch_size="
+            f"{engine.batch_size}; give Engine(batch_size={math.ceil(largest)})"
         )
     check_names(engine)
 
@@ -101,12 +101,12 @@ def _check_ladders(engine: Spec) -> None:
     names = [name for ladder in given for name in ladder.values]
     if len(sizes) < len(given) or len(set(names)) < len(names):
         raise ValueError(
-            "every hyperparameter may be on one ladder only and ladders need different names, but they are "
+            "each hyperparameter may be on one ladder only, and each ladder needs its own name, but they are "
             + ", ".join(f"{ladder.name} ({', '.join(ladder.values)})" for ladder in given)
         )
     if len(set(sizes.values())) > 1:
         raise ValueError(
-            "each replica stands on one rung of every ladder, so all need the same number of rungs, but they have "
+            "all ladders need the same number of rungs, because each replica holds one rung of each, but they have "
             + ", ".join(f"{name}: {size}" for name, size in sizes.items())
         )
     if engine.rule.needs_beta:
@@ -114,8 +114,8 @@ def _check_ladders(engine: Spec) -> None:
             require_beta(ladder)
     if engine.rule.exchanges and engine.num_replicas < 2:
         raise ValueError(
-            f"{type(engine.rule).__name__} needs two rungs at least to exchange, but the ladder has one; add rungs, "
-            "or take rule=Independent()"
+            f"{type(engine.rule).__name__} needs at least two rungs, but the ladder has one; add rungs, or give "
+            "rule=Independent()"
         )
 
 
@@ -143,12 +143,13 @@ def check_state(engine: Spec, state: Any) -> None:
     rule = type(state.rule).__name__
     if not _same_structure(state.rule, engine.rule):
         raise ValueError(
-            f"the state follows the rule {rule}, the engine {engine.rule!r}; begin with this engine's init"
+            f"the state was made by an engine with the rule {rule}, but this engine has {engine.rule!r}; make a new "
+            "state with engine.init(key)"
         )
     if not _same_structure(state.ladders, engine.ladders):
         raise ValueError(
-            f"the state's ladders are {', '.join(state.ladders)}, the engine's {', '.join(engine.ladders)}; begin with "
-            "this engine's init"
+            f"the state's ladders are {', '.join(state.ladders)}, but this engine's are {', '.join(engine.ladders)}; "
+            "make a new state with engine.init(key)"
         )
 
 
@@ -176,7 +177,7 @@ def _check_predictions(problem: Problem, valid: PyTree) -> None:
     predict: Any = problem.predict
     found = jax.eval_shape(lambda key, batch: predict(*problem.init(key), batch), jax.random.key(0), few)
     if found.shape[:1] != (2,):
-        raise ValueError(f"predict must return a row for each example, but for two of them it returns {found.shape}")
+        raise ValueError(f"predict must return one row per example, (2, ...) for two, but it returns {found.shape}")
 
 
 def check_minibatch(engine: Spec, batch: PyTree) -> None:
@@ -188,7 +189,7 @@ def check_sizes(engine: Spec, data: Data) -> None:
     """Raises ValueError if a split is missing, empty or too small; looks at shapes only."""
     sizes = {name: tree.leading(split, f"data.{name}") for name, split in data._asdict().items() if split is not None}
     if empty := [name for name, size in sizes.items() if size == 0 and name != "valid"]:
-        raise ValueError(f"the {', '.join(empty)} split is empty; give it examples, or None")
+        raise ValueError(f"the {', '.join(empty)} split is empty; give examples, or leave it out (None)")
     if sizes.get("train", engine.batch_size) < engine.batch_size:
         raise ValueError(
             f"a minibatch has {engine.batch_size} examples, but the training split only {sizes['train']}; give the "
@@ -196,11 +197,15 @@ def check_sizes(engine: Spec, data: Data) -> None:
         )
     if data.train is not None and not sizes.get("valid", 0):
         raise ValueError(
-            "the validation split is empty, but exchanges compare energies on it and the best replica is chosen on it; "
-            "hold out some training examples as data.valid: fit(engine, train, valid) or jaxpt.Data(train, valid)"
+            "the validation split is empty or missing, but exchanges compare energies on it and the best replica is "
+            "chosen on it; hold out some training examples as data.valid: fit(engine, train, valid) or "
+            "jaxpt.Data(train, valid)"
         )
     if engine.probe is not None and sizes.get("valid", engine.probe) < engine.probe:
-        raise ValueError(f"probe={engine.probe} examples are more than the validation split's {sizes['valid']}")
+        raise ValueError(
+            f"probe={engine.probe} is more than the validation split's {sizes['valid']} examples; give probe="
+            f"{sizes['valid']} or less, or None for all of them"
+        )
 
 
 def with_batches(engine: Spec, data: Data, batches: Batches | None, periods: int) -> Data:
@@ -212,14 +217,14 @@ def with_batches(engine: Spec, data: Data, batches: Batches | None, periods: int
     if batches is None:
         return data
     if data.train is not None:
-        raise ValueError("minibatches are drawn from data.train or given as batches; leave one of them out")
+        raise ValueError("both data.train and batches are given; leave one of them out")
     if engine.own_batches:
-        raise ValueError("own_batches=True draws minibatches for each replica, but the given ones are for all")
+        raise ValueError("own_batches=True draws minibatches for each replica, but batches are shared by all of them")
     expected = (periods, engine.every, engine.batch_size)
     shapes = [leaf.shape for leaf in jax.tree.leaves(batches)]
     if any(shape[:3] != expected for shape in shapes):
         raise ValueError(
-            f"the given minibatches must lead with (periods, every, batch_size) = {expected}, but their shapes are "
+            f"batches must have the leading axes (periods, every, batch_size) = {expected}, but their shapes are "
             + ", ".join(map(str, shapes))
         )
     return data._replace(train=jax.tree.map(lambda leaf: leaf[0, 0], batches.examples))
@@ -278,8 +283,8 @@ def _explain(error: Exception, what: str, name: str, split: PyTree, absent: set[
     """Returns the message for an error from a user's function, traced on a split."""
     if isinstance(error, KeyError) and error.args and error.args[0] in absent:
         return (
-            f"the loss reads the hyperparameter {error}, but the engine is not given it; put it on a ladder or into "
-            "fixed={...}"
+            f"the loss reads the hyperparameter {error}, which is neither on a ladder nor in fixed; add it to one of "
+            "them"
         )
     if split is None:
         return f"{what} fails without data: {type(error).__name__}: {error}; give a training split if it needs one"

@@ -17,8 +17,8 @@ def check_names(engine: Spec) -> None:
     given = ", ".join(hyper) or "none"
     if missing := sorted(engine.problem.hyperparameters - set(hyper)):
         raise ValueError(
-            f"the model reads the hyperparameter(s) {', '.join(missing)}, but the engine is given {given}; put them on "
-            "a ladder or into fixed={...}"
+            f"the model reads the hyperparameter(s) {', '.join(missing)}, but ladders and fixed hold {given}; add what "
+            "is missing to one of them"
         )
     try:
         found = reading(engine.problem, engine.optimizer, engine.schedule, hyper)
@@ -26,8 +26,8 @@ def check_names(engine: Spec) -> None:
         if error.args and error.args[0] in hyper:
             raise
         raise ValueError(
-            f"the optimizer or schedule reads the hyperparameter {error}, but the engine is given {given}; put it on "
-            "a ladder or into fixed={...}"
+            f"the optimizer or schedule reads the hyperparameter {error}, but ladders and fixed hold {given}; add it "
+            "to one of them"
         ) from error
     known = found.names | engine.problem.hyperparameters | {"batch_size"}
     after = jax.eval_shape(lambda h: dict(scheduled(engine.schedule, h, jnp.zeros((), jnp.int32))), hyper)
@@ -45,7 +45,7 @@ def check_names(engine: Spec) -> None:
     if engine.rescale_momentum is None:
         return
     if engine.rescale_momentum not in hyper:
-        raise ValueError(f"rescale_momentum={engine.rescale_momentum!r} is no hyperparameter; there are {given}")
+        raise ValueError(f"rescale_momentum must be one of {given}, but it is {engine.rescale_momentum!r}")
     if not has_state(found.opt_state, (optax.TraceState,)):
         raise ValueError(
             f"rescale_momentum={engine.rescale_momentum!r} finds no momentum (optax.trace) in the optimizer's state; "
@@ -58,5 +58,5 @@ def check_all_read(engine: Spec, known: set[str]) -> None:
     if unknown := sorted(set(abstract_hyper(engine)) - known):
         raise ValueError(
             f"nothing reads the hyperparameter(s) {', '.join(unknown)}: the model, the optimizer, the schedule and the "
-            f"loss read {', '.join(sorted(known - {'batch_size'})) or 'none'}; mind the spelling, or leave them out"
+            f"loss read {', '.join(sorted(known - {'batch_size'})) or 'none'}; check the spelling, or leave them out"
         )

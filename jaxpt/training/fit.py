@@ -204,7 +204,9 @@ def _result(
 def _check_options(engine: Any, steps: Any, save_every: Any, save_minutes: Any, patience: Any) -> None:
     """Raises ValueError if a number is out of range, or `engine` is not an Engine."""
     if not isinstance(engine, Engine):
-        raise ValueError(f"engine must be a jaxpt.Engine, fit(engine, train, valid, steps=...), not {type(engine)}")
+        raise ValueError(
+            f"engine must be a jaxpt.Engine, but it is of {type(engine)}; call fit(engine, train, valid, steps=...)"
+        )
     if not isinstance(steps, int | np.integer) or steps < 1:
         raise ValueError(f"steps must be an integer of at least 1, but it is {steps!r}")
     for name, value in {"save_every": save_every, "patience": patience}.items():
@@ -219,8 +221,8 @@ def _periods(engine: Engine, steps: int) -> tuple[int, int]:
     whole, rest = divmod(steps, engine.every)
     if engine.rule.exchanges and not engine.rule.swap_while_tuning and engine.every * whole <= engine.burn_in:
         warnings.warn(
-            f"no exchange will happen: {steps} steps hold no whole period of {engine.every} steps that ends after the "
-            f"burn-in of {engine.burn_in}",
+            f"no exchange will happen: with every={engine.every} and burn_in={engine.burn_in} the first comes after "
+            f"{(engine.burn_in // engine.every + 1) * engine.every} steps, but steps={steps}",
             stacklevel=3,
         )
     return whole, rest
@@ -236,7 +238,7 @@ def _bar(
     )
     bar.bar_format = BAR
     if start and not bar.disable:
-        bar.write(f"{description} goes on from step {start} of {directory}", file=sys.stderr)
+        bar.write(f"{description} resumes at step {start} of {directory}", file=sys.stderr)
     return bar
 
 
@@ -277,8 +279,8 @@ def _periods_done(store: "Checkpoints | None", engine: Engine, whole: int) -> in
     begun = store.steps[-1] if store is not None and store.steps else 0
     if store is not None and begun > engine.every * whole:
         raise ValueError(
-            f"{store.directory} holds a run of {begun} steps already, which are more than {engine.every * whole}; ask "
-            "for more steps, or give another directory"
+            f"{store.directory} holds a run of {begun} steps already, which is more than {engine.every * whole}; give "
+            "more steps, or another directory"
         )
     return begun // engine.every
 
@@ -287,7 +289,9 @@ def _checked_recorders(recorders: Sequence[Recorder], directory: Path | None) ->
     """Returns the recorders, the lines of JSON in the run's directory first."""
     found = list(recorders) if isinstance(recorders, Iterable) else [recorders]
     if not all(isinstance(one, Recorder) for one in found):
-        raise ValueError(f"recorders must be a list of jaxpt.Recorder objects, TensorBoard() say, not {recorders!r}")
+        raise ValueError(
+            f"recorders must be a list of jaxpt.Recorder objects, e.g. [jaxpt.TensorBoard()], but it is {recorders!r}"
+        )
     for one in found:
         one.check(directory)
     known = any(isinstance(one, JsonLines) and one.path is None for one in found)
