@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from benchmarks import record
 from experiments import report
-from jaxpt.lowering.convolution import choice, rules
+from jaxpt.lowering.convolution import batching, choice
 from jaxpt.lowering.convolution.geometry import Geometry, geometry
 
 
@@ -76,7 +76,7 @@ def arguments(layer: Layer, part: str, replicas: int, batch: int) -> list[jax.Ar
 
 def timer(layer: Layer, part: str, lowering: str, a: jax.Array, b: jax.Array, least: float) -> Callable[[], float]:
     """Returns a function that runs the compiled part for at least about `least` seconds and gives seconds per pass."""
-    compute = functools.partial(rules.compute, part, rules.Static(layer.shape, lowering, None, None, None))
+    compute = functools.partial(batching.compute, part, batching.Static(layer.shape, lowering, None, None, None))
 
     @functools.partial(jax.jit, static_argnames="passes")
     def program(a: jax.Array, b: jax.Array, passes: int) -> Any:
@@ -106,7 +106,7 @@ def rows(models: Sequence[str], replicas: int, batch: int, rounds: int, least: f
         for layer in MODELS[model]:
             for part in choice.PARTS:
                 a, b = arguments(layer, part, replicas, batch)
-                work = rules.describe(part, layer.shape, a.shape, b.shape)
+                work = batching.describe(part, layer.shape, a.shape, b.shape)
                 chosen = choice.choose(work, jax.default_backend())
                 timers = {name: timer(layer, part, name, a, b, least) for name in choice.LOWERINGS}
                 taken: dict[str, list[float]] = {name: [] for name in timers}

@@ -34,7 +34,7 @@ SMOOTHED = jaxpt.nnx_problem(
         ({"fixed": {}}, r"the model reads the hyperparameter\(s\) dropout_rate"),
         ({"fixed": {"dropout_rate": 0.1, "droput": 0.1}}, r"nothing reads the hyperparameter\(s\) droput"),
         ({"rungs": jaxpt.Ladder(temperature=[0.1, 0.2])}, "optimizer or schedule reads .*'learning_rate'"),
-        ({"rungs": jaxpt.Ladder(learning_rate=[0.1])}, "two rungs at least"),
+        ({"rungs": jaxpt.Ladder(learning_rate=[0.1])}, "at least two rungs"),
         ({"rungs": [RATES, jaxpt.Ladder(weight_decay=[1, 2, 3], beta=[3, 2, 1])]}, "same number of rungs"),
         ({"rungs": [RATES, RATES]}, "one ladder only"),
         ({"rungs": {"learning_rate": [1, 2]}}, "must be a Ladder"),

@@ -222,7 +222,7 @@ def test_one_arm_of_one_replica_without_a_bar(tmp_path):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (("--replicas", 1), "two rungs at least"),
+        (("--replicas", 1), "at least two rungs"),
         (("--seeds", 0), "--seeds 0 must be at least 1"),
         (("--coldest", 0.2), "must be below --hottest"),
         (("--dropout-rate", 1.5), "dropout_rate must lie between 0 and 1"),
