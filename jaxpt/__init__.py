@@ -48,6 +48,9 @@ from jaxpt.training.stream import prefetch
 
 allocator.few_arenas()
 
+# Earlier names, kept until 0.1.0 is released.
+errors, mixture = zero_one_loss, ensemble
+
 __all__ = [  # noqa: RUF022  in the order in which the pages of the interface show them
     # The problem.
     "nnx_problem",

@@ -110,6 +110,8 @@ class Result(Record):
         weights = tree.take(all_weights(self), index)
         return together(self.engine, chosen, seed, *self.engine.placed.gathered(weights))
 
+    mixture = ensemble  # the earlier name, kept until 0.1.0 is released
+
     def summary(self) -> Summary:
         """Returns the run's main numbers: a dict ready for JSON, whose `str` is a short text."""
         return summary(self)
