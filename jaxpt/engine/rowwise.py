@@ -134,10 +134,17 @@ def _combines(eqn: JaxprEqn, other: JaxprEqn) -> bool:
     if len(programs[0]) != len(programs[1]):
         return True
     if name in _CALLS or not any((*rows, *made)):
-        counts = name == "scan" and p["length"] != other.params["length"] and p["num_carry"] > 0
+        counts = name == "scan" and p["length"] != other.params["length"] and _carries(eqn, programs[0][0])
         apart = not any((*rows, *made)) and not all(_same(p[k], other.params[k]) for k in p)
         return counts or apart or any(_combine(*pair) for pair in zip(*programs, strict=True))
     return not _is_alone(eqn, rows, made)
+
+
+def _carries(scan: JaxprEqn, body: Any) -> bool:
+    """Whether a scan hands anything from one turn to the next; its parameters for this differ between releases."""
+    # What a scan stacks has an axis more outside than inside.
+    made = zip(scan.outvars, getattr(body, "jaxpr", body).outvars, strict=True)
+    return any(_shape(outside) == _shape(inside) for outside, inside in made)
 
 
 def _programs(params: dict[str, Any]) -> Iterator[Any]:
