@@ -94,7 +94,7 @@ def test_a_rule_is_checked_with_its_engine():
 
 def test_a_rule_that_is_no_pytree_is_refused():
     class Plain(jaxpt.Rule):
-        pass
+        propose = Rotate.propose
 
     with pytest.raises(ValueError, match=r"rule must be a pytree.*register_dataclass above .*class Plain\("):
         engine(rule=Plain())
@@ -105,3 +105,20 @@ def test_a_rule_that_is_no_pytree_is_refused():
 def test_recorders_are_objects():
     with pytest.raises(ValueError, match=r"recorders must be a list of jaxpt\.Recorder objects"):
         jaxpt.fit(engine(), steps=3, recorders=[Largest], progress=False)
+
+
+@pytest.mark.parametrize(("kind", "lacks"), [(jaxpt.Rule, "propose"), (jaxpt.Recorder, "add")])
+def test_what_a_class_must_have_is_asked_for_at_construction(kind, lacks):
+    with pytest.raises(TypeError, match=f"abstract method '?{lacks}"):
+        type("Empty", (kind,), {})()
+
+
+def test_lines_that_are_asked_for_are_written_once(tmp_path):
+    jaxpt.fit(engine(), steps=3, directory=tmp_path, recorders=[jaxpt.JsonLines()], progress=False)
+    assert len((tmp_path / "periods.jsonl").read_text().splitlines()) == 3
+
+
+def test_the_earlier_names_are_the_new_functions():
+    assert jaxpt.errors is jaxpt.zero_one_loss
+    assert jaxpt.mixture is jaxpt.ensemble
+    assert jaxpt.Result.mixture is jaxpt.Result.ensemble

@@ -51,9 +51,9 @@ def _ends(leaf: Any) -> list[int]:
 def _outermost(numbers: np.ndarray) -> tuple[int, int, int, int]:
     """Returns the least value, the next one, the last but one and the greatest; equal where there are fewer."""
     least, greatest = numbers.min(), numbers.max()
-    inner = numbers[(numbers > least) & (numbers < greatest)]
-    ends = (inner.min(), inner.max()) if inner.size else (greatest, least)
-    return int(least), int(ends[0]), int(ends[1]), int(greatest)
+    low = numbers.min(where=numbers > least, initial=greatest)
+    high = numbers.max(where=numbers < greatest, initial=least)
+    return int(least), int(low), int(high), int(greatest)
 
 
 class StreamLabels:

@@ -143,9 +143,8 @@ def _shaken(params: Params, rounding: Array) -> Params:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
         place = jnp.arange(leaf.size, dtype=jnp.float32).reshape(leaf.shape)
-        noisy = leaf + 0.15 * jnp.sin(12.9898 * place + 1).astype(
-            leaf.dtype
-        )  # no random bits: they take long to compile
+        # No random bits: they take long to compile.
+        noisy = leaf + 0.15 * jnp.sin(12.9898 * place + 1).astype(leaf.dtype)
         return noisy * (1 + (rounding * 2 * jnp.finfo(leaf.dtype).eps * jnp.sin(7.233 * place + 1))).astype(leaf.dtype)
 
     return jax.tree.map(shake, params)

@@ -1,6 +1,6 @@
 """Energies and metrics of stacked replicas, averaged over examples, one slice of examples at a time."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -45,8 +45,9 @@ def mean_scores(
     if examples is None:
         lifted = over_replicas(lambda params, state: problem.evaluate(params, state, None), (0, 0))
         scores = lifted(replicas.params, replicas.model_state)  # [M, 1], or a pytree of [M, 1, ...]
-        made = {name: _combined(combined[name], scores.pop(name)) for name in combined}
-        return {**jax.tree.map(lambda s: s.mean(-1), scores), **made}
+        scores = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, -1), scores)
+        outputs = {name: scores.pop(name) for name, metric in combined.items() if metric.whole}
+        return combine(jax.tree.map(lambda leaf: leaf.mean(-1), scores), outputs, combined)
 
     def score(batch: PyTree) -> Any:
         count = jax.tree.leaves(batch)[0].shape[0]
@@ -64,22 +65,29 @@ def mean_scores(
 
     whole = {name for name in combined if combined[name].whole}
     means, outputs = mean_in_chunks(score, examples, chunk, whole)
-    for name, metric in combined.items():
-        if name in whole:
+    return combine(means, outputs, combined)
+
+
+def combine(
+    means: Mapping[str, Any], outputs: Mapping[str, PyTree], metrics: Mapping[str, Any]
+) -> dict[str, Float[Array, " M"]]:
+    """Returns scores with those that a `jaxpt.Metric` makes of means or of all outputs.
+
+    Args:
+        means: {name: [M]}, or a pytree of [M, ...] for a metric with `finish`.
+        outputs: {name: pytree of [M, ..., N]} for metrics with `whole`.
+        metrics: {name: metric} with `finish` or `whole`.
+    """
+    made = dict(means)
+    for name, metric in metrics.items():
+        if metric.whole:
             rows = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 1), outputs[name])
-            means[name] = jax.vmap(metric.whole)(rows)
-        elif name in means:
-            means[name] = jax.vmap(metric.finish)(means[name])
-        if name in means and means[name].ndim != 1:
-            raise ValueError(f"the metric {name!r} must come to one number, but it has shape {means[name].shape[1:]}")
-    return means
-
-
-def _combined(metric: Any, outputs: PyTree) -> Float[Array, " M"]:
-    """Returns a metric's values, computed from all outputs, a pytree of [M, N, ...]."""
-    if metric.whole:
-        return jax.vmap(metric.whole)(outputs)
-    return jax.vmap(metric.finish)(jax.tree.map(lambda leaf: leaf.mean(1), outputs))
+            made[name] = jax.vmap(metric.whole)(rows)
+        else:
+            made[name] = jax.vmap(metric.finish)(made[name])
+        if made[name].ndim != 1:
+            raise ValueError(f"the metric {name!r} must come to one number, but it has shape {made[name].shape[1:]}")
+    return made
 
 
 def paired_variance(

@@ -31,28 +31,19 @@ def _check_name(hyperparameter: Any) -> None:
         )
 
 
-class _Noise(linen.Module):
-    """Noise whose strength is a hyperparameter in training; the identity in evaluation."""
-
-    hyperparameter: str
-
-    def __post_init__(self) -> None:
-        _check_name(self.hyperparameter)
-        super().__post_init__()
-
-    @linen.compact
-    def __call__(self, x: Array, *, deterministic: bool) -> Array:
-        """Returns x with noise, or x itself if `deterministic`."""
-        if deterministic and not self.is_initializing():
-            return x  # a trained model's variables need no such collection
-        strength = self.variable(COLLECTION, self.hyperparameter, jnp.zeros, ())
-        return x if deterministic else self._apply(x, strength.value)
-
-    def _apply(self, x: Array, strength: Array) -> Array:
-        raise NotImplementedError
+Apply = Callable[[Key[Array, ""], Array, Array], Array]
+"""(key, x, strength) -> x with noise."""
 
 
-class Dropout(_Noise):
+def _noisy(layer: Any, apply: Apply, stream: str, x: Array, deterministic: bool) -> Array:
+    """Returns x with noise of the strength that a layer's hyperparameter gives, or x itself if `deterministic`."""
+    if deterministic and not layer.is_initializing():
+        return x  # a trained model's variables need no such collection
+    strength = layer.variable(COLLECTION, layer.hyperparameter, jnp.zeros, ())
+    return x if deterministic else apply(layer.make_rng(stream), x, strength.value)
+
+
+class Dropout(linen.Module):
     """Dropout whose rate is the hyperparameter `hyperparameter`, a traced array.
 
     Attributes:
@@ -61,11 +52,17 @@ class Dropout(_Noise):
 
     hyperparameter: str = "dropout_rate"
 
-    def _apply(self, x: Array, strength: Array) -> Array:
-        return noise.dropout(self.make_rng("dropout"), x, strength)
+    def __post_init__(self) -> None:
+        _check_name(self.hyperparameter)
+        super().__post_init__()
+
+    @linen.compact
+    def __call__(self, x: Array, *, deterministic: bool) -> Array:
+        """Returns x with dropout, or x itself if `deterministic`."""
+        return _noisy(self, noise.dropout, "dropout", x, deterministic)
 
 
-class GaussianNoise(_Noise):
+class GaussianNoise(linen.Module):
     """Additive Gaussian noise whose standard deviation is the hyperparameter `hyperparameter`.
 
     Attributes:
@@ -74,8 +71,14 @@ class GaussianNoise(_Noise):
 
     hyperparameter: str = "input_noise"
 
-    def _apply(self, x: Array, strength: Array) -> Array:
-        return noise.gaussian(self.make_rng("noise"), x, strength)
+    def __post_init__(self) -> None:
+        _check_name(self.hyperparameter)
+        super().__post_init__()
+
+    @linen.compact
+    def __call__(self, x: Array, *, deterministic: bool) -> Array:
+        """Returns x with noise, or x itself if `deterministic`."""
+        return _noisy(self, noise.gaussian, "noise", x, deterministic)
 
 
 T = TypeVar("T")

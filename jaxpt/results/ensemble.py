@@ -20,7 +20,7 @@ from jaxpt.devices.execution import Lift
 from jaxpt.devices.placement import AXIS, EVERYWHERE, SEED, Placement, single
 from jaxpt.devices.precision import tracing_with
 from jaxpt.engine.engine import Engine
-from jaxpt.engine.scoring import mean_in_chunks
+from jaxpt.engine.scoring import combine, mean_in_chunks
 from jaxpt.models.scores import Metric, require_kind
 
 EnsembleMetric = Callable[[Float[Array, "B *K"], Batch], Array]
@@ -241,11 +241,5 @@ def _of_one_seed(
                 )
         return found
 
-    means, outputs = mean_in_chunks(score, examples, how.chunk, {name for name in combined if combined[name].whole})
-    for name, metric in combined.items():
-        if metric.whole:
-            rows = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 1), outputs[name])
-            means[name] = jax.vmap(metric.whole)(rows)
-        elif metric.finish:
-            means[name] = jax.vmap(metric.finish)(means[name])
-    return means
+    whole = {name for name in combined if combined[name].whole}
+    return combine(*mean_in_chunks(score, examples, how.chunk, whole), combined)

@@ -1,5 +1,6 @@
 """The base class of rules, with defaults for everything but the decision itself."""
 
+import abc
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -8,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxpt.core.types import Info, Move
 
 
-class Rule:
+class Rule(abc.ABC):
     """Decides after each period which hyperparameters each replica uses next.
 
     A rule is a pytree; `jax.tree_util.register_dataclass` turns a frozen dataclass into one. Its leaves are its state,
@@ -45,7 +46,7 @@ class Rule:
     noise_corrected: bool = False
     swap_while_tuning: bool = False
 
-    def check(self, engine: Any) -> None:
+    def check(self, engine: Any) -> None:  # noqa: B027  any engine fits by default
         """Raises ValueError if the rule does not fit the engine.
 
         Args:
@@ -61,6 +62,7 @@ class Rule:
         del ladders
         return self
 
+    @abc.abstractmethod
     def propose(
         self,
         key: Key[Array, ""],
@@ -82,4 +84,3 @@ class Rule:
             ladders: {name: Ladder} as arrays.
             allowed: false during burn-in: no replica moves then.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no propose(); see jaxpt.Rule")

@@ -1,5 +1,6 @@
 """The base class of recorders, and the handling of file errors."""
 
+import abc
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,11 +25,12 @@ class Run(NamedTuple):
     trace: Trace | None
 
 
-class Recorder:
+class Recorder(abc.ABC):
     """Receives the rows of a run after each dispatch; `fit(recorders=[...])` calls it in the first process only.
 
     >>> class Console(jaxpt.Recorder):
-    ...     def add(self, trace, seconds, images):
+    ...     @abc.abstractmethod
+    def add(self, trace, seconds, images):
     ...         print(trace.step[-1], trace.valid["energy"][-1].min() < 10)
     >>> found = jaxpt.fit(engine, train, valid, steps=10, recorders=[Console()], progress=False)
     10 True
@@ -36,12 +38,13 @@ class Recorder:
     A recorder with a state must reset it in `open`, so that one object can serve several runs in turn.
     """
 
-    def check(self, directory: Path | None) -> None:
+    def check(self, directory: Path | None) -> None:  # noqa: B027  by default either will do
         """Raises ValueError if the recorder cannot work for a run with this directory; called before anything else."""
 
-    def open(self, run: Run) -> None:
+    def open(self, run: Run) -> None:  # noqa: B027  by default there is nothing to open
         """Begins or resumes a run; the rows in `run.trace` were recorded by earlier calls."""
 
+    @abc.abstractmethod
     def add(self, trace: Trace, seconds: tuple[float, float], images: int) -> None:
         """Records further rows.
 
@@ -50,9 +53,8 @@ class Recorder:
             seconds: training time before and after these rows.
             images: training examples used in these rows.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no add(); see jaxpt.Recorder")
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  nor to close
         """Ends the recording; also called after an error."""
 
 
