@@ -29,8 +29,7 @@ class Recorder(abc.ABC):
     """Receives the rows of a run after each dispatch; `fit(recorders=[...])` calls it in the first process only.
 
     >>> class Console(jaxpt.Recorder):
-    ...     @abc.abstractmethod
-    def add(self, trace, seconds, images):
+    ...     def add(self, trace, seconds, images):
     ...         print(trace.step[-1], trace.valid["energy"][-1].min() < 10)
     >>> found = jaxpt.fit(engine, train, valid, steps=10, recorders=[Console()], progress=False)
     10 True
