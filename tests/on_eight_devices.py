@@ -99,13 +99,16 @@ def compare(case, key, ways, periods=4, **settings):
     out["accepted"][case] = int(np.sum(one[1].info.accepted))
 
 
-ways = "pmap on four", "two groups for the seeds"
-compare("seeds", jax.random.split(KEY, 2), ways, own_batches=True, probe=20)
+# What compares bits of several programs compiles as users' programs do, once with weights and once in the long run.
 copied = {"rule": Copying(jaxpt.Tempering(5.0)), "rescale_momentum": "learning_rate"}
 compare("copied weights", KEY, ("shard_map", "pmap"), **copied)
+conftest.compile_quickly(True)
+ways = "pmap on four", "two groups for the seeds"
+compare("seeds", jax.random.split(KEY, 2), ways, own_batches=True, probe=20)
 tuned = jaxpt.Tempering("auto", "deo", adapt_ladder=True, noise_corrected=True, window=2)
 compare("tuned", KEY, ("shard_map",), rule=tuned, burn_in=8, probe=20)
 
+conftest.compile_quickly(False)
 # A bowl with noise instead of a network: cheap enough for a long run.
 bowl = jaxpt.energy_problem(lambda w: jnp.sum(w**2) - jnp.sum(w), lambda key: jax.random.normal(key, (3,)))
 long = {}
@@ -124,13 +127,16 @@ one = long.pop("one device")
 out["equal"] |= {f"200 periods: {way}": differences(one, run) for way, run in long.items()}
 out["accepted"]["200 periods"] = int(one[1].info.accepted.sum())
 
+conftest.compile_quickly(True)
 stream = lambda: ({name: leaf[i : i + 16] for name, leaf in DATA.train.items()} for i in (0, 16, 32, 48) * 3)
 fits = [jaxpt.fit(make(way), stream(), DATA.valid, steps=12, progress=False) for way in (single(), "auto")]
 out["equal"]["stream: auto"] = differences(*((result.state, result.trace) for result in fits))
 out["accepted"]["stream"] = int(fits[0].trace.info.accepted.sum())
 
+conftest.compile_quickly(False)
 autos = [make(way, problem=CONVOLUTION, replica_axis="auto") for way in (single(), shard_map(DEVICES[:4]))]
 out["auto"] = differences(*(engine.run(engine.init(KEY), DATA, periods=3) for engine in autos))
+conftest.compile_quickly(True)
 out["auto"]["execution"] = str(autos[1].execution(DATA))
 grid = make(WAYS["two groups for the seeds"])
 out["grid"] = str(grid.execution(DATA))

@@ -16,8 +16,6 @@ from experiments import datasets
 from experiments.models import LeNetEMNIST
 from tests.experiments import small_sets
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 TOYS = {
     "throughput": "--replicas 2 --batch 4 --steps 1 --rounds 1 --variants sequential own",
     "exchange_overhead": "--model lenet --replicas 2 --batch 2 --probe 2 --validation 4 --steps 1 --rounds 1",

@@ -15,7 +15,6 @@ import jaxpt.saving.checkpoint
 from jaxpt.core import tree
 from tests.conftest import make_engine, small_problem
 
-quick = pytest.mark.usefixtures("quick_compiler")
 RULES = {
     "tuned": {"rule": jaxpt.Tempering("auto", "deo", adapt_ladder=True, window=2), "burn_in": 20},
     "copies": {"rule": jaxpt.PBT(), "probe": 20},
@@ -94,7 +93,6 @@ def test_a_stream_goes_on_where_it_was(data, tmp_path):
     assert_same_result(found, whole)
 
 
-@quick
 def test_the_latest_two_and_the_best_are_kept(tmp_path):
     # Gradient ascent: the first checkpoint is the best.
     climbing = bowl(optimizer=lambda h: optax.sgd(-0.01 * h["temperature"]), rule=jaxpt.Independent())
@@ -104,7 +102,6 @@ def test_the_latest_two_and_the_best_are_kept(tmp_path):
     assert {path.stem for path in (tmp_path / "checksums").iterdir()} == kept
 
 
-@quick
 def test_what_was_not_finished_is_cleared_away(saved):
     """A process killed before the checksums were written, or while Orbax wrote."""
     (saved / "checksums" / "12.json").unlink()
@@ -115,7 +112,6 @@ def test_what_was_not_finished_is_cleared_away(saved):
     assert not list(saved.glob("checkpoints/*tmp*"))
 
 
-@quick
 def test_what_was_being_removed_is_cleared_away(saved):
     """A process killed while Orbax removed an earlier checkpoint."""
     earlier = min(int(path.stem) for path in (saved / "checksums").iterdir())
@@ -125,7 +121,6 @@ def test_what_was_being_removed_is_cleared_away(saved):
     assert not (saved / "checksums" / f"{earlier}.json").exists()
 
 
-@quick
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove"])
 def test_damage_is_found_and_said_and_the_earlier_checkpoint_stays(harm, saved):
     """Any file, any byte: here the middle one of each kind of file."""
@@ -147,7 +142,6 @@ def test_damage_is_found_and_said_and_the_earlier_checkpoint_stays(harm, saved):
     assert_same_result(go_on(saved), jaxpt.fit(bowl(), steps=16, progress=False))
 
 
-@quick
 def test_settings_that_change_the_mathematics_are_refused_with_what_differs(saved):
     other = bowl(every=3, rungs=(1.0, 2.0, 5.0), rule=jaxpt.Tempering(2.0))
     with pytest.raises(ValueError, match="other settings") as refused:
@@ -168,7 +162,6 @@ def test_settings_that_change_the_mathematics_are_refused_with_what_differs(save
     assert_same_result(go_on(saved), jaxpt.fit(bowl(), steps=16, progress=False))
 
 
-@quick
 @pytest.mark.slow
 @pytest.mark.parametrize("hidden", [jax.jit, lambda f: f, lambda f: jax.jit(jax.checkpoint(f))])
 def test_a_constant_of_the_loss_is_seen_wherever_it_hides(hidden, tmp_path):
@@ -184,7 +177,6 @@ def test_a_constant_of_the_loss_is_seen_wherever_it_hides(hidden, tmp_path):
     go_on(tmp_path, steps=8, engine=made(np.zeros(3, np.float32)))
 
 
-@quick
 def test_what_others_keep_there_is_left_alone(tmp_path, saved):
     (tmp_path / "other" / "checkpoints" / "1000").mkdir(parents=True)
     with pytest.raises(jaxpt.CheckpointError, match=r"without checksums \(1000\).*move them away"):
@@ -196,7 +188,6 @@ def test_what_others_keep_there_is_left_alone(tmp_path, saved):
     assert len(list((saved / "checkpoints").iterdir())) >= 2
 
 
-@quick
 @pytest.mark.slow
 def test_a_signal_that_comes_too_late_is_not_lost(tmp_path, monkeypatch):
     """While the last checkpoint is waited for: the run is saved, and the process must still end."""
@@ -214,7 +205,6 @@ def test_a_signal_that_comes_too_late_is_not_lost(tmp_path, monkeypatch):
     assert_same_result(go_on(tmp_path, steps=5), jaxpt.fit(bowl(), steps=5, progress=False))
 
 
-@quick
 @pytest.mark.slow
 def test_other_data_are_refused(data, tmp_path):
     engine = make_engine(small_problem(), rule=jaxpt.Independent())
@@ -230,7 +220,6 @@ def test_other_devices_and_another_execution_are_welcome(saved):
     assert_same_result(found, jaxpt.fit(bowl(replica_axis="map"), steps=16, progress=False))
 
 
-@quick
 def test_another_release_and_broken_settings(saved):
     file = saved / "settings.json"
     described = json.loads(file.read_text())
@@ -251,21 +240,18 @@ def test_another_release_and_broken_settings(saved):
     assert json.loads(file.read_text()) == described, "from now on programs can be compared again"
 
 
-@quick
 def test_a_directory_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(jaxpt.CheckpointError, match="cannot hold checkpoints; give another directory: "):
         go_on(tmp_path / "file")
 
 
-@quick
 @pytest.mark.parametrize("options", [{"save_every": 0}, {"save_every": 1.5}, {"save_minutes": 0}])
 def test_how_often_is_checked(options, tmp_path):
     with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
         go_on(tmp_path, **options)
 
 
-@quick
 def test_nothing_is_unpickled_and_no_secret_is_kept(saved, monkeypatch):
     """What is loaded cannot run code; what is written holds nothing of the environment."""
     seen = []
@@ -279,7 +265,6 @@ def test_nothing_is_unpickled_and_no_secret_is_kept(saved, monkeypatch):
     assert b"xyzzy-plugh" not in text
 
 
-@quick
 def test_warnings_of_libraries_are_not_the_users(saved):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -288,7 +273,6 @@ def test_warnings_of_libraries_are_not_the_users(saved):
         go_on(saved)
 
 
-@quick
 def test_a_resumed_run_is_compiled_once(tmp_path, caplog):
     engine = bowl(placement=jaxpt.placement.single())
     go_on(tmp_path, 4, engine)

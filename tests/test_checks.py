@@ -10,8 +10,6 @@ import jaxpt
 from tests import conftest
 from tests.conftest import make_engine
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 RATES = jaxpt.Ladder(learning_rate=[0.1, 0.2])
 SMOOTHED = jaxpt.nnx_problem(
     conftest.NnxNet,

@@ -18,8 +18,6 @@ from jaxpt.engine import company
 from jaxpt.training.divergence import DivergenceMonitor
 from tests.conftest import linen_problem, nnx_problem
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(64, 3)).astype(np.float32)
 Y = np.argmax(X, 1).astype(np.int32)

@@ -53,7 +53,7 @@ def test_numbers_inside_a_text():
     assert shortened("a third is 0.3333333333333333, version 0.10.2") == "a third is 0.3333333333333333, version 0.10.2"
 
 
-def test_a_result_shows_the_numbers_that_were_given(quick_compiler):
+def test_a_result_shows_the_numbers_that_were_given():
     seen = []
     # Four values that float32 does not hold exactly.
     ladder = jaxpt.Ladder(temperature=[0.03, 0.06, 0.07, 0.1])

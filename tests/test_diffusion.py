@@ -10,8 +10,6 @@ import jaxpt
 from jaxpt.studies.diffusion import Diffusion, _ladder
 from tests import conftest
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 RATE, DIMENSIONS = 0.05, 20
 
 

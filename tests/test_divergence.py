@@ -10,7 +10,6 @@ import jaxpt
 from jaxpt.core import tree
 from tests.conftest import make_engine, small_problem
 
-quick = pytest.mark.usefixtures("quick_compiler")
 HOTTEST, PLANTED = 3, 4  # replica, and the period after which it breaks
 ROOM = 12  # one program for all of these
 
@@ -171,7 +170,6 @@ def test_respawn_goes_on_with_the_nearest_healthy_one(data):
     jax.tree.map(np.testing.assert_array_equal, state.replicas.hyper, whole.replicas.hyper)
 
 
-@quick
 @pytest.mark.slow
 def test_respawn_beside_a_rule_that_copies(data):
     """What PBT has replaced already stays as PBT wants it, and nobody goes on with a broken one."""
@@ -203,7 +201,6 @@ def diverging(policy, **settings):
     )
 
 
-@quick
 @pytest.mark.parametrize(
     ("policy", "then"),
     [("keep", "it goes on, and counts nowhere"), ("respawn", "weights of the nearest healthy replica")],
@@ -217,7 +214,6 @@ def test_it_is_reported_at_once(policy, then):
     assert lost[2] == 4 if policy == "keep" else 1 <= lost[2] < 4
 
 
-@quick
 @pytest.mark.slow
 def test_stop_ends_the_run_and_keeps_the_checkpoint(tmp_path):
     seeds = {"seeds": [0, 1], "progress": False, "directory": tmp_path}

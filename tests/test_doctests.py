@@ -14,8 +14,6 @@ from flax import linen, nnx
 
 import jaxpt
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 MODULES = [importlib.import_module(found.name) for found in pkgutil.walk_packages(jaxpt.__path__, "jaxpt.")]
 EXAMPLES = [
     example

@@ -62,6 +62,7 @@ def test_a_replica_in_the_stack_equals_one_trained_alone(name, k, data):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b[k], rtol=2e-5, atol=2e-5), mine, others)
 
 
+@pytest.mark.users_compiler
 def test_swaps_permute_hyperparameters_and_leave_weights_and_momentum(data):
     """The exchange comes last in a period, so after one period only rungs and hyperparameters can differ."""
     engine = make_engine(rule=jaxpt.Tempering(1e-9))
@@ -79,6 +80,7 @@ def test_swaps_permute_hyperparameters_and_leave_weights_and_momentum(data):
         np.testing.assert_array_equal(with_swap.replicas.hyper[key], values[rung])
 
 
+@pytest.mark.users_compiler
 def test_the_same_seed_gives_the_same_bits_and_a_cut_changes_nothing(data):
     engine = make_engine(rule=jaxpt.Tempering(5.0))
     run = lambda state, periods: engine.run(state, data, periods=periods, max_periods=ROOM)
@@ -129,7 +131,6 @@ def test_fit_equals_the_bare_engine(data):
     jax.tree.map(np.testing.assert_array_equal, fitted.trace, trace)
 
 
-@pytest.mark.usefixtures("quick_compiler")
 def test_new_numbers_trace_nothing_anew(data):
     """Other ladder values, C, burn-in, fixed values, key: one trace of the loss for training, none after it."""
     count = 0
@@ -161,6 +162,7 @@ def test_new_numbers_trace_nothing_anew(data):
     assert trace.info.attempted[:, 0].tolist() == [False, True]
 
 
+@pytest.mark.users_compiler
 @pytest.mark.slow
 def test_a_period_has_the_same_bits_in_any_dispatch(data):
     """One program runs any number of periods, and no compiler can tell a single one from many."""
@@ -185,6 +187,7 @@ def test_a_period_has_the_same_bits_in_any_dispatch(data):
 
 
 @pytest.mark.slow
+@pytest.mark.users_compiler
 def test_users_may_jit_it_themselves():
     engine, _ = slope(rule=jaxpt.Tempering(1.0))
     state, trace = jax.jit(engine.run, static_argnames="periods")(jax.jit(engine.init)(jax.random.key(0)), periods=3)

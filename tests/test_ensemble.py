@@ -8,8 +8,6 @@ import pytest
 import jaxpt
 from tests import conftest
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 METRICS = {
     "error": lambda p, batch: jaxpt.zero_one_loss(p, batch["y"]),
     "nll": lambda p, batch: jaxpt.negative_log_likelihood(p, batch["y"]),

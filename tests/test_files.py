@@ -10,8 +10,6 @@ import jaxpt
 from jaxpt.saving.files import is_stray, local_path
 from tests.test_checkpoint import bowl
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 URLS = [
     "gs://bucket/run",
     "s3://bucket",

@@ -5,8 +5,6 @@ import jaxpt
 from tests import conftest
 from tests.conftest import make_engine, small_problem
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def small_engine(**settings):
     return make_engine(small_problem(), **settings)

@@ -7,8 +7,6 @@ import pytest
 
 import jaxpt
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 RATES = [0.02, 0.3, 1.1]
 
 

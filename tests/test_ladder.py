@@ -11,8 +11,6 @@ import jaxpt
 from jaxpt.core.ladder import BETA, Ladder, as_arrays, respaced
 from tests.conftest import nnx_problem
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def test_spacings():
     np.testing.assert_allclose(np.diff(jaxpt.linear(0.1, 0.4, 4)), 0.1)

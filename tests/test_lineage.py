@@ -11,8 +11,6 @@ import jaxpt
 from tests.conftest import make_engine
 from tests.test_engine import regression, slope
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 RATES = [0.25, 0.5, 1.0, 2.0]
 
 

@@ -17,8 +17,6 @@ import jaxpt
 from tests import conftest
 from tests.conftest import FEATURES, LinenNet, NnxNet, loss, sgd
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 LADDER = jaxpt.Ladder(learning_rate=[0.1, 0.2])
 ONE = np.zeros((1, FEATURES), np.float32)
 

@@ -14,8 +14,6 @@ from flax import linen, nnx
 
 import jaxpt
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(64, 6, 3)).astype(np.float32)
 FLAT = X[:, 0]

@@ -10,8 +10,6 @@ import jaxpt
 from jaxpt.training.monitor import BestEnergy
 from tests.test_checkpoint import assert_same, assert_same_result, bowl
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 ENGINE = bowl()  # one for all, so that it is compiled once
 
 

@@ -12,8 +12,6 @@ import jaxpt
 from jaxpt.engine.reads import hyperparameters_read
 from jaxpt.engine.replica import train_step
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 BOWL = jaxpt.energy_problem(lambda w: jnp.sum(w["a"] ** 2) + jnp.sum((w["b"] - 1) ** 2), lambda key: START)
 START = {"a": jnp.arange(1.0, 4.0), "b": jnp.full((2, 2), 3.0)}
 HYPER = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in ("idle", "learning_rate", "momentum")}

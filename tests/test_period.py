@@ -13,8 +13,6 @@ from tests import conftest, in_processes
 from tests.conftest import make_engine
 from tests.test_engine import assert_same, slope
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 @pytest.mark.slow
 def test_every_leaf_of_the_replicas_leads_with_their_number(data):

@@ -11,8 +11,6 @@ import jaxpt
 from jaxpt.engine.reads import hyperparameters_read, reading
 from jaxpt.engine.replica import train_step
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 LADDER = jaxpt.Ladder(learning_rate=[0.01, 0.1, 0.3])
 X = np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32)
 DATA = {"x": X, "y": X @ np.array([1.0, -2.0, 0.5], np.float32)}

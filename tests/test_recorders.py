@@ -10,8 +10,6 @@ import jaxpt
 from tests.test_checkpoint import bowl
 from tests.test_checkpoint import go_on as fit_on
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 ENGINE = bowl()  # one for all, so that it is compiled once
 
 

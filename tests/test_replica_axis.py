@@ -100,7 +100,6 @@ def test_a_problem_without_data_runs_in_every_way():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compiler")
 def test_auto_says_what_it_picked(data, images):
     engine = make_engine(conftest.small_problem())
     assert str(engine.execution(data)) == "vmap over 4 replicas on cpu device"

@@ -14,7 +14,7 @@ import jaxpt
 from tests.conftest import make_engine
 from tests.test_checkpoint import bowl
 
-pytestmark = [pytest.mark.usefixtures("quick_compiler"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 TITLE = '<b>"Tom" & Jerry</b>'

@@ -20,8 +20,6 @@ from experiments import compare, diffusion, digits, intervals, report
 from experiments.options import RuleName
 from tests.experiments import small_sets
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def quick(tmp_path, sets, **others):
     given = {"panels": ("emnist_dropout",), "arms": ("independent",), "shorten": 40_000, "data_dir": sets}

@@ -14,8 +14,6 @@ from tests import conftest
 from tests.conftest import make_engine
 from tests.test_checkpoint import bowl
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def logits(model, batch):
     return model(batch["x"])

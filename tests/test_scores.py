@@ -11,8 +11,6 @@ from sklearn.metrics import f1_score, roc_auc_score
 import jaxpt
 from jaxpt.models.scores import is_higher_better
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(70, 3)).astype(np.float32)
 Y = np.argmax(X + 0.7 * RNG.normal(size=X.shape), 1).astype(np.int32)

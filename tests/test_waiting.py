@@ -18,8 +18,6 @@ import jaxpt
 from jaxpt.training.stream import prefetch
 from tests.test_checkpoint import assert_same_result
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 BATCH = {"x": np.ones(16, np.float32)}
 STUCK = 60.0  # seconds after which a stream that nobody should wait for fails the test
 

@@ -10,8 +10,6 @@ from flax import nnx
 from experiments import language_model
 from experiments.options import command
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def test_no_window_of_one_split_is_in_another():
     data = language_model.reference_text(context=32, stride=1)

@@ -8,8 +8,6 @@ import pytest
 from experiments import cifar10_learning_rate, emnist_learning_rate, resnet
 from tests.experiments.test_paper import chosen
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 EXPERIMENTS = (emnist_learning_rate, cifar10_learning_rate, resnet)
 
 

@@ -20,8 +20,6 @@ from experiments import (
 from experiments.options import command, paper_command
 from tests.experiments import small_sets
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 EXPERIMENTS = {
     "emnist_dropout": emnist_dropout,
     "emnist_learning_rate": emnist_learning_rate,

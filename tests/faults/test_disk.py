@@ -10,8 +10,6 @@ import pytest
 import jaxpt
 from tests.test_checkpoint import assert_same_result, bowl, go_on
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 PROGRAM = """
 import resource, sys
 import jaxpt, jaxpt.saving.checkpoint

@@ -14,8 +14,6 @@ import jaxpt
 from tests.conftest import ladder, nnx_problem, sgd
 from tests.test_checkpoint import assert_same_result, bowl, go_on
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 PACKAGE = str(Path(jaxpt.__file__).parent)
 REFUSALS = (ValueError, TypeError, jaxpt.CheckpointError)
 

@@ -14,8 +14,6 @@ from jaxpt.saving.checkpoint import Checkpoints
 from jaxpt.saving.lock import lock
 from tests.test_checkpoint import go_on
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 # Trains for a little, then holds the directory; its fork outlives it, as a data loader's worker may.
 HOLDER = """
 import os, sys, time

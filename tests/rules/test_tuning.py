@@ -14,8 +14,6 @@ from jaxpt.rules.tuning import balanced_acceptance, begin, equal_rejection, obse
 from tests.conftest import make_engine
 from tests.test_period import values_problem
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def test_balanced_acceptance_is_the_mean_over_both_orders_in_balance():
     """Two energies on two rungs, swapped for ever: the share of accepted offers, 4 standard errors."""
