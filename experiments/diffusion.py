@@ -109,21 +109,27 @@ def run(options: Options) -> dict[str, Any]:
         return nnx.Sequential(Standardise(size=32), lenet)
 
     problem = classifier(network)
-    found = {
-        name: jaxpt.diffusion(
+
+    def engine(name: str, study: Study) -> jaxpt.Engine:
+        return jaxpt.Engine(
             problem,
             study.optimizer,
-            data.train,
-            name=name,
-            values=study.values,
-            steps=options.steps,
+            jaxpt.Ladder(name=name, **{name: study.values}),
+            jaxpt.Independent(),
             every=options.every,
             burn_in=options.burn_in,
-            own_burn_in=options.own_burn_in,
-            seeds=range(options.seeds),
             batch_size=options.batch_size,
             fixed={} if name == "dropout_rate" else {"dropout_rate": options.dropout_rate},
             placement=options.placed(),
+        )
+
+    found = {
+        name: jaxpt.diffusion(
+            engine(name, study),
+            data.train,
+            steps=options.steps,
+            own_burn_in=options.own_burn_in,
+            seeds=range(options.seeds),
             progress=None if options.progress else False,
         )
         for name, study in chosen.items()

@@ -140,7 +140,10 @@ MISTAKES = {
         lambda w: w**2, jax.random.normal, temperature=[1.0, 2.0], step_size="a", every=5
     ),
     "seeds must be one or more different integers, e.g. range(5), but they are 5": lambda: jaxpt.diffusion(
-        conftest.nnx_problem(), sgd, name="learning_rate", values=[0.1, 0.2], steps=10, every=5, seeds=5
+        result().engine, steps=10, seeds=5
+    ),
+    "diffusion(engine, train, steps=...) takes a jaxpt.Engine first, but it is a Problem": lambda: jaxpt.diffusion(
+        problem(), steps=10
     ),
     "mesh must be devices, e.g. jax.devices()[:4]": lambda: jaxpt.placement.shard_map(4),
 }

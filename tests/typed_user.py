@@ -63,7 +63,7 @@ def train(x: np.ndarray, y: np.ndarray) -> jaxpt.Result:
     assert_type(jaxpt.replay(path, engine, split, split), jaxpt.Result)
     walls = jaxpt.sampler(lambda w: w**2, jax.random.normal, temperature=[1.0, 2.0], step_size=0.1, every=5)
     assert_type(walls, jaxpt.Engine)
-    found = jaxpt.diffusion(problem, sgd, split, name="learning_rate", values=[0.1, 0.2], steps=10, every=5)
+    found = jaxpt.diffusion(engine, split, steps=10, start=0.1)
     assert_type(found, jaxpt.Diffusion)
     assert_type(jaxpt.use_all_cores(), int)
     jaxpt.fit(engine, split, split, steps=10, callbacks=[lambda status: status.step > 5], patience=3)
