@@ -127,8 +127,8 @@ def main(directory):
     assert os.waitstatus_to_exitcode(os.waitpid(start(directory / "whole"), 0)[1]) == 0
     draw = random.Random(0)
     found = {
-        "kill": end_at_random(directory / "kill", signal.SIGKILL, 30, draw),
-        "term": end_at_random(directory / "term", signal.SIGTERM, 10, draw),
+        "kill": end_at_random(directory / "kill", signal.SIGKILL, 12, draw),
+        "term": end_at_random(directory / "term", signal.SIGTERM, 5, draw),
     }
     print(json.dumps(found))
 

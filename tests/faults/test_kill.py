@@ -20,7 +20,7 @@ def found(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1]), directory
 
 
-@pytest.mark.parametrize(("how", "times"), [("kill", 30), ("term", 10)])
+@pytest.mark.parametrize(("how", "times"), [("kill", 12), ("term", 5)])
 def test_a_run_ended_at_random_moments_equals_one_that_was_not_to_the_bit(how, times, found):
     """Exchanges, copies, tuning of C and ladder, probes, dropout, batch statistics: state, trace, scores."""
     seen, directory = found
@@ -40,7 +40,7 @@ def test_a_run_ended_at_random_moments_equals_one_that_was_not_to_the_bit(how, t
 def test_exit_codes(found):
     """Killed ones have the signal's; those that saved themselves 75, unless they were still importing or at the end."""
     seen, _ = found
-    assert seen["kill"]["codes"] == [-9] * 30 + [0]
+    assert seen["kill"]["codes"] == [-9] * 12 + [0]
     assert set(seen["term"]["codes"][:-1]) <= {75, -15}
-    assert seen["term"]["codes"].count(75) >= 7
+    assert seen["term"]["codes"].count(75) >= 3
     assert seen["term"]["codes"][-1] == 0
