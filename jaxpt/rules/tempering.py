@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxpt.core import tree
 from jaxpt.core.ladder import Ladder
-from jaxpt.core.types import AnyArray, Info, Move
+from jaxpt.core.types import AnyArray, Info, Move, Observation
 from jaxpt.rules.exchange import exchange
 from jaxpt.rules.pairing import Pairing, check_pairing, named, random_adjacent
 from jaxpt.rules.rule import Rule
@@ -131,24 +131,15 @@ class Tempering(Rule):
         C = jnp.broadcast_to(1.0 if self.auto else jnp.asarray(self.C), (count,))
         return _replace(self, C=C, tuning=jax.tree.map(jnp.asarray, begin(count, rungs, self.window)))
 
-    def propose(
-        self,
-        key: Key[Array, ""],
-        turn: Int[Array, ""],
-        energy: Float[Array, " M"],
-        rung: dict[str, Int[Array, " M"]],
-        hyper: dict[str, Float[Array, " M"]],
-        ladders: Mapping[str, Ladder],
-        allowed: Bool[Array, ""],
-        variance: Float[Array, "M M"] | None = None,
-    ) -> tuple[Move, "Tempering", Info]:
+    def propose(self, key: Key[Array, ""], seen: Observation) -> tuple[Move, "Tempering", Info]:
         """Exchanges the ladder whose turn it is (see `jaxpt.Rule`)."""
-        names, ladder = list(ladders), turn % len(ladders)
+        ladders, energy = seen.ladders, seen.energy
+        names, ladder = list(ladders), seen.turn % len(ladders)
         beta = jnp.stack([ladders[name].beta for name in names])[ladder]
-        before = jnp.stack([rung[name] for name in names])
+        before = jnp.stack([seen.rung[name] for name in names])
         rule = self
         if self.tuning is not None:
-            rule = self._observe(ladder, beta, energy, before[ladder], variance)
+            rule = self._observe(ladder, beta, energy, before[ladder], seen.variance)
         after, info = exchange(
             key,
             beta,
@@ -156,17 +147,17 @@ class Tempering(Rule):
             before[ladder],
             C=jnp.broadcast_to(jnp.asarray(rule.C), (len(names),))[ladder],
             pairing=self.pairing,
-            turn=turn // len(ladders),
-            allowed=allowed | rule._early(ladder),
-            variance=variance,
+            turn=seen.turn // len(ladders),
+            allowed=seen.allowed | rule._early(ladder),
+            variance=seen.variance,
         )
         rungs = before.at[ladder].set(after)
         rung = {name: rungs[i] for i, name in enumerate(names)}
         if self.tuning is not None:
             finite = jnp.isfinite(energy)[jnp.argsort(before[ladder])]
-            rule, ladders = rule._tune(ladder, ladders, info, finite[:-1] & finite[1:], allowed)
+            rule, ladders = rule._tune(ladder, ladders, info, finite[:-1] & finite[1:], seen.allowed)
         permuted = {key: v[rung[name]] for name in names for key, v in ladders[name].values.items()}
-        move = Move(rung, {**hyper, **permuted}, ladders=dict(ladders) if self.adapt_ladder else None)
+        move = Move(rung, {**seen.hyper, **permuted}, ladders=dict(ladders) if self.adapt_ladder else None)
         return move, rule, info._replace(ladder=ladder)
 
     def _early(self, ladder: Array) -> Bool[Array, ""] | bool:
