@@ -13,7 +13,7 @@ from jaxpt.core.data import Batches, Data
 from jaxpt.core.errors import CheckpointError, Diverged, Interrupted
 from jaxpt.core.ladder import Ladder, geometric, linear
 from jaxpt.core.state import RunState, Trace
-from jaxpt.core.types import Info, Move, Problem
+from jaxpt.core.types import Info, Move, Observation, Problem
 from jaxpt.devices import allocator, placement
 from jaxpt.devices.placement import use_all_cores
 from jaxpt.diagnostics import diagnose, suggest_replicas
@@ -127,6 +127,7 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "conv_by_products",
     # For custom rules.
     "Rule",
+    "Observation",
     "Move",
     "Info",
 ]

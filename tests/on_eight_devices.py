@@ -49,8 +49,8 @@ class Copying(jaxpt.Rule):
 
     inner: jaxpt.Tempering
 
-    def propose(self, *args):
-        move, inner, info = self.inner.propose(*args)
+    def propose(self, key, seen):
+        move, inner, info = self.inner.propose(key, seen)
         return move._replace(parents=jnp.roll(jnp.arange(8), 3)), Copying(inner), info
 
 

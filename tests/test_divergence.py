@@ -22,14 +22,14 @@ class Veto(jaxpt.Rule):
     inner: jaxpt.Tempering
     vetoed: int
 
-    def propose(self, key, turn, energy, rung, hyper, ladders, allowed):
-        move, inner, info = self.inner.propose(key, turn, energy, rung, hyper, ladders, allowed)
-        ((name, before), after) = next(iter(rung.items())), next(iter(move.rung.values()))
+    def propose(self, key, seen):
+        move, inner, info = self.inner.propose(key, seen)
+        ((name, before), after) = next(iter(seen.rung.items())), next(iter(move.rung.values()))
         # Swaps are of pairs: the partner is who stands where the vetoed replica stood.
         involved = (jnp.arange(len(before)) == self.vetoed) | (after == before[self.vetoed])
         kept = jnp.where(involved & (after[self.vetoed] != before[self.vetoed]), before, after)
-        values = {key: value[kept] for key, value in ladders[name].values.items()}
-        return move._replace(rung={name: kept}, hyper={**hyper, **values}), Veto(inner, self.vetoed), info
+        values = {key: value[kept] for key, value in seen.ladders[name].values.items()}
+        return move._replace(rung={name: kept}, hyper={**seen.hyper, **values}), Veto(inner, self.vetoed), info
 
 
 def broken(state, replica):
@@ -86,9 +86,9 @@ class Hiding(jaxpt.Rule):
     def init(self, ladders):
         return dataclasses.replace(self, inner=self.inner.init(ladders))
 
-    def propose(self, key, turn, energy, *seen, **noise):
-        energy = jnp.where(self.hidden, jnp.nan, energy)
-        move, inner, info = self.inner.propose(key, turn, energy, *seen, **noise)
+    def propose(self, key, seen):
+        seen = seen._replace(energy=jnp.where(self.hidden, jnp.nan, seen.energy))
+        move, inner, info = self.inner.propose(key, seen)
         return move, dataclasses.replace(self, inner=inner), info
 
 

@@ -42,6 +42,7 @@ def test_the_classes_that_users_meet_are_looked_at():
         "Result",
         "Info",
         "Move",
+        "Observation",
         "Diffusion",
         "Trace",
         "RunState",

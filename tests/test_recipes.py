@@ -27,10 +27,11 @@ class Rotate(jaxpt.Rule):
     def init(self, ladders):
         return Rotate(jnp.zeros((), jnp.int32))
 
-    def propose(self, key, turn, energy, rung, hyper, ladders, allowed):
-        moved = {name: jnp.where(allowed, (place + 1) % len(energy), place) for name, place in rung.items()}
-        values = {k: v[moved[name]] for name, ladder in ladders.items() for k, v in ladder.values.items()}
-        return jaxpt.Move(moved, {**hyper, **values}), Rotate(self.turns + allowed), jaxpt.Info.none(len(energy))
+    def propose(self, key, seen):
+        count, turns = len(seen.energy), self.turns + seen.allowed
+        moved = {name: jnp.where(seen.allowed, (place + 1) % count, place) for name, place in seen.rung.items()}
+        values = {k: v[moved[name]] for name, ladder in seen.ladders.items() for k, v in ladder.values.items()}
+        return jaxpt.Move(moved, {**seen.hyper, **values}), Rotate(turns), jaxpt.Info.none(count)
 
 
 class Largest(jaxpt.Recorder):
@@ -100,6 +101,22 @@ def test_a_rule_that_is_no_pytree_is_refused():
         engine(rule=Plain())
     with pytest.raises(ValueError, match=r"of a class below jaxpt.Rule"):
         engine(rule=object())
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Separate(jaxpt.Rule):
+    """Written for arguments one by one."""
+
+    needs_beta: ClassVar[bool] = False
+
+    def propose(self, key, turn, energy, rung, hyper, ladders, allowed):
+        raise AssertionError
+
+
+def test_a_rule_whose_propose_takes_other_arguments_is_refused():
+    with pytest.raises(ValueError, match=r"rule\.propose\(key, seen\), but .* 'energy'; write .* jaxpt\.Observation"):
+        engine(rule=Separate())
 
 
 def test_recorders_are_objects():

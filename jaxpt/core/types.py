@@ -1,4 +1,4 @@
-"""The types that every room uses: problems, and the results of a rule."""
+"""The types that every room uses: problems, and what a rule sees and returns."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -51,6 +51,29 @@ class Problem(NamedTuple):
     prediction: str | None = None
     metrics: tuple[tuple[str, Any], ...] = ()
     trained_on: Callable[[Params, ModelState, Batch, Mapping[str, Array]], Float[Array, " B"]] | None = None
+
+
+class Observation(NamedTuple):
+    """What a rule sees at the end of a period. M replicas, of all devices.
+
+    Attributes:
+        turn: exchanges so far, burn-in included.
+        energy: evaluation loss of each replica.
+        rung: {ladder: rung of each replica}.
+        hyper: each replica's hyperparameters, fixed ones included.
+        ladders: {name: Ladder} as arrays.
+        allowed: false during burn-in: no replica moves then.
+        variance: the variance of each difference of two replicas' energies due to the probe batch; given only to rules
+            with `noise_corrected`, else None.
+    """
+
+    turn: Int[Array, ""]
+    energy: Float[Array, " M"]
+    rung: dict[str, Int[Array, " M"]]
+    hyper: dict[str, Float[Array, " M"]]
+    ladders: Mapping[str, Any]
+    allowed: Bool[Array, ""]
+    variance: Float[Array, "M M"] | None = None
 
 
 class Info(NamedTuple):

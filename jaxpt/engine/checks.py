@@ -91,6 +91,8 @@ def _check_types(engine: Spec) -> None:
             "rule must be a pytree, so that the run can carry its state; put @jax.tree_util.register_dataclass above "
             f"@dataclasses.dataclass(frozen=True) class {type(engine.rule).__name__}(jaxpt.Rule)"
         )
+    hint = "write it as `def propose(self, key, seen)`, where seen is a jaxpt.Observation (seen.energy, seen.rung, ...)"
+    check_takes("rule.propose", engine.rule.propose, "key", "seen", hint=hint)
 
 
 def _check_ladders(engine: Spec) -> None:

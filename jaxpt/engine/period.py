@@ -12,7 +12,7 @@ from jaxpt.core import tree
 from jaxpt.core.data import Batches, Data, minibatches, probe_batch
 from jaxpt.core.ladder import Ladder
 from jaxpt.core.state import Replicas, RunState, Trace
-from jaxpt.core.types import Info, Move
+from jaxpt.core.types import Info, Move, Observation
 from jaxpt.devices.execution import Lift
 from jaxpt.engine.replica import rescale_momentum, scheduled, train_step
 from jaxpt.engine.scoring import mean_scores, paired_variance
@@ -74,19 +74,20 @@ def period(engine: Spec, state: RunState, data: Data, batches: Batches | None) -
     test = {} if data.test is None else lift.seeds(partial(scores, engine, lift, examples=data.test))(replicas)
 
     def propose(key: Key[Array, ""], energy: Array, replicas: Replicas, ladders: dict[str, Ladder], rule: Any) -> Any:
-        noise = {}
+        variance = None
         if rule.noise_corrected:
             how = engine.problem, lift.replicas, engine.placed.all_gather
             sizes = engine.evaluation_batch, tree.leading(data.valid)
             # `probe(key)` again: the same examples as those of the energies.
-            noise["variance"] = paired_variance(*how, replicas, probe(key), *sizes)
+            variance = paired_variance(*how, replicas, probe(key), *sizes)
         key = jax.random.fold_in(jax.random.fold_in(key, EXCHANGE), turn)
         # Small arrays are gathered on all devices, and each computes the same exchange.
-        seen = engine.placed.all_gather((energy, replicas.rung, replicas.hyper))
+        energy, rung, hyper = engine.placed.all_gather((energy, replicas.rung, replicas.hyper))
         # burn_in is traced: whether swaps are allowed is data, not another program.
-        move, rule, info = rule.propose(key, turn, *seen, ladders, step > engine.burn_in, **noise)
+        seen = Observation(turn, energy, rung, hyper, ladders, step > engine.burn_in, variance)
+        move, rule, info = rule.propose(key, seen)
         if engine.diverged == "respawn":
-            move, info = _respawned(*seen[:2], move, info)
+            move, info = _respawned(energy, rung, move, info)
         return _apply(engine, replicas, move, step), move.ladders or ladders, rule, info
 
     moved, ladders, rule, info = lift.each_seed(propose)(

@@ -1,7 +1,6 @@
 """Rules that copy weights: population based training (PBT), and copying the best replica."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
@@ -10,8 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxpt.core import tree
-from jaxpt.core.ladder import Ladder
-from jaxpt.core.types import Info, Move
+from jaxpt.core.types import Info, Move, Observation
 from jaxpt.rules.rule import Rule
 
 
@@ -59,31 +57,21 @@ class PBT(Rule):
         if not 0 <= self.resample <= 1:
             raise ValueError(f"resample must be a probability, but it is {self.resample!r}")
 
-    def propose(
-        self,
-        key: Key[Array, ""],
-        turn: Int[Array, ""],
-        energy: Float[Array, " M"],
-        rung: dict[str, Int[Array, " M"]],
-        hyper: dict[str, Float[Array, " M"]],
-        ladders: Mapping[str, Ladder],
-        allowed: Bool[Array, ""],
-    ) -> tuple[Move, "PBT", Info]:
+    def propose(self, key: Key[Array, ""], seen: Observation) -> tuple[Move, "PBT", Info]:
         """Replaces the worst replicas by explored copies of the best (see `jaxpt.Rule`)."""
-        del turn
         key_parent, key_explore = jax.random.split(key)
-        replicas = energy.shape[0]
-        ranked, place, healthy = _rank(energy)
+        replicas, hyper = seen.energy.shape[0], seen.hyper
+        ranked, place, healthy = _rank(seen.energy)
         count = jnp.maximum(1, jnp.floor(jnp.asarray(self.quantile) * replicas + 1e-6)).astype(jnp.int32)
         donor = ranked[jax.random.randint(key_parent, (replicas,), 0, count)]
-        replaced = (place >= replicas - count) & healthy[donor] & allowed
+        replaced = (place >= replicas - count) & healthy[donor] & seen.allowed
         parents = jnp.where(replaced, donor, jnp.arange(replicas))
-        names = [(name, ladder.values[name]) for ladder in ladders.values() for name in ladder.values]
+        names = [(name, ladder.values[name]) for ladder in seen.ladders.values() for name in ladder.values]
         explored = {
             name: jnp.where(replaced, self._explore(k, hyper[name][parents], values, name), hyper[name])
             for k, (name, values) in zip(jax.random.split(key_explore, len(names)), names, strict=True)
         }
-        return Move(rung, {**hyper, **explored}, parents), self, Info.none(replicas, parents)
+        return Move(seen.rung, {**hyper, **explored}, parents), self, Info.none(replicas, parents)
 
     def _explore(
         self, key: Key[Array, ""], value: Float[Array, " M"], values: Float[Array, " M"], name: str
@@ -110,23 +98,14 @@ class CopyBest(Rule):
     needs_beta: ClassVar[bool] = False
     moves_values: ClassVar[bool] = True
 
-    def propose(
-        self,
-        key: Key[Array, ""],
-        turn: Int[Array, ""],
-        energy: Float[Array, " M"],
-        rung: dict[str, Int[Array, " M"]],
-        hyper: dict[str, Float[Array, " M"]],
-        ladders: Mapping[str, Ladder],
-        allowed: Bool[Array, ""],
-    ) -> tuple[Move, "CopyBest", Info]:
+    def propose(self, key: Key[Array, ""], seen: Observation) -> tuple[Move, "CopyBest", Info]:
         """Copies the best replica to all (see `jaxpt.Rule`)."""
-        del key, turn, ladders
-        ranked, _, healthy = _rank(energy)
-        replicas = energy.shape[0]
+        del key
+        ranked, _, healthy = _rank(seen.energy)
+        replicas = seen.energy.shape[0]
         own = jnp.arange(replicas)
-        parents = jnp.where(allowed & healthy[ranked[0]], ranked[0], own)
-        return Move(rung, hyper, parents), self, Info.none(replicas, parents)
+        parents = jnp.where(seen.allowed & healthy[ranked[0]], ranked[0], own)
+        return Move(seen.rung, seen.hyper, parents), self, Info.none(replicas, parents)
 
 
 def _rank(energy: Float[Array, " M"]) -> tuple[Int[Array, " M"], Int[Array, " M"], Bool[Array, " M"]]:

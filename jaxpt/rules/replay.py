@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from jaxpt.core import tree
-from jaxpt.core.ladder import Ladder
-from jaxpt.core.types import Info, Move
+from jaxpt.core.types import Info, Move, Observation
 from jaxpt.rules.rule import Rule
 
 
@@ -26,21 +25,12 @@ class Replay(Rule):
     exchanges: ClassVar[bool] = False
     needs_beta: ClassVar[bool] = False
 
-    def propose(
-        self,
-        key: Key[Array, ""],
-        turn: Int[Array, ""],
-        energy: Float[Array, " M"],
-        rung: dict[str, Int[Array, " M"]],
-        hyper: dict[str, Float[Array, " M"]],
-        ladders: Mapping[str, Ladder],
-        allowed: Bool[Array, ""],
-    ) -> tuple[Move, "Replay", Info]:
+    def propose(self, key: Key[Array, ""], seen: Observation) -> tuple[Move, "Replay", Info]:
         """Returns a move to the next period's values (see `jaxpt.Rule`)."""
-        del key, ladders, allowed
-        replicas = energy.shape[0]
+        del key
+        replicas = seen.energy.shape[0]
         following = {
-            name: jnp.broadcast_to(values[jnp.minimum(turn + 1, values.shape[0] - 1)], (replicas,))
+            name: jnp.broadcast_to(values[jnp.minimum(seen.turn + 1, values.shape[0] - 1)], (replicas,))
             for name, values in self.path.items()
         }
-        return Move(rung, {**hyper, **following}), self, Info.none(replicas)
+        return Move(seen.rung, {**seen.hyper, **following}), self, Info.none(replicas)

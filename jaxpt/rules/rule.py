@@ -4,9 +4,9 @@ import abc
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Key
 
-from jaxpt.core.types import Info, Move
+from jaxpt.core.types import Info, Move, Observation
 
 
 class Rule(abc.ABC):
@@ -20,10 +20,11 @@ class Rule(abc.ABC):
     ... class Reverse(jaxpt.Rule):
     ...     needs_beta = False
     ...
-    ...     def propose(self, key, turn, energy, rung, hyper, ladders, allowed):
-    ...         turned = {name: jnp.where(allowed, len(energy) - 1 - place, place) for name, place in rung.items()}
-    ...         moved = {k: v[turned[name]] for name, ladder in ladders.items() for k, v in ladder.values.items()}
-    ...         return jaxpt.Move(turned, {**hyper, **moved}), self, jaxpt.Info.none(len(energy))
+    ...     def propose(self, key, seen):
+    ...         last = len(seen.energy) - 1
+    ...         turned = {name: jnp.where(seen.allowed, last - place, place) for name, place in seen.rung.items()}
+    ...         moved = {k: v[turned[name]] for name, ladder in seen.ladders.items() for k, v in ladder.values.items()}
+    ...         return jaxpt.Move(turned, {**seen.hyper, **moved}), self, jaxpt.Info.none(last + 1)
     >>> turning = dataclasses.replace(engine, rule=Reverse())
     >>> state, trace = turning.run(turning.init(jax.random.key(0)), jaxpt.Data(train, valid), periods=2)
     >>> trace.rung["learning_rate"].tolist()
@@ -35,8 +36,8 @@ class Rule(abc.ABC):
         needs_beta: whether `propose` uses inverse temperatures; if false, ladders may lack them.
         moves_values: whether the rule changes a replica's values but not its rung (PBT); the rung then does not tell
             its values.
-        noise_corrected: whether `propose` gets a further argument `variance` [M, M]: the variance of each difference of
-            two replicas' energies due to the probe batch. The engine then needs `probe`.
+        noise_corrected: whether `propose` sees the noise of the energies (`Observation.variance`). The engine then
+            needs `probe`.
         swap_while_tuning: whether swaps are also offered during burn-in.
     """
 
@@ -63,24 +64,10 @@ class Rule(abc.ABC):
         return self
 
     @abc.abstractmethod
-    def propose(
-        self,
-        key: Key[Array, ""],
-        turn: Int[Array, ""],
-        energy: Float[Array, " M"],
-        rung: dict[str, Int[Array, " M"]],
-        hyper: dict[str, Float[Array, " M"]],
-        ladders: Mapping[str, Any],
-        allowed: Bool[Array, ""],
-    ) -> tuple[Move, "Rule", Info]:
+    def propose(self, key: Key[Array, ""], seen: Observation) -> tuple[Move, "Rule", Info]:
         """Returns the move, the rule's next state and the record for the trace.
 
         Args:
             key: key of this exchange.
-            turn: exchanges so far, burn-in included.
-            energy: evaluation loss of each replica.
-            rung: {ladder: rung of each replica}.
-            hyper: each replica's hyperparameters, fixed ones included.
-            ladders: {name: Ladder} as arrays.
-            allowed: false during burn-in: no replica moves then.
+            seen: what the rule decides by: energies, rungs, hyperparameters and more.
         """

@@ -13,16 +13,23 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxpt.core import tree
 from jaxpt.core.ladder import Ladder
-from jaxpt.core.types import AnyArray, Info, Move
+from jaxpt.core.types import AnyArray, Info, Move, Observation
 from jaxpt.rules.exchange import exchange
 from jaxpt.rules.pairing import Pairing, check_pairing, named, random_adjacent
 from jaxpt.rules.rule import Rule
 from jaxpt.rules.tuning import Tuning, begin, observe, settle_C, tune_C, tune_ladder
 
 
+@jax.tree_util.register_static
+class _Auto(str):
+    """The word "auto" as a pytree without leaves, so that it may stand where numbers do."""
+
+    __slots__ = ()
+
+
 @tree.register(
     data=("C", "target", "settle", "tuning"),
-    meta=("pairing", "adapt_ladder", "noise_corrected", "window", "swap_while_tuning", "auto"),
+    meta=("pairing", "adapt_ladder", "noise_corrected", "window", "swap_while_tuning"),
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tempering(Rule):
@@ -68,8 +75,7 @@ class Tempering(Rule):
             window or settle is out of range; swap_while_tuning is set but nothing is tuned.
 
     Attributes:
-        auto: whether C is tuned.
-        tuning: the tuning state; None if nothing is tuned.
+        tuning: the tuning state, with the C that is tuned; None if nothing is tuned.
     """
 
     C: Float[AnyArray, " *L"] | Sequence[float] | float | str = 1.0
@@ -80,12 +86,11 @@ class Tempering(Rule):
     window: int = dataclasses.field(default=32, kw_only=True)
     settle: Int[Array, ""] | int = dataclasses.field(default=64, kw_only=True)
     swap_while_tuning: bool = dataclasses.field(default=False, kw_only=True)
-    auto: bool = dataclasses.field(init=False)
     tuning: Tuning | None = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        auto = _is_auto(self.C)
-        C = np.array(np.nan, np.float32) if auto else _as_numbers(self.C)
+        auto = isinstance(self.C, str) and self.C == "auto"
+        C = _Auto("auto") if auto else _as_numbers(self.C)
         if not isinstance(self.target, int | float | np.number) or not 0 < self.target < 1:
             raise ValueError(f"target must be an acceptance probability between 0 and 1, but it is {self.target!r}")
         for name, low in {"window": 1, "settle": 0}.items():
@@ -93,15 +98,19 @@ class Tempering(Rule):
             if not isinstance(value, int | np.integer) or value < low:
                 raise ValueError(f"{name} must be an integer of at least {low}, but it is {value!r}")
         set_field = partial(object.__setattr__, self)
-        set_field("auto", auto)
         set_field("C", C)
         set_field("pairing", named(self.pairing))
-        set_field("tuning", begin(1, 1, self.window) if auto or self.adapt_ladder else None)
+        set_field("tuning", begin(1, 1, self.window, auto=auto) if auto or self.adapt_ladder else None)
         if self.swap_while_tuning and self.tuning is None:
             raise ValueError(
                 'swap_while_tuning=True, but nothing is tuned: add C="auto" or adapt_ladder=True, or give the engine '
                 "burn_in=0 for swaps from the start"
             )
+
+    @property
+    def auto(self) -> bool:
+        """Whether C is tuned."""
+        return isinstance(self.C, _Auto)
 
     def check(self, engine: Any) -> None:
         """Raises ValueError if C, pairing, burn-in or probe of an engine do not fit this rule."""
@@ -128,46 +137,42 @@ class Tempering(Rule):
         if self.tuning is None:
             return self
         count, rungs = len(ladders), next(iter(ladders.values())).num_rungs
-        C = jnp.broadcast_to(1.0 if self.auto else jnp.asarray(self.C), (count,))
-        return _replace(self, C=C, tuning=jax.tree.map(jnp.asarray, begin(count, rungs, self.window)))
+        tuning = begin(count, rungs, self.window, auto=self.auto)
+        return _replace(self, tuning=jax.tree.map(jnp.asarray, tuning))
 
-    def propose(
-        self,
-        key: Key[Array, ""],
-        turn: Int[Array, ""],
-        energy: Float[Array, " M"],
-        rung: dict[str, Int[Array, " M"]],
-        hyper: dict[str, Float[Array, " M"]],
-        ladders: Mapping[str, Ladder],
-        allowed: Bool[Array, ""],
-        variance: Float[Array, "M M"] | None = None,
-    ) -> tuple[Move, "Tempering", Info]:
+    def propose(self, key: Key[Array, ""], seen: Observation) -> tuple[Move, "Tempering", Info]:
         """Exchanges the ladder whose turn it is (see `jaxpt.Rule`)."""
-        names, ladder = list(ladders), turn % len(ladders)
+        ladders, energy = seen.ladders, seen.energy
+        names, ladder = list(ladders), seen.turn % len(ladders)
         beta = jnp.stack([ladders[name].beta for name in names])[ladder]
-        before = jnp.stack([rung[name] for name in names])
+        before = jnp.stack([seen.rung[name] for name in names])
         rule = self
         if self.tuning is not None:
-            rule = self._observe(ladder, beta, energy, before[ladder], variance)
+            rule = self._observe(ladder, beta, energy, before[ladder], seen.variance)
         after, info = exchange(
             key,
             beta,
             energy,
             before[ladder],
-            C=jnp.broadcast_to(jnp.asarray(rule.C), (len(names),))[ladder],
+            C=rule._factors(len(names))[ladder],
             pairing=self.pairing,
-            turn=turn // len(ladders),
-            allowed=allowed | rule._early(ladder),
-            variance=variance,
+            turn=seen.turn // len(ladders),
+            allowed=seen.allowed | rule._early(ladder),
+            variance=seen.variance,
         )
         rungs = before.at[ladder].set(after)
         rung = {name: rungs[i] for i, name in enumerate(names)}
         if self.tuning is not None:
             finite = jnp.isfinite(energy)[jnp.argsort(before[ladder])]
-            rule, ladders = rule._tune(ladder, ladders, info, finite[:-1] & finite[1:], allowed)
+            rule, ladders = rule._tune(ladder, ladders, info, finite[:-1] & finite[1:], seen.allowed)
         permuted = {key: v[rung[name]] for name in names for key, v in ladders[name].values.items()}
-        move = Move(rung, {**hyper, **permuted}, ladders=dict(ladders) if self.adapt_ladder else None)
+        move = Move(rung, {**seen.hyper, **permuted}, ladders=dict(ladders) if self.adapt_ladder else None)
         return move, rule, info._replace(ladder=ladder)
+
+    def _factors(self, num_ladders: int) -> Float[Array, " L"]:
+        """Returns the C of each ladder: the tuned ones, or those given."""
+        C: Any = self.C if self.tuning is None or self.tuning.C is None else self.tuning.C
+        return jnp.broadcast_to(jnp.asarray(C), (num_ladders,))
 
     def _early(self, ladder: Array) -> Bool[Array, ""] | bool:
         """Returns whether swaps are offered during burn-in."""
@@ -175,21 +180,20 @@ class Tempering(Rule):
 
     def _observe(self, ladder: Array, beta: Array, energy: Array, rung: Array, variance: Array | None) -> "Tempering":
         """Returns the rule with this period's energies recorded and C tuned to them."""
-        C: Any = self.C
         tuning: Any = self.tuning
         replica, step = jnp.argsort(rung), beta[:-1] - beta[1:]
         difference = energy[replica[:-1]] - energy[replica[1:]]
         noise = jnp.zeros_like(step) if variance is None else step**2 * variance[replica[:-1], replica[1:]]
         tuning = observe(tuning, ladder, step * difference, noise)
         if self.auto:
-            C = tune_C(tuning, ladder, C, self.target)
-        return _replace(self, C=C, tuning=tuning)
+            tuning = tune_C(tuning, ladder, self.target)
+        return _replace(self, tuning=tuning)
 
     def _tune(
         self, ladder: Array, ladders: Mapping[str, Ladder], info: Info, healthy: Array, allowed: Array
     ) -> tuple["Tempering", Mapping[str, Ladder]]:
         """Returns the rule and the ladders for the next period."""
-        C: Any = self.C
+        C = self._factors(len(ladders))
         tuning: Any = self.tuning
         if self.adapt_ladder:
             tuning, ladders = tune_ladder(tuning, ladder, ladders, C[ladder], allowed)
@@ -197,13 +201,9 @@ class Tempering(Rule):
             done = tuning.exchanges[ladder]
             settled = settle_C(C[ladder], done, info.attempted & healthy, info.probability, self.target)
             C = C.at[ladder].set(jnp.where(allowed & (done < self.settle), settled, C[ladder]))
+            tuning = tuning._replace(C=C)
         tuning = tuning._replace(exchanges=tuning.exchanges.at[ladder].add(allowed.astype(jnp.int32)))
-        return _replace(self, C=C, tuning=tuning), ladders
-
-
-def _is_auto(C: Any) -> bool:
-    """Returns whether C is tuned: "auto", or the NaN that represents it and that `dataclasses.replace` passes on."""
-    return C == "auto" if isinstance(C, str) else isinstance(C, np.ndarray) and C.shape == () and bool(np.isnan(C))
+        return _replace(self, tuning=tuning), ladders
 
 
 def _as_numbers(C: Any) -> Any:

@@ -91,13 +91,16 @@ class Tuning(NamedTuple):
     """Periods written into the ring buffer since the ladder last changed."""
     exchanges: Int[Array, " L"]
     """Exchanges after burn-in."""
+    C: Float[Array, " L"] | None = None
+    """The factor of each ladder as tuned so far; None if the rule's C is a fixed number."""
 
 
-def begin(num_ladders: int, num_rungs: int, window: int) -> Tuning:
+def begin(num_ladders: int, num_rungs: int, window: int, *, auto: bool = False) -> Tuning:
     """Returns the initial tuning state (no observations), as NumPy arrays: devices may not be chosen yet."""
     ring: Any = np.zeros((num_ladders, window, num_rungs - 1), np.float32)
     count: Any = np.zeros(num_ladders, np.int32)
-    return Tuning(ring, ring, count, count)
+    C: Any = np.ones(num_ladders, np.float32) if auto else None
+    return Tuning(ring, ring, count, count, C)
 
 
 def observe(
@@ -114,14 +117,13 @@ def observe(
     return jax.tree.map(lambda new, old: jnp.where(begun, old, new), seen, tuning)
 
 
-def tune_C(
-    tuning: Tuning, ladder: Int[Array, ""], C: Float[Array, " L"], target: Float[Array, ""] | float
-) -> Float[Array, " L"]:
-    """Returns C, with the ladder's value solved from the burn-in data; unchanged once exchanges have begun."""
+def tune_C(tuning: Tuning, ladder: Int[Array, ""], target: Float[Array, ""] | float) -> Tuning:
+    """Returns the state with the ladder's C solved from the burn-in data; unchanged once exchanges have begun."""
+    C: Any = tuning.C
     known = jnp.arange(tuning.log_ratio.shape[1])[:, None] < tuning.rows[ladder]
     ring = tuning.log_ratio[ladder], tuning.variance[ladder]
     solved = solve_C(*ring, target, C[ladder], jnp.broadcast_to(known, ring[0].shape))
-    return C.at[ladder].set(jnp.where(tuning.exchanges[ladder] > 0, C[ladder], solved))
+    return tuning._replace(C=C.at[ladder].set(jnp.where(tuning.exchanges[ladder] > 0, C[ladder], solved)))
 
 
 def settle_C(

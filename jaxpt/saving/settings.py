@@ -18,10 +18,11 @@ from jaxpt.core.data import Data
 from jaxpt.core.decimals import shortened
 from jaxpt.core.extras import versions
 from jaxpt.core.state import Replicas, RunState
+from jaxpt.core.types import Observation
 from jaxpt.engine.engine import Engine
 from jaxpt.engine.replica import train_step
 
-FORMAT = 1
+FORMAT = 2
 """Format version of run directories; other versions cannot be read."""
 _NUMBERS = ("every", "burn_in", "batch_size", "own_batches", "drop_remainder", "probe", "rescale_momentum", "precision")
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # a function's address in its repr, which differs between processes
@@ -158,13 +159,12 @@ def _programs(
     )
     replicas = engine.num_replicas
     energy = jax.ShapeDtypeStruct((replicas,), jnp.float32)
-    noise = {}
-    if engine.rule.noise_corrected:
-        noise["variance"] = jax.ShapeDtypeStruct((replicas, replicas), jnp.float32)
+    variance = jax.ShapeDtypeStruct((replicas, replicas), jnp.float32) if engine.rule.noise_corrected else None
     # The move is the output; the rule's next state and the record are left out.
-    propose = jax.make_jaxpr(lambda rule, *args, **noise: rule.propose(*args, **noise)[0])
+    propose = jax.make_jaxpr(lambda rule, key, seen: rule.propose(key, seen)[0])
     key, allowed = jax.ShapeDtypeStruct((), state.key.dtype), jax.ShapeDtypeStruct((), jnp.bool)
-    yield "the rule's exchange", propose(rule, key, number, energy, rung, hyper, ladders, allowed, **noise)
+    make: Any = Observation
+    yield "the rule's exchange", propose(rule, key, make(number, energy, rung, hyper, ladders, allowed, variance))
 
 
 def _hash(program: ClosedJaxpr) -> str:

@@ -40,9 +40,9 @@ class Everything(jaxpt.Rule):
     def init(self, ladders):
         return dataclasses.replace(self, tempering=self.tempering.init(ladders))
 
-    def propose(self, key, turn, energy, rung, hyper, ladders, allowed):
-        move, tempering, info = self.tempering.propose(key, turn, energy, rung, hyper, ladders, allowed)
-        copied, _, _ = self.population.propose(key, turn, energy, rung, hyper, ladders, allowed)
+    def propose(self, key, seen):
+        move, tempering, info = self.tempering.propose(key, seen)
+        copied, _, _ = self.population.propose(key, seen)
         rule = dataclasses.replace(self, tempering=tempering)
         return move._replace(parents=copied.parents), rule, info._replace(parents=copied.parents)
 

@@ -18,7 +18,8 @@ def moves(rule, energy, allowed, n):
     rung = {"learning_rate": jnp.arange(8)}
 
     def run(key):
-        move, _, info = rule.propose(key, jnp.asarray(0), energy, rung, hyper, ladder, allowed)
+        seen = jaxpt.Observation(jnp.asarray(0), energy, rung, hyper, ladder, allowed)
+        move, _, info = rule.propose(key, seen)
         return move, info
 
     return jax.vmap(run)(jax.random.split(jax.random.key(0), n))

@@ -94,8 +94,8 @@ def test_several_ladders_take_turns():
     hyper = {name: value for la in ladders.values() for name, value in la.values.items()} | {"other": jnp.ones(3)}
     rule, energy = jaxpt.Tempering(1e6), jnp.array([3.0, 2.0, 1.0])
     for turn in range(40):
-        key = jax.random.key(turn)
-        move, rule, info = rule.propose(key, jnp.asarray(turn), energy, rung, hyper, ladders, jnp.asarray(True))
+        seen = jaxpt.Observation(jnp.asarray(turn), energy, rung, hyper, ladders, jnp.asarray(True))
+        move, rule, info = rule.propose(jax.random.key(turn), seen)
         idle = list(ladders)[1 - turn % 2]
         assert info.ladder == turn % 2
         np.testing.assert_array_equal(move.rung[idle], rung[idle])
@@ -113,8 +113,8 @@ def test_the_pairs_of_each_of_several_ladders_alternate():
     rung, hyper = dict.fromkeys(ladders, jnp.arange(4)), {name: la.values[name] for name, la in ladders.items()}
     rule, offers = jaxpt.Tempering(1.0, "deo"), []
     for turn in range(8):
-        arguments = jnp.asarray(turn), jnp.zeros(4), rung, hyper, ladders, jnp.asarray(True)
-        offers.append(rule.propose(jax.random.key(turn), *arguments)[2].attempted.tolist())
+        seen = jaxpt.Observation(jnp.asarray(turn), jnp.zeros(4), rung, hyper, ladders, jnp.asarray(True))
+        offers.append(rule.propose(jax.random.key(turn), seen)[2].attempted.tolist())
     even, odd = [True, False, True], [False, True, False]
     assert offers == [even, even, odd, odd] * 2
 

@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import functools
+import pickle
 import warnings
 
 import jax
@@ -121,7 +122,7 @@ def test_several_ladders_have_a_C_each():
     for ladder, given in zip(("x", "y"), ([3, 2, 1], [3000, 2000, 1000]), strict=True):
         assert (np.asarray(state.ladders[ladder].beta) != given).any(), "it has adapted"
     C = np.asarray(trace.info.C)
-    assert state.rule.C.shape == (2,)
+    assert (state.rule.C, state.rule.tuning.C.shape) == ("auto", (2,))
     np.testing.assert_allclose(C[-2] / C[-1], 1000, rtol=0.01)
     assert trace.info.ladder.tolist() == [0, 1] * 20
 
@@ -156,8 +157,27 @@ def test_noise_correction_needs_a_probe_and_is_recorded():
 def test_what_is_auto_stays_auto():
     rule = dataclasses.replace(jaxpt.Tempering("auto"), target=0.3)
     assert rule.auto
+    assert "C='auto'" in repr(rule)
     assert dataclasses.replace(copy.deepcopy(rule), target=0.4).auto
-    assert not dataclasses.replace(rule, C=2.0).auto
+    fixed = dataclasses.replace(rule, C=2.0)
+    assert (fixed.C, fixed.auto, fixed.tuning) == (2, False, None)
+    ladder = jaxpt.core.ladder.as_arrays(jaxpt.Ladder(learning_rate=[0.1, 0.2, 0.3]))
+    begun = rule.init({"learning_rate": ladder})
+    assert jax.tree.structure(begun) == jax.tree.structure(rule) != jax.tree.structure(fixed)
+    leaves, structure = jax.tree.flatten(begun)
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, begun)
+    handed_on = (
+        jax.tree.unflatten(structure, leaves),
+        doubled,
+        jax.jit(lambda r: r)(begun),
+        pickle.loads(pickle.dumps(begun)),
+    )
+    for other in handed_on:
+        assert (other.C, other.auto) == ("auto", True)
+        assert jax.tree.structure(other) == structure
+    assert (begun.tuning.C.tolist(), doubled.tuning.C.tolist()) == ([1], [2])
+    # Handed on with other settings, a run's rule starts afresh.
+    assert dataclasses.replace(begun, target=0.4).tuning.C.tolist() == [1]
 
 
 @pytest.mark.parametrize(
