@@ -10,6 +10,8 @@ from jax.extend.core import jaxpr_as_fun
 import jaxpt
 from jaxpt.lowering import narrow, rewrite
 
+pytestmark = pytest.mark.users_compiler  # XLA's optimisations are what these forms are about
+
 RNG = np.random.default_rng(0)
 ROWS = 40_000
 FORMS = {

@@ -7,6 +7,8 @@ from jax import lax
 from jaxpt.lowering import random_bits, rewrite
 from tests.test_canonical import programs
 
+pytestmark = pytest.mark.users_compiler  # XLA's optimisations are what these forms are about
+
 FUNCTIONS = (jnp.exp, jnp.expm1, jnp.log, jnp.log1p, jax.nn.sigmoid, jnp.tanh, lax.erf)
 
 
