@@ -14,7 +14,7 @@ FRAME = """
     {{ super() }}
     <style>
         body { width: calc(72rem + var(--sidebar-width)) !important; }
-        main.pdoc { padding: 1rem 2rem; }
+        main.pdoc { width: calc(66rem + var(--sidebar-width, 0rem)); max-width: 100vw; }
         main.pdoc table { display: block; overflow-x: auto; margin-bottom: 1rem; }
         main.pdoc th, main.pdoc td { border: 1px solid var(--accent2); padding: .2rem .5rem; }
         main.pdoc img { max-width: 100%; }
@@ -66,7 +66,11 @@ def write(folder: Path) -> None:
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
     frame = pdoc.render.env.from_string(FRAME)
-    titles = {page: TITLE.search(page.read_text())[1] for page in pages}
+    found = {page: TITLE.search(page.read_text())[1] for page in pages}
+    # Pages with the same title are told apart by their folders.
+    titles = {
+        page: f"{t} ({page.parent.name})" if list(found.values()).count(t) > 1 else t for page, t in found.items()
+    }
     for page in pages:
         place = page.relative_to(HOME)
         text = TARGET.sub(lambda found: re.sub(r"\.md$", ".html", found[0]), page.read_text())

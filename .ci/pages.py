@@ -30,7 +30,10 @@ TEMPLATE = """
 {% extends "default/module.html.jinja2" %}
 {% block style %}
     {{ super() }}
-    <style>body { width: calc(72rem + var(--sidebar-width)) !important; }</style>
+    <style>
+        body { width: calc(72rem + var(--sidebar-width)) !important; }
+        .pdoc .attr { overflow-x: auto; }
+    </style>
 {% endblock %}
 {% block nav_title %}<a href="{{ "../" * module.modulename.count(".") }}README.html">Guide</a>{% endblock %}
 {% macro decorators(doc) %}
