@@ -15,6 +15,7 @@ FRAME = """
     <style>
         body { width: calc(72rem + var(--sidebar-width)) !important; }
         main.pdoc { width: calc(66rem + var(--sidebar-width, 0rem)); max-width: 100vw; }
+        @media (max-width: 769px) { main.pdoc h1:first-child { padding-right: 4rem; } }  /* for the menu's button */
         main.pdoc table { display: block; overflow-x: auto; margin-bottom: 1rem; }
         main.pdoc th, main.pdoc td { border: 1px solid var(--accent2); padding: .2rem .5rem; }
         main.pdoc img { max-width: 100%; }

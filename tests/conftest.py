@@ -36,7 +36,7 @@ def pytest_configure(config):
 
 
 def compiles_as_users_do(item):
-    return item.get_closest_marker("users_compiler") is not None or bool(os.environ.get("JAXPT_ALL_USERS"))
+    return item.get_closest_marker("users_compiler") is not None
 
 
 def pytest_collection_modifyitems(items):

@@ -23,6 +23,8 @@ from experiments import digits as experiment
 from experiments.models import SmallConvNet
 from experiments.options import command
 
+pytestmark = pytest.mark.users_compiler  # its programs run for longer than they compile
+
 
 def digits(*arguments):
     """Runs the command and returns it finished, its output as text."""
