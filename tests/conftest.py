@@ -50,6 +50,8 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: (*first(item.path), compiles_as_users_do(item)))
 
 
+DONE = pytest.StashKey[list[int]]()
+
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
 """The environment of programs that tests start: they compile in a quarter of the time."""
 
@@ -59,6 +61,18 @@ def compile_quickly(quick):
     if quick != jax.config.read("jax_disable_most_optimizations"):
         jax.clear_caches()  # JAX would take a program of before for the same one, compiled the other way
         jax.config.update("jax_disable_most_optimizations", quick)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    """Compiled programs are dropped after a file once there have been 200 tests: they take gigabytes in the end."""
+    done = item.config.stash.setdefault(DONE, [0])
+    done[0] += 1
+    result = yield
+    if done[0] >= 200 and (nextitem is None or nextitem.path != item.path):
+        jax.clear_caches()
+        done[0] = 0
+    return result
 
 
 @pytest.hookimpl(tryfirst=True)
