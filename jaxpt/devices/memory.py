@@ -16,14 +16,20 @@ from jaxpt.devices.placement import Placement
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
-def limit(placed: Placement) -> int | None:
+def limit(placed: Placement, described: int | None = None) -> int | None:
     """Returns the bytes that a program may use on each of a run's devices; None if unknown.
 
     On CPUs it is the machine's memory, or the part that this process may use, divided equally among the devices.
+
+    Args:
+        placed: the devices.
+        described: the result for devices that only compile, which do not know it themselves.
     """
+    if placed.only_compiles:
+        return described
     if placed.spans_processes and placed.platform == "cpu":
         return None  # unknown: several processes may share this machine's memory
-    device = jax.local_devices()[0] if placed.mesh is None else placed.mesh.local_devices[0]
+    device = placed.first_device
     if device.platform == "cpu":
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
         allowed = _CGROUP.read_text().strip() if _CGROUP.exists() else "max"
