@@ -107,6 +107,10 @@ def target(device: str) -> Target:
     )
 
 
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
 def _count(device: str, shape: str) -> int:
     if not re.fullmatch(r"([1-9]\d*)?", shape):
         raise ValueError(f'after the colon comes the number of devices, as in "h100:4", but device is {device!r}')
@@ -125,7 +129,7 @@ def _cpu(device: str, count: int) -> Target:
 
 def _tpu(device: str, name: str, shape: str) -> Target:
     memory, smallest = TPUS[name]
-    if importlib.util.find_spec("libtpu") is None:
+    if not _installed("libtpu"):
         raise ModuleNotFoundError(
             f"compiling for {device} needs libtpu, the compiler for TPUs, which is not installed: pip install "
             '"jaxpt[tpu]" (about 200 MB; it needs no TPU)',
@@ -159,7 +163,7 @@ def _environment() -> Iterator[None]:
 
 
 def _gpu(name: str, count: int) -> Target:
-    if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
+    if not any(_installed(f"jax_cuda{version}_plugin") for version in (12, 13)):
         raise ModuleNotFoundError(
             f'compiling for {name} needs JAX\'s CUDA plugin, which is not installed: pip install "jaxpt[cuda]" (about '
             "2 GB; it needs no GPU)",
@@ -167,7 +171,7 @@ def _gpu(name: str, count: int) -> Target:
         )
     if count > _GPUS_PER_HOST and count % _GPUS_PER_HOST:
         raise ValueError(
-            f"more than {_GPUS_PER_HOST} GPUs come on hosts of {_GPUS_PER_HOST}, but {count} are asked for"
+            f"more than {_GPUS_PER_HOST} GPUs come on hosts of {_GPUS_PER_HOST}; give a multiple of that, not {count}"
         )
     hosts = -(-count // _GPUS_PER_HOST)
     try:
