@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.users_compiler,
     pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"),
 ]
-BATCH, REPLICAS, MULTIPLE = 8, 4, 1
+BATCH, REPLICAS, CHIPS = 32, 8, 4
 ACTIVATIONS = 28 * 28 * 6 + 14 * 14 * 6 + 10 * 10 * 16 + 5 * 5 * 16 + 120 + 84 + 26
 """Numbers that a LeNet keeps of one image for its gradient: what each layer gives."""
 
@@ -32,7 +32,7 @@ def split(count):
     return {"image": shape((count, *images), "float32"), "label": shape((count,), "int32")}
 
 
-DATA = jaxpt.Data(split(32), split(16))
+DATA = jaxpt.Data(split(4 * BATCH), split(2 * BATCH))
 
 
 def lenet(**settings):
@@ -57,7 +57,7 @@ def plan():
 
 
 def test_chips_train_without_waiting_for_each_other_or_for_the_host(plan):
-    assert str(plan.execution) == "vmap over 1 replica on each of 4 tpu devices"
+    assert str(plan.execution) == "vmap over 2 replicas on each of 4 tpu devices"
     assert plan.collectives_in_steps == 0
     assert plan.host_transfers == 0
     assert 1 <= plan.collectives <= 3, "energies, rungs and hyperparameters, which XLA joins"
@@ -65,9 +65,9 @@ def test_chips_train_without_waiting_for_each_other_or_for_the_host(plan):
 
 
 def test_a_step_keeps_little_more_than_the_activations(plan):
-    """A TPU's arrays have rows of 128 numbers, of which a channel of LeNet fills few."""
+    """Three times as much, when this was written; the arrays of a TPU have rows of 128 numbers, with gaps."""
     assert plan.fits
-    assert plan.working < MULTIPLE * BATCH * ACTIVATIONS * 4
+    assert plan.working < 6 * REPLICAS // CHIPS * BATCH * ACTIVATIONS * 4
     assert plan.data > sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(DATA))
 
 
@@ -84,7 +84,7 @@ def test_nothing_runs_there():
 def test_a_wrong_topology_is_explained():
     with pytest.raises(ValueError, match=r"there is no topology 'v5e:3x3' .*; the smallest of its kind is .v5e:2x2."):
         jaxpt.compile_for(lenet(), DATA, device="v5e:3x3")
-    with pytest.raises(ValueError, match="4 replicas do not split evenly over 16 devices"):
+    with pytest.raises(ValueError, match="8 replicas do not split evenly over 16 devices"):
         jaxpt.compile_for(lenet(), DATA, device="v5e:4x4")
 
 

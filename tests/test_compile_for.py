@@ -32,7 +32,8 @@ def test_the_parts_of_the_memory_are_those_of_the_arrays_and_of_the_compiler(pla
     assert 0 <= plan.data - size(SPLITS) <= 64, "and the engine's numbers"
     assert 0.8 * size(form.replicas.params) < plan.state < 10 * size(form.replicas.params)
     everything = needs.argument_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes
-    assert plan.data + plan.state + plan.working == everything + needs.temp_size_in_bytes
+    assert plan.total == everything + needs.temp_size_in_bytes + plan.program
+    assert plan.program == needs.generated_code_size_in_bytes
     assert plan.fits
     assert plan.advice is None
 
@@ -49,7 +50,7 @@ def test_the_table_and_the_dictionary_hold_the_same(plan):
     assert f"instructions a step  {plan.kernels}\n" in shown
     assert "collectives          none in the steps, none a period\nhost transfers       none\n" in shown
     found = json.loads(json.dumps(plan.as_dict()))
-    assert set(found) == {field.name for field in dataclasses.fields(plan)}
+    assert set(found) == {field.name for field in dataclasses.fields(plan)} | {"total", "fits"}
     assert found["execution"] == str(plan.execution)
     on_gpu = dataclasses.replace(plan, execution=plan.execution._replace(platform="gpu"))
     assert "kernels a step" in str(on_gpu)

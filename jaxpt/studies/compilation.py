@@ -37,9 +37,9 @@ class CompiledFor:
         seeds: number of ladders.
         data: bytes of the splits, of which each device has the whole.
         state: bytes of a device's share of the state.
-        working: bytes of everything else: what a step or an evaluation holds, the trace, the program itself.
+        working: bytes of what a step or an evaluation holds meanwhile, and of the trace.
+        program: bytes of the program itself; 0 on devices that hold it elsewhere.
         memory: bytes that a program may use on a device; None: unknown.
-        fits: whether data, state and working memory are at most that; None: unknown.
         kernels: instructions that run on a device in one training step of all its replicas; on a GPU each launches a
             kernel, a few launch more. None: the compiler refused, or a period is one step, which has no loop.
         collectives_in_steps: exchanges between devices in the loop over the steps; there should be none.
@@ -55,8 +55,8 @@ class CompiledFor:
     data: int
     state: int
     working: int | None
+    program: int | None
     memory: int | None
-    fits: bool | None
     kernels: int | None
     collectives_in_steps: int | None
     collectives: int | None
@@ -64,20 +64,32 @@ class CompiledFor:
     compile_seconds: float
     advice: str | None
 
+    @property
+    def total(self) -> int | None:
+        """Bytes of data, state, working memory and program."""
+        if self.working is None or self.program is None:
+            return None
+        return self.data + self.state + self.working + self.program
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether all of it is at most the memory; None: unknown."""
+        if self.advice is not None:
+            return False
+        return None if self.total is None or self.memory is None else True
+
     def as_dict(self) -> dict[str, Any]:
-        """Returns the attributes as plain numbers and text, which JSON can hold."""
-        return dataclasses.asdict(self) | {"execution": str(self.execution)}
+        """Returns the attributes, `total` and `fits` as plain numbers and text, which JSON can hold."""
+        return dataclasses.asdict(self) | {"execution": str(self.execution), "total": self.total, "fits": self.fits}
 
     def __str__(self) -> str:
-        parts = {"data": self.data, "state": self.state, "working memory": self.working}
-        total = None if self.working is None else sum((self.data, self.state, self.working))
-        sizes = {name: _bytes(size) for name, size in ({**parts, "together": total}).items()}
-        sizes["a device has"] = _bytes(self.memory)
+        parts = {"data": self.data, "state": self.state, "working memory": self.working, "program": self.program}
+        sizes = {**parts, "together": self.total, "a device has": self.memory}
         crossing = f"{_number(self.collectives_in_steps)} in the steps, {_number(self.collectives)} a period"
         rows = {
             self.device: str(self.execution) + (f", {self.seeds} seeds" if self.seeds > 1 else ""),
             "fits": {True: "yes", False: "no", None: "unknown"}[self.fits],
-            **sizes,
+            **{name: "unknown" if size is None else device_memory.shown(size) for name, size in sizes.items()},
             ("kernels" if self.execution.platform == "gpu" else "instructions") + " a step": _number(self.kernels),
             "collectives": crossing,
             "host transfers": _number(self.host_transfers),
@@ -145,32 +157,28 @@ def compile_for(
         periods = _PERIODS if batches is None else tree.leading(batches, "batches")
     form = engine.abstract(keys(0, None if seeds is None else range(seeds), None))
     lowered = engine.lower(form, splits, periods=periods, batches=given, donate=True)
-    program, refusal, seconds = _compiled(lowered)
+    program, advice, seconds = _compiled(lowered)
     most = device_memory.limit(placed, found.memory) if memory is None else memory
     # A minibatch of the stream stands for the split that is missing.
     seen = splits if given is None else splits._replace(train=jax.tree.map(_minibatch, given.examples))
     how = engine.execution(seen)
-    data_size, state_size, working = _sizes(program, form, (splits, given), how)
-    fits = None if most is None or working is None else data_size + state_size + working <= most
-    if program is not None and fits is False:
-        refusal = _advice(program, form, (splits, given), how, most)
     counts = None if program is None else count(program.as_text() or "")
-    return CompiledFor(
+    plan = CompiledFor(
         device=device,
         execution=how,
         seeds=seeds or 1,
-        data=data_size,
-        state=state_size,
-        working=working,
+        **_sizes(program, form, (splits, given), how),
         memory=most,
-        fits=False if program is None else fits,
         kernels=counts and counts.kernels,
         collectives_in_steps=counts and counts.collectives_in_steps,
         collectives=counts and counts.collectives,
         host_transfers=counts and counts.host_transfers,
         compile_seconds=seconds,
-        advice=refusal,
+        advice=advice,
     )
+    if program is None or plan.total is None or most is None or plan.total <= most:
+        return plan
+    return dataclasses.replace(plan, advice=_advice(program, form, (splits, given), how, most))
 
 
 def _compiled(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, str | None, float]:
@@ -186,22 +194,21 @@ def _compiled(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, 
     return program, refusal, time.perf_counter() - started
 
 
-def _sizes(
-    program: jax.stages.Compiled | None, form: RunState, shared: PyTree, how: Execution
-) -> tuple[int, int, int | None]:
-    """Returns the bytes of the data, of the state and of everything else on each device."""
+def _sizes(program: jax.stages.Compiled | None, form: RunState, shared: PyTree, how: Execution) -> dict[str, Any]:
+    """Returns the bytes of each part on each device."""
     needs = None if program is None else program.memory_analysis()
     if needs is None:
         rest = device_memory.bytes_of([part for name, part in form._asdict().items() if name != "replicas"])
-        return device_memory.bytes_of(shared), rest + device_memory.bytes_of(form.replicas) // how.devices, None
+        state = rest + device_memory.bytes_of(form.replicas) // how.devices
+        return {"data": device_memory.bytes_of(shared), "state": state, "working": None, "program": None}
     # The run overwrites its state: what arguments and results share is the state, the other arguments are the data.
     state = needs.alias_size_in_bytes
-    trace = needs.output_size_in_bytes - state
-    return (
-        needs.argument_size_in_bytes - state,
-        state,
-        needs.temp_size_in_bytes + trace + needs.generated_code_size_in_bytes,
-    )
+    return {
+        "data": needs.argument_size_in_bytes - state,
+        "state": state,
+        "working": needs.temp_size_in_bytes + needs.output_size_in_bytes - state,
+        "program": needs.generated_code_size_in_bytes,
+    }
 
 
 def _advice(program: jax.stages.Compiled, form: RunState, shared: PyTree, how: Execution, most: int | None) -> str:
@@ -216,10 +223,6 @@ def _advice(program: jax.stages.Compiled, form: RunState, shared: PyTree, how: E
 def _minibatch(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """Returns the shape of one minibatch of a stream."""
     return jax.ShapeDtypeStruct(leaf.shape[2:], leaf.dtype)
-
-
-def _bytes(count: int | None) -> str:
-    return "unknown" if count is None else device_memory.shown(count)
 
 
 def _number(count: int | None) -> str:

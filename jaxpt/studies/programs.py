@@ -161,8 +161,8 @@ def _launches(one: Instruction) -> bool:
         return False
     if one.opcode == "custom-call" and _target(one) in _TARGETS_WITHOUT_WORK:
         return False
-    scalar = re.match(r"\w+\[\]", one.result) is not None
-    return not scalar or one.opcode in _LAUNCHED or _is_collective(one)
+    number = re.match(r"\w+\[(1(,1)*)?\]", one.result) is not None  # a single one, computed beside the kernels
+    return not number or one.opcode in _LAUNCHED or _is_collective(one)
 
 
 def _is_collective(one: Instruction) -> bool:
