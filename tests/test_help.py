@@ -43,6 +43,7 @@ def test_the_classes_that_users_meet_are_looked_at():
         "Info",
         "Move",
         "Diffusion",
+        "CompiledFor",
         "Trace",
         "RunState",
         "Data",
