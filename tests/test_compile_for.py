@@ -39,7 +39,7 @@ def test_the_parts_of_the_memory_are_those_of_the_arrays_and_of_the_compiler(pla
 
 
 def test_one_device_exchanges_nothing_and_the_host_is_left_alone(plan):
-    assert (plan.collectives_in_steps, plan.collectives, plan.host_transfers) == (0, 0, 0)
+    assert (plan.collectives_in_steps, plan.collectives_in_period, plan.host_transfers) == (0, 0, 0)
     assert plan.kernels > 10
     assert str(plan.execution) == "vmap over 4 replicas on cpu device"
 
@@ -219,8 +219,9 @@ ENTRY %main (a: s32[]) -> (s32[], f32[4]) {
 
 def test_what_is_counted_in_a_program():
     """Three turns of one fusion, a reduction and a copy: in a loop over two replicas."""
+    across = {"collectives_in_steps": 1, "collectives_in_period": 0, "collectives_in_dispatch": 1}
     found = programs.count(TEXT)
-    assert found == programs.Counts(kernels=2 * (3 + 1 + 1), collectives_in_steps=1, collectives=1, host_transfers=2)
+    assert found == programs.Counts(kernels=2 * (3 + 1 + 1), host_transfers=2, **across)
 
 
 def test_a_callback_in_the_steps_is_seen():
@@ -272,7 +273,11 @@ def test_several_devices():
     for plan in (vmap, unroll, loop, copies):
         assert plan["collectives_in_steps"] == plan["host_transfers"] == 0
         assert plan["fits"]
-    assert 0 < vmap["collectives"] <= 2 < copies["collectives"], "energies and rungs; and each leaf of the weights"
+    passed = [plan["collectives_in_period"] for plan in (vmap, copies)]
+    assert 0 < passed[0] <= 2 < passed[1], "energies and rungs; and each leaf of the weights"
+    assert vmap["collectives_in_dispatch"] == 0
+        "energies and rungs; and each leaf of the weights"
+    )
     assert waits["collectives_in_steps"] > 0, "the counter is not blind"
     assert loop["kernels"] == unroll["kernels"] == pytest.approx(2 * vmap["kernels"], rel=0.05)
     assert vmap["state"] < 0.6 * loop["state"] + 200

@@ -43,7 +43,8 @@ class CompiledFor:
         kernels: instructions that run on a device in one training step of all its replicas; on a GPU each launches a
             kernel, a few launch more. None: the compiler refused, or a period is one step, which has no loop.
         collectives_in_steps: exchanges between devices in the loop over the steps; there should be none.
-        collectives: other exchanges between devices in the program, all of them once a period.
+        collectives_in_period: other exchanges between devices in the loop over the periods.
+        collectives_in_dispatch: those outside of it: with several hosts the trace is gathered at the end of a dispatch.
         host_transfers: copies to or from the host in the program; there should be none.
         compile_seconds: the compiler's time on this machine.
         advice: why the run does not fit, and what would; None if it fits.
@@ -59,7 +60,8 @@ class CompiledFor:
     memory: int | None
     kernels: int | None
     collectives_in_steps: int | None
-    collectives: int | None
+    collectives_in_period: int | None
+    collectives_in_dispatch: int | None
     host_transfers: int | None
     compile_seconds: float
     advice: str | None
@@ -85,7 +87,9 @@ class CompiledFor:
     def __str__(self) -> str:
         parts = {"data": self.data, "state": self.state, "working memory": self.working, "program": self.program}
         sizes = {**parts, "together": self.total, "a device has": self.memory}
-        crossing = f"{_number(self.collectives_in_steps)} in the steps, {_number(self.collectives)} a period"
+        crossing = f"{_number(self.collectives_in_steps)} in the steps, {_number(self.collectives_in_period)} a period"
+        if self.collectives_in_dispatch:
+            crossing += f", {self.collectives_in_dispatch} a dispatch"
         rows = {
             self.device: str(self.execution) + (f", {self.seeds} seeds" if self.seeds > 1 else ""),
             "fits": {True: "yes", False: "no", None: "unknown"}[self.fits],
@@ -171,7 +175,8 @@ def compile_for(
         memory=most,
         kernels=counts and counts.kernels,
         collectives_in_steps=counts and counts.collectives_in_steps,
-        collectives=counts and counts.collectives,
+        collectives_in_period=counts and counts.collectives_in_period,
+        collectives_in_dispatch=counts and counts.collectives_in_dispatch,
         host_transfers=counts and counts.host_transfers,
         compile_seconds=seconds,
         advice=advice,

@@ -62,13 +62,16 @@ class Counts(NamedTuple):
         kernels: instructions that run in one training step of all the device's replicas; None: there is no loop over
             the steps, because a period has only one.
         collectives_in_steps: collectives in the loop over the steps.
-        collectives: other collectives: those of a period.
+        collectives_in_period: other collectives in the loop over the periods: those of the exchange, and of evaluation
+            if there are any.
+        collectives_in_dispatch: collectives outside of all loops.
         host_transfers: infeeds, outfeeds, callbacks, and copies to or from the host's memory, wherever they are.
     """
 
     kernels: int | None
     collectives_in_steps: int
-    collectives: int
+    collectives_in_period: int
+    collectives_in_dispatch: int
     host_transfers: int
 
 
@@ -76,13 +79,15 @@ def count(text: str) -> Counts:
     """Returns the counts for the text of a compiled program of `Engine.run`."""
     program = Program(text)
     loops = program.loops_of_steps()
-    inside = {name for loop, _ in loops for name in program.reached(loop.named("body"))}
+    in_steps = {name for loop, _ in loops for name in program.reached(loop.named("body"))}
     everything = [(name, one) for name, lines in program.computations.items() for one in lines]
+    in_loops = {name for _, one in everything if one.opcode == "while" for name in program.reached(one.named("body"))}
     across = [name for name, one in everything if _is_collective(one)]
     return Counts(
         kernels=sum(turns * program.kernels(loop.named("body")) for loop, turns in loops) if loops else None,
-        collectives_in_steps=sum(name in inside for name in across),
-        collectives=sum(name not in inside for name in across),
+        collectives_in_steps=sum(name in in_steps for name in across),
+        collectives_in_period=sum(name in in_loops - in_steps for name in across),
+        collectives_in_dispatch=sum(name not in in_loops for name in across),
         host_transfers=sum(_is_host_transfer(one) for _, one in everything),
     )
 

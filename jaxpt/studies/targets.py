@@ -141,8 +141,8 @@ def _tpu(device: str, name: str, shape: str) -> Target:
             found = topologies.get_topology_desc(f"{name}:{topology}", "tpu").devices
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(
-            f'there is no topology {device!r} ({error}); the smallest of its kind is "{name}:{smallest}", for larger '
-            "ones see Google Cloud's pages"
+            f'there is no topology {device!r} ({error}); the smallest of its kind is "{name}:{smallest}", and "{name}" '
+            "is one chip of it; for larger ones see Google Cloud's pages"
         ) from error
     chips = 1
     for side in topology.split("x"):
@@ -180,8 +180,8 @@ def _gpu(name: str, count: int) -> Target:
         )
     except NotImplementedError as error:
         raise RuntimeError(
-            "JAX's CUDA plugin is installed, but JAX did not register it, because this machine has no GPU that works; "
-            "set JAX_PLATFORMS=cpu in the environment, or call jax.config.update('jax_platforms', 'cpu') right after "
+            "JAX's CUDA plugin is installed, but JAX did not register it, probably because this machine has no "
+            "working GPU; set JAX_PLATFORMS=cpu in the environment, or call jax.config.update('jax_platforms', 'cpu') right after "
             "the imports: JAX then registers the plugin for its compiler"
         ) from error
     return Target(list(found.devices), int(_GPU_SHARE * GPUS[name].memory))
