@@ -276,8 +276,6 @@ def test_several_devices():
     passed = [plan["collectives_in_period"] for plan in (vmap, copies)]
     assert 0 < passed[0] <= 2 < passed[1], "energies and rungs; and each leaf of the weights"
     assert vmap["collectives_in_dispatch"] == 0
-        "energies and rungs; and each leaf of the weights"
-    )
     assert waits["collectives_in_steps"] > 0, "the counter is not blind"
     assert loop["kernels"] == unroll["kernels"] == pytest.approx(2 * vmap["kernels"], rel=0.05)
     assert vmap["state"] < 0.6 * loop["state"] + 200

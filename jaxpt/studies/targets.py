@@ -181,8 +181,8 @@ def _gpu(name: str, count: int) -> Target:
     except NotImplementedError as error:
         raise RuntimeError(
             "JAX's CUDA plugin is installed, but JAX did not register it, probably because this machine has no "
-            "working GPU; set JAX_PLATFORMS=cpu in the environment, or call jax.config.update('jax_platforms', 'cpu') right after "
-            "the imports: JAX then registers the plugin for its compiler"
+            "working GPU; set JAX_PLATFORMS=cpu in the environment, or call jax.config.update('jax_platforms', 'cpu') "
+            "right after the imports: JAX then registers the plugin for its compiler"
         ) from error
     return Target(list(found.devices), int(_GPU_SHARE * GPUS[name].memory))
 
