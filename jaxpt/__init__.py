@@ -36,6 +36,7 @@ from jaxpt.results.summary import Summary
 from jaxpt.rules import PBT, CopyBest, Independent, Rule, Tempering, exchange
 from jaxpt.rules.pairing import deo, random_adjacent, seo
 from jaxpt.saving.model_files import load_model
+from jaxpt.studies.compilation import CompiledFor, compile_for
 from jaxpt.studies.diffusion import diffusion
 from jaxpt.studies.replay import replay
 from jaxpt.studies.sampling import mala, sampler
@@ -119,6 +120,8 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     # Devices and execution.
     "use_all_cores",
     "placement",
+    "compile_for",
+    "CompiledFor",
     "prefetch",
     "Batches",
     "with_compute_dtype",

@@ -38,6 +38,7 @@ SHOWN = {
     "zero_one_loss",
     "sampler",
     "diffusion",
+    "compile_for",
     "ensemble",
     "lineage",
     "replay",

@@ -44,6 +44,7 @@ def test_the_classes_that_users_meet_are_looked_at():
         "Move",
         "Observation",
         "Diffusion",
+        "CompiledFor",
         "Trace",
         "RunState",
         "Data",

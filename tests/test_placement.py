@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import jaxpt
+from jaxpt.devices import memory
 from jaxpt.devices.placement import automatic, pmap, shard_map, single, use_all_cores
 from tests import in_processes
 from tests.conftest import QUICK, make_engine
@@ -122,12 +123,83 @@ def test_one_device_is_the_default_here():
 @pytest.mark.slow
 def test_one_device_named_gives_the_same_bits(data):
     found = []
-    for placement in (single(), shard_map(jax.devices()[:1]), pmap(jax.devices()[:1])):
+    for placement in (single(), single(jax.devices()[0]), shard_map(jax.devices()[:1]), pmap(jax.devices()[:1])):
         engine = in_processes.engine(jaxpt.Tempering(3.0), placement=placement)
         state, trace = engine.run(engine.init(jax.random.key(0)), data, periods=2)
         found.append((state.replicas._replace(key=0), trace))
     for other in found[1:]:
         jax.tree.map(np.testing.assert_array_equal, found[0], other)
+
+
+SECOND = """
+import jax, jaxpt
+from tests.conftest import examples, make_engine, small_problem
+
+jaxpt.use_all_cores(2)
+data, second = examples(), jax.devices()[1]
+engine = make_engine(small_problem(), placement=jaxpt.placement.single(second))
+assert str(engine.execution(data)) == "vmap over 4 replicas on cpu device", engine.execution(data)
+for steps in (10, 20):
+    result = jaxpt.fit(engine, data.train, data.valid, steps=steps, directory="run")
+    assert {device for leaf in jax.tree.leaves(result.state) for device in leaf.devices()} == {second}
+assert result.state.step == 20
+assert jax.tree.leaves(engine.evaluate(result.state, data.test))[0].devices() == {second}
+state, form, given = engine.init(jax.random.key(0)), engine.abstract(jax.random.key(0)), engine.abstract_data(data)
+for arrays, shapes in ((state, form), (engine.placed.put(data), given)):
+    same = jax.tree.map(lambda a, b: (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding), arrays, shapes)
+    assert all(jax.tree.leaves(same))
+text = engine.lower(form, given, periods=2).compile().as_text()
+assert "num_partitions" not in text.splitlines()[0], "a program for one device"
+"""
+
+
+@pytest.mark.slow
+def test_a_run_on_one_device_that_is_named_stays_there(tmp_path):
+    paths = os.environ | {"PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, "-c", SECOND], capture_output=True, text=True, cwd=tmp_path, env=paths)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_data_as_shapes(data):
+    for placement in (single(), single(jax.devices()[0]), shard_map(jax.devices()[:1])):
+        engine = make_engine(placement=placement)
+        shapes = engine.abstract_data(data)
+        assert jax.tree.structure(shapes) == jax.tree.structure(data)
+        assert engine.abstract_data(shapes) == shapes
+        for shape, array, host in zip(*map(jax.tree.leaves, (shapes, engine.placed.put(data), data)), strict=True):
+            assert (shape.shape, shape.dtype) == (array.shape, array.dtype) == (host.shape, array.dtype)
+            assert shape.sharding == (None if placement == single() else array.sharding)
+    with pytest.raises(ValueError, match="a minibatch has 16 examples, but the training split only 3"):
+        make_engine().abstract_data(data._replace(train=jax.tree.map(lambda leaf: leaf[:3], data.train)))
+
+
+def test_numbers_of_64_bits_become_shapes_of_those_that_jax_computes_with():
+    long = {"x": np.zeros((20, 6)), "y": np.zeros(20, np.int64)}
+    shapes = make_engine().abstract_data(jaxpt.Data(long, long))
+    assert [leaf.dtype for leaf in jax.tree.leaves(shapes.train)] == [np.float32, np.int32]
+
+
+def test_devices_that_only_compile_are_not_run_on(data, monkeypatch):
+    """Without a compiler for such devices one of a CPU stands for them; `test_accelerators` has real ones."""
+    engine = make_engine(placement=single(jax.devices()[0]))
+    monkeypatch.setattr("jaxpt.devices.placement._only_compiles", lambda device: True)
+    said = "nothing runs on cpu: this device is not there, .* see what a run would need there by jaxpt.compile_for"
+    for run in (
+        lambda: jaxpt.fit(engine, data.train, data.valid, steps=5),
+        lambda: engine.init(jax.random.key(0)),
+        lambda: engine.placed.put(data),
+    ):
+        with pytest.raises(ValueError, match=said):
+            run()
+    assert memory.limit(engine.placed) is None
+    assert memory.limit(engine.placed, 1000) == 1000
+    engine.abstract(jax.random.key(0))
+
+
+@pytest.mark.parametrize("device", ["cpu", 0, jax.devices])
+def test_one_device_must_be_a_device(device):
+    with pytest.raises(ValueError, match=r"device must be one of jax.devices\(\), e.g. jax.devices\(\)\[0\], but"):
+        single(device)
 
 
 @pytest.mark.parametrize("devices", [0, -1, 2.0])

@@ -16,14 +16,20 @@ from jaxpt.devices.placement import Placement
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
-def limit(placed: Placement) -> int | None:
+def limit(placed: Placement, described: int | None = None) -> int | None:
     """Returns the bytes that a program may use on each of a run's devices; None if unknown.
 
     On CPUs it is the machine's memory, or the part that this process may use, divided equally among the devices.
+
+    Args:
+        placed: the devices.
+        described: the result for devices that only compile, which do not know it themselves.
     """
+    if placed.only_compiles:
+        return described
     if placed.spans_processes and placed.platform == "cpu":
         return None  # unknown: several processes may share this machine's memory
-    device = jax.local_devices()[0] if placed.mesh is None else placed.mesh.local_devices[0]
+    device = placed.first_device
     if device.platform == "cpu":
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
         allowed = _CGROUP.read_text().strip() if _CGROUP.exists() else "max"
@@ -59,8 +65,8 @@ def check(
     total = kept + needs.temp_size_in_bytes
     if total <= at_most:
         return
-    fixed = _bytes(shared)
-    stored = math.ceil(_bytes(replicas) / (devices * each))
+    fixed = bytes_of(shared)
+    stored = math.ceil(bytes_of(replicas) / (devices * each))
     looped = execution.replica_axis == "map"  # working memory then does not grow with the replicas
     working = max(total - fixed - stored * each, 0) / (1 if looped else each)
     room = at_most - fixed
@@ -75,19 +81,21 @@ def check(
     elif execution.replica_axis == "unroll" and each > 1:
         advice.append('one at a time may need less: replica_axis="map"')
     advice.append("a smaller batch_size or evaluation_batch needs less, too")
-    at_work = f"{_shown(working)} at work for {'all' if looped else 'each'}"
+    at_work = f"{shown(working)} at work for {'all' if looped else 'each'}"
     raise MemoryError(
-        f"the run does not fit: {execution} needs {_shown(total)} on each device ({_shown(fixed)} for the data, "
-        f"{_shown(stored)} stored for each replica, {at_work}), which has {_shown(at_most)}; " + "; ".join(advice)
+        f"the run does not fit: {execution} needs {shown(total)} on each device ({shown(fixed)} for the data, "
+        f"{shown(stored)} stored for each replica, {at_work}), which has {shown(at_most)}; " + "; ".join(advice)
     )
 
 
-def _bytes(arrays: PyTree) -> int:
+def bytes_of(arrays: PyTree) -> int:
+    """Returns the bytes of arrays or shapes, without the gaps that a device leaves between rows."""
     plain = jax.eval_shape(partial(jax.tree.map, tree.plain), arrays)
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(plain))
 
 
-def _shown(count: float) -> str:
+def shown(count: float) -> str:
+    """Returns a number of bytes as people write it."""
     units = ("B", "KiB", "MiB", "GiB", "TiB")
     power = min(int(math.log(max(count, 1), 1024)), len(units) - 1)
     return f"{count / 1024**power:.3g} {units[power]}"

@@ -1,20 +1,20 @@
 """Placement of the replicas: all on one device, or in shards over several, of one process or of many."""
 
 import dataclasses
-import os
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from jaxpt.devices import processes
+from jaxpt.devices.cores import platform as platform
+from jaxpt.devices.cores import use_all_cores as use_all_cores
+from jaxpt.devices.pmapped import pmapped
 from jaxpt.devices.processes import ProcessLost as ProcessLost
 from jaxpt.devices.processes import clear_errors as clear_errors
 from jaxpt.devices.processes import distributed as distributed
@@ -40,12 +40,14 @@ class Placement:
     names for which the devices have no axis are ignored.
 
     Attributes:
-        mesh: the devices along the axis `AXIS`, or along `SEED` and `AXIS`; None: one device, JAX's default.
+        mesh: the devices along the axis `AXIS`, or along `SEED` and `AXIS`; None: one device.
         by: the JAX transformation that divides a run into shards.
+        device: the one device where there is no mesh; None: JAX's default.
     """
 
     mesh: Mesh | None = None
     by: Literal["shard_map", "pmap"] = "shard_map"
+    device: jax.Device | None = None
 
     @property
     def num_shards(self) -> int:
@@ -65,7 +67,25 @@ class Placement:
     @property
     def platform(self) -> str:
         """The kind of the devices: "cpu", "gpu" or "tpu"."""
-        return platform() if self.mesh is None else self.mesh.devices.flat[0].platform
+        named = self._named
+        return platform() if named is None else named.platform
+
+    @property
+    def first_device(self) -> jax.Device:
+        """The first of the devices that belong to this process."""
+        if self.mesh is None:
+            return self.device or jax.local_devices()[0]
+        return self.mesh.local_devices[0]
+
+    @property
+    def only_compiles(self) -> bool:
+        """Whether programs can be compiled for the devices, which are not there: see `jax.experimental.topologies`."""
+        named = self._named
+        return named is not None and _only_compiles(named)
+
+    @property
+    def _named(self) -> jax.Device | None:
+        return self.device if self.mesh is None else self.mesh.devices.flat[0]
 
     @property
     def spans_processes(self) -> bool:
@@ -83,7 +103,7 @@ class Placement:
         if self.mesh is None:
             return function
         if self.by == "pmap":
-            return self._pmapped(function, in_axes, out_axes)
+            return pmapped(function, in_axes, out_axes, tuple(self.mesh.devices.flat), AXIS, self.shardings)
         specs = (jax.tree.map(self._spec, axes) for axes in (in_axes, out_axes))
         # Replication holds by construction; `check_vma` could not verify it through arbitrary code in a user's loss.
         return jax.shard_map(function, mesh=self.mesh, in_specs=next(specs), out_specs=next(specs), check_vma=False)
@@ -106,9 +126,22 @@ class Placement:
         return jax.tree.map(cut, rows)
 
     def shardings(self, axes: PyTree = EVERYWHERE) -> PyTree:
-        """Returns the sharding for each spec, or None on one device."""
+        """Returns the sharding for each spec; None on JAX's default device."""
         mesh = self.mesh
-        return jax.tree.map(lambda spec: None if mesh is None else NamedSharding(mesh, self._spec(spec)), axes)
+        if mesh is None:
+            whole = None if self.device is None else SingleDeviceSharding(self.device)
+            return jax.tree.map(lambda _: whole, axes)
+        return jax.tree.map(lambda spec: NamedSharding(mesh, self._spec(spec)), axes)
+
+    def check_runs(self) -> None:
+        """Raises ValueError if the devices only compile."""
+        named = self._named
+        if named is not None and _only_compiles(named):
+            raise ValueError(
+                f"nothing runs on {named.device_kind}: this device is not there, it was made to compile for "
+                "(jax.experimental.topologies); see what a run would need there by jaxpt.compile_for, or leave out the "
+                "placement and run on the devices of this machine"
+            )
 
     def put(self, arrays: T, axes: PyTree = EVERYWHERE) -> T:
         """Returns arrays placed on the run's devices; also works under `jit`.
@@ -118,11 +151,15 @@ class Placement:
         Args:
             arrays: a tree of arrays.
             axes: how they are sharded, a prefix of the tree; by default every device gets the whole.
+
+        Raises:
+            ValueError: the devices only compile.
         """
+        self.check_runs()
         if not self.spans_processes:
             return jax.device_put(arrays, self.shardings(axes))
 
-        def each(sharding: NamedSharding, part: PyTree) -> PyTree:
+        def each(sharding: Sharding, part: PyTree) -> PyTree:
             return jax.tree.map(partial(processes.put_globally, sharding=sharding), part)
 
         return jax.tree.map(each, self.shardings(axes), arrays)
@@ -138,10 +175,10 @@ class Placement:
 
     def abstract(self, shapes: T, axes: PyTree) -> T:
         """Returns arrays' shapes with the shardings that `put` would give them; arguments as in `put`."""
-        if self.mesh is None:
+        if self.mesh is None and self.device is None:
             return shapes
 
-        def each(sharding: NamedSharding, part: PyTree) -> PyTree:
+        def each(sharding: Sharding, part: PyTree) -> PyTree:
             return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), part)
 
         return jax.tree.map(each, self.shardings(axes), shapes)
@@ -150,7 +187,7 @@ class Placement:
         """Returns arrays on a single device, the first of this process. All processes must call it."""
         if self.mesh is None:
             return arrays
-        return jax.device_put(self._on_all(arrays), self.mesh.local_devices[0])
+        return jax.device_put(self._on_all(arrays), self.first_device)
 
     def _on_all(self, arrays: T) -> T:
         """Returns arrays that this process can read; unchanged if it already can."""
@@ -171,37 +208,31 @@ class Placement:
             names.pop()
         return P(*names)
 
-    def _pmapped(self, function: Callable[..., T], in_axes: PyTree, out_axes: PyTree) -> Callable[..., T]:
-        """The same as `over_shards` by `jax.pmap`, which splits the replicas' axis into devices and replicas."""
-        assert self.mesh is not None
-        devices = tuple(self.mesh.devices.flat)
 
-        def axis(spec: P) -> int | None:
-            return tuple(spec).index(AXIS) if AXIS in tuple(spec) else None
+def single(device: jax.Device | None = None) -> Placement:
+    """Returns the placement of all replicas on one device; with several processes each computes everything.
 
-        def cut(spec: P, leaf: jax.Array) -> jax.Array:
-            lead = axis(spec)
-            shape = jnp.shape(leaf)
-            return leaf if lead is None else leaf.reshape(*shape[:lead], len(devices), -1, *shape[lead + 1 :])
+    Args:
+        device: the device, one of this process or one that only compiles (`jax.experimental.topologies`); by default
+            JAX's default device.
 
-        def joined(spec: P, leaf: jax.Array) -> jax.Array:
-            lead = axis(spec)
-            if lead is not None:
-                leaf = leaf.reshape(*leaf.shape[:lead], -1, *leaf.shape[lead + 2 :])
-            # Without this constraint XLA might return the state with another sharding than that of its input.
-            return jax.lax.with_sharding_constraint(leaf, self.shardings(spec))
-
-        def each(change: Callable[[P, jax.Array], jax.Array], axes: PyTree, tree: PyTree) -> Any:
-            return jax.tree.map(lambda spec, part: jax.tree.map(partial(change, spec), part), axes, tree)
-
-        axes = tuple(jax.tree.map(axis, axes) for axes in (in_axes, out_axes))
-        mapped = jax.pmap(function, AXIS, in_axes=axes[0], out_axes=axes[1], devices=devices)
-        return lambda *args: each(joined, out_axes, mapped(*each(cut, in_axes, args)))
+    Raises:
+        ValueError: device is not a device, or it belongs to another process.
+    """
+    if device is None:
+        return Placement()
+    if not isinstance(device, jax.Device):
+        raise ValueError(f"device must be one of jax.devices(), e.g. jax.devices()[0], but it is {device!r}")
+    if device.process_index != jax.process_index() and not _only_compiles(device):
+        raise ValueError(
+            f"{device} belongs to process {device.process_index}, but this is process {jax.process_index()}; give one "
+            "of jax.local_devices(), or shard_map(jax.devices()) for one run in all processes"
+        )
+    return Placement(device=device)
 
 
-def single() -> Placement:
-    """Returns the placement of all replicas on one device; with several processes each computes everything."""
-    return Placement()
+def _only_compiles(device: jax.Device) -> bool:
+    return type(device.client).__name__ == "CompileOnlyPyClient"  # JAX names this class nowhere in public
 
 
 def shard_map(mesh: Mesh | Sequence[jax.Device], seeds: int = 1) -> Placement:
@@ -310,40 +341,3 @@ def check_seeds(placement: Placement, seeds: int | None) -> None:
 def _nearest(number: int, shards: int) -> str:
     below = number // shards * shards
     return f"{below} and {below + shards}" if below else f"{shards}"
-
-
-def platform() -> str:
-    """Returns the kind of JAX's default device: "cpu", "gpu" or "tpu"."""
-    default = jax.config.jax_default_device  # type: ignore[attr-defined]
-    return getattr(default, "platform", default) or jax.default_backend()
-
-
-def use_all_cores(devices: int | None = None) -> int:
-    """Presents the CPU to JAX as several devices, so that replicas train in parallel; returns their number.
-
-    Call it right after the imports, before any computation with JAX. It may come before or after `distributed`; the
-    devices are those of this process. It has no effect on GPUs and TPUs.
-
-    Args:
-        devices: number of devices; by default the number of cores that this process may use.
-
-    Raises:
-        ValueError: devices is not a positive integer.
-    """
-    count = _cores() if devices is None else devices
-    if not isinstance(count, int) or count < 1:
-        raise ValueError(f"devices must be an integer of at least 1, or None for all cores, but it is {devices!r}")
-    try:
-        jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:
-        count = len(jax.local_devices(backend="cpu"))
-        warnings.warn(
-            f"JAX has started already, with {count} CPU device(s), and keeps them; call jaxpt.use_all_cores() right "
-            "after the imports, before any array is made, or set JAX_NUM_CPU_DEVICES in the environment",
-            stacklevel=2,
-        )
-    return count
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -108,6 +108,23 @@ class Engine(Spec):
         """Returns the result of `init` as shapes with their shardings; computes nothing."""
         return self.placed.abstract(jax.eval_shape(self._start, key), state_axes(key.ndim))
 
+    def abstract_data(self, data: Data | None = None) -> Data:
+        """Returns data as shapes with the shardings that `placed.put` would give them; nothing is copied.
+
+        Shapes are enough to compile for devices that are not there:
+        `engine.lower(engine.abstract(key), engine.abstract_data(data), periods=3).compile()`.
+
+        Args:
+            data: the splits, as arrays or as `jax.ShapeDtypeStruct`s; None for a problem without data.
+
+        Raises:
+            ValueError: the data does not fit the engine (see `run`).
+        """
+        whole = _as_data(data)
+        checks.check_sizes(self, whole)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.result_type(leaf)), whole)
+        return self.placed.abstract(shapes, EVERYWHERE)
+
     def _start(self, key: Key[Array, ""] | Key[Array, " S"]) -> RunState:
         if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
             raise ValueError(f"key must be a typed key, e.g. jax.random.key(0), but it is {key!r}")

@@ -20,6 +20,8 @@ from jaxpt.engine.spec import Spec
 
 T = TypeVar("T")
 INIT, DATA, EXCHANGE, PROBE = range(4)  # folded into the run's key, one number per purpose
+STEPS = "training_steps"
+"""The name of the loop over the steps in compiled programs."""
 
 
 def periods(
@@ -118,7 +120,8 @@ def _train(
         return train_step(engine.problem, engine.optimizer, engine.schedule, replica, batch, weight, number)
 
     def steps(replica: Replicas, given: PyTree) -> tuple[Replicas, Float[Array, ""]]:
-        replica, losses = jax.lax.scan(step, replica, (given, weight, numbers))
+        with jax.named_scope(STEPS):
+            replica, losses = jax.lax.scan(step, replica, (given, weight, numbers))
         return replica, losses.mean()
 
     one_seed = lift.replicas(steps, (0, 0 if engine.own_batches else None))

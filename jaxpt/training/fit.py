@@ -209,6 +209,7 @@ def _check_options(engine: Any, steps: Any, save_every: Any, save_minutes: Any, 
         )
     if not isinstance(steps, int | np.integer) or steps < 1:
         raise ValueError(f"steps must be an integer of at least 1, but it is {steps!r}")
+    engine.placed.check_runs()
     for name, value in {"save_every": save_every, "patience": patience}.items():
         if value is not None and (not isinstance(value, int | np.integer) or value < 1):
             raise ValueError(f"{name} must be a number of periods, at least 1, but it is {value!r}")

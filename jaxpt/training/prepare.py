@@ -124,14 +124,12 @@ def prepare(
             row = lowered.out_info[1] if row is None else row
             if left:
                 most = memory.limit(engine.placed)
-                memory.check(
-                    _compiled(lowered), form.replicas, (data, given), execution, most, engine.placed.num_shards
-                )
+                memory.check(compiled(lowered), form.replicas, (data, given), execution, most, engine.placed.num_shards)
     seconds = time.perf_counter() - started
     return Job(engine, short, key, data, batches, feed, max_periods, form, row, execution, seconds)
 
 
-def _compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     """Returns a compiled program; Python still handles signals while the compiler works.
 
     Python handles signals in its main thread, between two bytecode instructions, and a compilation is a single
