@@ -195,6 +195,22 @@ def test_users_may_jit_it_themselves():
     assert_same((state, trace), (same, same_trace))
 
 
+@pytest.mark.parametrize("axis", ["vmap", "unroll", "map"])
+def test_a_loss_may_print(axis, capfd):
+    """`jax.debug.print` is an equation without outputs."""
+
+    def loud(w):
+        jax.debug.print("w is {}", w)
+        return w
+
+    problem = jaxpt.energy_problem(loud, lambda key: jnp.zeros(()))
+    rungs = jaxpt.Ladder(learning_rate=[0.25, 0.5])
+    engine = jaxpt.Engine(problem, lambda h: optax.sgd(h["learning_rate"]), rungs, every=3, replica_axis=axis)
+    engine.run(engine.init(jax.random.key(0)), periods=1)
+    jax.effects_barrier()
+    assert capfd.readouterr().out.count("w is -0.5") == 2, "the cold one's third step, the hot one's second"
+
+
 def size(arrays):
     return sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
 

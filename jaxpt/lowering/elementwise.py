@@ -26,8 +26,10 @@ LEAST = 16384  # numbers from which on a loop pays off
 
 def applies(eqn: JaxprEqn) -> bool:
     """Returns whether `apply` makes an equation of a traced program faster."""
+    if eqn.primitive.name not in _FUNCTIONS:  # first, since others may have no output (`jax.debug.print`)
+        return False
     shape = tuple(getattr(eqn.outvars[0].aval, "shape", ()))
-    if eqn.primitive.name not in _FUNCTIONS or not LEAST <= math.prod(shape) < 2**32:
+    if not LEAST <= math.prod(shape) < 2**32:
         return False
     return len(shape) > 1 and shape[-1] <= SMALL and math.prod(shape) % PARTS == 0
 
