@@ -13,7 +13,7 @@ FRAME = """
 {% block style %}
     {{ super() }}
     <style>
-        body { width: calc(72rem + var(--sidebar-width)) !important; }
+        body { width: calc(72rem + var(--sidebar-width)) !important; max-width: 100%; }
         main.pdoc { width: calc(66rem + var(--sidebar-width, 0rem)); max-width: 100vw; }
         @media (max-width: 769px) { main.pdoc h1:first-child { padding-right: 4rem; } }  /* for the menu's button */
         main.pdoc table { display: block; overflow-x: auto; margin-bottom: 1rem; }

@@ -31,7 +31,7 @@ TEMPLATE = """
 {% block style %}
     {{ super() }}
     <style>
-        body { width: calc(72rem + var(--sidebar-width)) !important; }
+        body { width: calc(72rem + var(--sidebar-width)) !important; max-width: 100%; }
         .pdoc .attr { overflow-x: auto; }
     </style>
 {% endblock %}

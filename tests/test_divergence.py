@@ -48,6 +48,7 @@ def others(tree_of_replicas, replica):
     return jax.tree.map(lambda leaf: np.delete(np.asarray(leaf), replica, -1), tree_of_replicas)
 
 
+@pytest.mark.users_compiler
 @pytest.mark.slow
 def test_a_broken_replica_changes_nothing_for_the_others(data):
     """To the bit as where it is whole and never allowed to swap: it stands at the hot end, where nobody wants to go."""

@@ -47,6 +47,7 @@ def assert_same_run(a, b):
     assert a.replica_images == b.replica_images
 
 
+@pytest.mark.users_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("problem", "rungs", "drop_remainder", "steps"),
