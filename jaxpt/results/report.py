@@ -56,7 +56,8 @@ summary { cursor: pointer; margin: 8px 0; }
 .columns table { max-width: 100%; }
 h1, p, figcaption, .columns td, .named td:first-child { overflow-wrap: anywhere; }
 .named td:first-child { min-width: 9em; }
-@media (max-width: 600px) { body { padding: 20px 16px 40px; } th, td { padding-right: 12px; } }
+@media (max-width: 600px) { body { padding: 20px 16px 40px; } th, td { padding-right: 12px; }
+  pre { white-space: pre; overflow-x: auto; } }
 .columns { display: flex; flex-wrap: wrap; gap: 0 64px; align-items: flex-start; }
 """
 
