@@ -4,8 +4,8 @@ uv run --with "jax[tpu]==0.10.2" benchmarks/compiled.py --device v5e --models le
 uv run --with "jax[cuda12]==0.10.2" benchmarks/compiled.py --device h100 --source OTHER_CHECKOUT --label before
 
 Nothing is run. Cycles are XLA:TPU's own estimates, summed over the step loop; kernels and convolutions are those that
-XLA:GPU calls in it. Each program is compiled in a process of its own and saved at once. `single` is one replica, whose
-numbers are to be taken M times.
+XLA:GPU calls in it. Temporaries are those of the whole run. Each program is compiled in a process of its own and saved
+at once. Variant "single" is one replica, whose numbers are to be taken M times.
 """
 
 import argparse
@@ -21,7 +21,13 @@ from typing import Any
 HERE = Path(__file__).resolve().parents[1]
 VARIANTS = ("stock", "own", "single")
 EVERY, PERIODS = 7, 3  # unlike any other loop's number of turns
-TOPOLOGIES = {"v5e": ("tpu", "v5e:2x2"), "h100": ("cuda", "1x1x4")}
+TOPOLOGIES = {"v5e": ("tpu", "v5e:2x2"), "h100": ("cuda", "1x1x4"), "cpu": ("cpu", "")}
+READ = {
+    "v5e": ("estimated_cycles", "collectives", "host_transfers"),
+    "h100": ("kernels", "convolutions", "collectives", "host_transfers"),
+    "cpu": ("collectives", "host_transfers"),
+}
+"""What each compiler's program says of the step loop (`programs.summary`); "cpu" is for tests of this script."""
 H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024
@@ -61,9 +67,12 @@ def abroad() -> dict[str, str]:
 
 def devices(name: str) -> Any:
     """Returns devices that compile only."""
+    import jax
     from jax.experimental import topologies
 
     platform, topology = TOPOLOGIES[name]
+    if platform == "cpu":
+        return jax.devices("cpu")
     more = {"topology": topology, "target_config": H100} if platform == "cuda" else {"topology_name": topology}
     return topologies.get_topology_desc(platform=platform, **more).devices
 
@@ -113,9 +122,10 @@ def compile_one(model: str, variant: str, options: argparse.Namespace) -> dict[s
         options.text.mkdir(parents=True, exist_ok=True)
         (options.text / f"{options.device}-{options.label}-{model}-{variant}.txt").write_text(text)
     program = programs.parse(text)
-    steps = [loop for loop in programs.loops(program) if loop.turns == EVERY]
-    body = max(steps, key=lambda loop: programs.cycles(program, loop.body)).body if steps else program.entry
-    memory = compiled.memory_analysis()
+    steps = [loop.body for loop in programs.loops(program) if loop.turns == EVERY]
+    # Other loops of as many turns are small.
+    body = max(steps, key=lambda body: len(programs.flat(program, body)), default=program.entry)
+    found, memory = programs.summary(program, body), compiled.memory_analysis()
     return {
         "model": model,
         "variant": variant,
@@ -124,8 +134,7 @@ def compile_one(model: str, variant: str, options: argparse.Namespace) -> dict[s
         "batch": options.batch,
         "precision": options.precision,
         "step_loop_found": bool(steps),
-        **programs.summary(program, body),
-        "collectives_of_the_run": programs.summary(program, program.entry)["collectives"],
+        **{name: found[name] for name in READ[options.device]},
         "temporary_bytes": memory.temp_size_in_bytes,
         "compile_seconds": round(seconds, 1),
     }
@@ -161,8 +170,8 @@ def main() -> None:
     for model in options.models:
         for variant in options.variants:
             row = _in_a_process(model, variant, options)
-            place = ("label", "model", "variant")
-            rows = [r for r in rows if any(r[name] != row[name] for name in place)] + [row]
+            same = [all(r[name] == row[name] for name in ("label", "model", "variant")) for r in rows]
+            rows = [r for r, is_same in zip(rows, same, strict=True) if not is_same] + [row]
             print(json.dumps(row), flush=True)
             record.write(options.out, rows, compiled_for=options.device, executed=False)
 

@@ -14,6 +14,7 @@ HOST = frozenset(("infeed", "outfeed", "send", "recv"))
 _FREE = frozenset(
     ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id", "after-all")
 )
+_CONTROL = frozenset(("while", "conditional", "call"))
 _CONVOLUTION = re.compile(r'custom_call_target="__cudnn\$(conv\w+)"')
 
 
@@ -129,11 +130,7 @@ def flat(program: Program, name: str) -> list[Instruction]:
 
 def kernels(instructions: list[Instruction]) -> int:
     """Returns how many instructions XLA:GPU launches a kernel, a library's function or a copy for."""
-    control = ("while", "conditional", "call")
-    return sum(
-        made.opcode not in _FREE and made.opcode not in control and not made.opcode.endswith("-done")
-        for made in instructions
-    )
+    return sum(made.opcode not in _FREE | _CONTROL and not made.opcode.endswith("-done") for made in instructions)
 
 
 def convolutions(instructions: list[Instruction]) -> dict[str, int]:
@@ -154,7 +151,6 @@ def summary(program: Program, body: str) -> dict[str, Any]:
     return {
         "estimated_cycles": cycles(program, body),
         "kernels": kernels(inside),
-        "transposes": opcodes["transpose"],
         "convolutions": convolutions(inside),
         "collectives": sum(opcodes[kind] for kind in COLLECTIVES),
         "host_transfers": sum(opcodes[kind] for kind in HOST),
