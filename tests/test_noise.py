@@ -36,6 +36,8 @@ def test_elements_are_dropped_independently_in_arrays_of_any_shape():
 
 SHARED = {  # shape of what is dropped: shape of the words that are drawn
     (6, 4): (3, 4),
+    (6, 4, 4): (6, 2, 4),
+    (6, 3, 4): (3, 3, 4),
     (5, 4, 2): (5, 2, 2),
     (5, 7): (5, 4),
     (3,): (2,),
@@ -76,7 +78,7 @@ def test_dropout_moves_no_single_numbers_under_vmap():
     text = str(jax.make_jaxpr(jax.vmap(lambda key, x: noise.dropout(key, x, 0.1)))(keys, x))
     assert "bitcast_convert_type" not in text
     assert "reshape" not in text
-    assert "shape=(64, 14, 14, 6)" in text, "one word of 32 bits for two numbers"
+    assert "shape=(128, 7, 14, 6)" in text, "one word of 32 bits for two numbers"
 
 
 def test_dropout_of_everything_has_a_finite_gradient():
