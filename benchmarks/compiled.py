@@ -9,12 +9,14 @@ at once. Variant "single" is one replica, whose numbers are to be taken M times.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,15 @@ def abroad() -> dict[str, str]:
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
+
+
+def compilers() -> dict[str, str]:
+    """Returns the versions of the installed packages that compile for devices."""
+    found = {}
+    for name in ("libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def devices(name: str) -> Any:
@@ -173,7 +184,7 @@ def main() -> None:
             same = [all(r[name] == row[name] for name in ("label", "model", "variant")) for r in rows]
             rows = [r for r, is_same in zip(rows, same, strict=True) if not is_same] + [row]
             print(json.dumps(row), flush=True)
-            record.write(options.out, rows, compiled_for=options.device, executed=False)
+            record.write(options.out, rows, compiled_for=options.device, executed=False, compilers=compilers())
 
 
 def _in_a_process(model: str, variant: str, options: argparse.Namespace) -> dict[str, Any]:
