@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from benchmarks import record
 from experiments import report
+from jaxpt.devices import placement
 from jaxpt.lowering.convolution import batching, choice
 from jaxpt.lowering.convolution.geometry import Geometry, geometry
 
@@ -107,7 +108,7 @@ def rows(models: Sequence[str], replicas: int, batch: int, rounds: int, least: f
             for part in choice.PARTS:
                 a, b = arguments(layer, part, replicas, batch)
                 work = batching.describe(part, layer.shape, a.shape, b.shape)
-                chosen = choice.choose(work, jax.default_backend())
+                chosen = choice.choose(work, placement.platform())
                 timers = {name: timer(layer, part, name, a, b, least) for name in choice.LOWERINGS}
                 taken: dict[str, list[float]] = {name: [] for name in timers}
                 for _ in range(rounds):

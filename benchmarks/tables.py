@@ -42,6 +42,14 @@ SHOWN = (
     *(("resnet20", 32, 4), ("resnet20", 32, 8), ("resnet20", 128, 4)),
 )
 
+COMPILED = (
+    ("TPU v5e", "cycles, millions, as estimated", "estimated_cycles", 10**6),
+    ("TPU v5e", "temporaries, MB", "temporary_bytes", 10**6),
+    ("H100", "kernels", "kernels", 1),
+    ("H100", "temporaries, MB", "temporary_bytes", 10**6),
+)
+"""(device, what, its name in the rows, unit)."""
+
 RULES = {
     "independent": "grid search",
     "tempering": "tempering, one random pair",
@@ -101,6 +109,27 @@ def throughput() -> str:
         model, batch, replicas = place
         found = (f"{times[place][v]:.1f}" if v in times[place] else "-" for v in VARIANTS)
         lines.append((f"{NETWORKS[model]}, {batch}", str(replicas), *found))
+    return "\n".join(report.markdown(lines))
+
+
+def compiled() -> str:
+    """Returns what the compilers for devices that are not there made of a training step."""
+    # Of single steps the build before: its dropout is the cheaper one for a single replica.
+    columns = (("stock", "before"), ("stock", "now"), ("own", "now"), ("single", "before"))
+    titles = ("stock layers, at first", "stock layers", "jaxpt's convolutions", "8 single steps, at first")
+    lines = [("device, network", "a step of 8 replicas", *titles)]
+    for device, name, measure, unit in COMPILED:
+        content = load(f"compiled/{device.lower().split()[-1]}.json")
+        rows = {(row["model"], row["variant"], row["label"]): row for row in content["rows"]}
+        for model in dict.fromkeys(row["model"] for row in content["rows"]):
+            found = [rows[model, variant, label] for variant, label in columns]
+            # The steps of a single replica run one after another, in the same memory.
+            times = [8 // row["replicas"] if measure != "temporary_bytes" else 1 for row in found]
+            cells = [
+                f"{row[measure] * n / unit:,.{2 if measure == 'estimated_cycles' else 0}f}"
+                for row, n in zip(found, times, strict=True)
+            ]
+            lines.append((f"{device}, {NETWORKS[model]}", name, *cells))
     return "\n".join(report.markdown(lines))
 
 
@@ -229,6 +258,7 @@ def optimizers() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "compiled": compiled,
     "evidence": evidence,
     "optimizers": optimizers,
     "peers": peers,

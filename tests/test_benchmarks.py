@@ -25,6 +25,7 @@ TOYS = {
     "precisions": "--replicas 1 --seeds 1 --batch 2 --every 1 --steps 2",
     "convolutions": "--model lenet --replicas 1 --batch 2 --rounds 1 --least 0",
     "devices": "--replicas 2 --batch 2 --devices 1 --steps 1 --rounds 1 --counted 2",
+    "compiled": "--device cpu --models lenet --variants stock single --replicas 2 --batch 2",
     "peers": "--replicas 2 --batch 2 --steps 4 --every 2 --probe 4 --arms pbt torch_func tune_pbt",
 }
 ROW = {
@@ -36,6 +37,7 @@ ROW = {
     "precisions": {"precision", "steps", "training_loss", "test_error", "time_ratio", "seconds"},
     "devices": {"model", "replicas", "batch", "devices", "images_per_second", "speedup", "speedup_spread"},
     "peers": {"arm", "seed", "seconds", "startup_seconds", "images_per_second", "test_error", "mixture_test_error"},
+    "compiled": {"model", "variant", "label", "replicas", "collectives", "host_transfers", "temporary_bytes"},
     "convolutions": {"model", "layer", "part", "lowering", "seconds", "spread", "chosen", "time_ratio"},
 }
 
@@ -82,6 +84,9 @@ def test_each_measures_and_says_how(name, tmp_path, monkeypatch):
         assert rows[0]["time_ratio"] == 1
         by_hand, by_xla = rows[0]["flops_per_image_by_hand"], rows[0]["flops_per_image_by_xla"]
         assert 0.8 < by_xla / by_hand < 1.5, "layers counted by hand against XLA's own count"
+    if name == "compiled":
+        assert [row["variant"] for row in rows] == ["stock", "single"]
+        assert all(row["step_loop_found"] and row["collectives"] == row["host_transfers"] == 0 for row in rows)
     if name == "peers":
         arms = ["pbt", "torch_func", "tune_pbt"]
         assert [row["arm"] for row in rows] == [arm for arm in arms if arm not in written["left_out"]]

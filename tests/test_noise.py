@@ -34,6 +34,53 @@ def test_elements_are_dropped_independently_in_arrays_of_any_shape():
     assert np.abs(correlation).max() < 5 / np.sqrt(2000), "neighbours share a random word, not its bits"
 
 
+SHARED = {  # shape of what is dropped: shape of the words that are drawn
+    (6, 4): (3, 4),
+    (6, 4, 4): (6, 2, 4),
+    (6, 3, 4): (3, 3, 4),
+    (5, 4, 2): (5, 2, 2),
+    (5, 7): (5, 4),
+    (3,): (2,),
+    (1, 1): (1, 1),
+    (): (),
+    (0, 3): (0, 3),
+    (3, 0): (3, 0),
+}
+
+
+@pytest.mark.parametrize("shape", SHARED)
+def test_two_elements_half_an_axis_apart_share_a_word(shape):
+    key, drawn = jax.random.key(0), SHARED[shape]
+    found, words = np.asarray(noise._sixteen_bits(key, shape)), np.asarray(jax.random.bits(key, drawn, jnp.uint32))
+    assert found.shape == shape
+    if not shape:
+        assert found == words >> 16
+        return
+    axis = next((i for i, (n, m) in enumerate(zip(shape, drawn, strict=True)) if n != m), 0)
+    low, high = np.split(found, [drawn[axis]], axis)
+    np.testing.assert_array_equal(low, words & 0xFFFF)
+    np.testing.assert_array_equal(high, np.take(words, range(high.shape[axis]), axis) >> 16)
+
+
+def test_elements_that_share_a_word_are_independent():
+    out = np.asarray(noise.dropout(jax.random.key(0), jnp.ones((40_000, 2)), 0.5)) - 1
+    assert abs(np.mean(out[:20_000] * out[20_000:])) < 4 / 200
+    numbers = np.asarray(noise._sixteen_bits(jax.random.key(1), (40_000,)))
+    np.testing.assert_allclose(
+        [numbers[:20_000].mean(), numbers[20_000:].mean()], 2**15, atol=4 * 2**16 / 12**0.5 / 141
+    )
+    assert numbers.max() < 2**16
+
+
+def test_dropout_moves_no_single_numbers_under_vmap():
+    """Halves of a word that lie beside each other cost most of a training step on a TPU."""
+    keys, x = jax.random.split(jax.random.key(0), 8), jnp.ones((8, 128, 14, 14, 6))
+    text = str(jax.make_jaxpr(jax.vmap(lambda key, x: noise.dropout(key, x, 0.1)))(keys, x))
+    assert "bitcast_convert_type" not in text
+    assert "reshape" not in text
+    assert "shape=(128, 7, 14, 6)" in text, "one word of 32 bits for two numbers"
+
+
 def test_dropout_of_everything_has_a_finite_gradient():
     grad = jax.grad(lambda x: noise.dropout(jax.random.key(0), x, 1.0).sum())(jnp.ones(5))
     np.testing.assert_array_equal(grad, 0)

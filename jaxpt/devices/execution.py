@@ -114,9 +114,10 @@ def over_replicas(
 ) -> Callable[..., Any]:
     """Lifts a function of one replica to stacked ones, as `jax.vmap` does; the strategies agree up to rounding.
 
-    On a CPU every strategy writes convolutions in the layout that is fast there (`lowering.rewrite`). Random bits do
-    not depend on the strategy for keys of the default kind. For "rbg" keys they do: JAX draws all bits of a vmapped
-    batch of keys from its first key.
+    The function is rewritten for the platform (`lowering.rewrite`): on a CPU every strategy writes convolutions in the
+    layout that is fast there; elsewhere vmap keeps gradients of kernels in a form that is. Random bits do not depend on
+    the strategy for keys of the default kind. For "rbg" keys they do: JAX draws all bits of a vmapped batch of keys
+    from its first key.
 
     Args:
         strategy: "vmap": one batched computation; "unroll": the replicas one by one in one program; "map": in a loop,
@@ -128,11 +129,6 @@ def over_replicas(
         seeds: whether the axis is the seeds, each a whole ladder of replicas; "auto" does not unroll seeds.
         replicas_at_once: replicas that each turn of "map" runs by vmap.
     """
-    # Nothing to rewrite elsewhere: `lowering` is about XLA:CPU. "auto" is then vmap for any number of replicas.
-    if platform != "cpu":
-        return _lifted(
-            choose(platform, 0, devices, False) if strategy == "auto" else strategy, function, in_axes, replicas_at_once
-        )
 
     def lifted(*args: Any) -> Any:
         # Traced for one replica, so that the rewriting sees unbatched equations, the same for every strategy.
@@ -149,7 +145,7 @@ def over_replicas(
         structure = jax.tree.structure(shapes)
 
         def traced(*args: Any) -> Any:
-            return jax.tree.unflatten(structure, rewrite.evaluate(program, *jax.tree.leaves(args)))
+            return jax.tree.unflatten(structure, rewrite.evaluate(program, *jax.tree.leaves(args), platform=platform))
 
         return _lifted(how, traced, in_axes, replicas_at_once)(*args)
 

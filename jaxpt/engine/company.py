@@ -12,6 +12,7 @@ from jaxtyping import Array, Key, PyTree
 from jaxpt.core import tree
 from jaxpt.core.data import Data
 from jaxpt.core.types import Batch, ModelState, Params, Problem
+from jaxpt.devices import placement
 from jaxpt.engine.rowwise import is_rowwise
 
 _MANY = 64  # examples, drawn over the whole split; fewer if they are large
@@ -117,7 +118,7 @@ def _apart(problem: Problem, few: PyTree, evaluate: Evaluate, parts: Sequence[sl
     key = jax.random.key(0)
     with jax.default_matmul_precision("highest"):
         lowered = jax.jit(scores).lower(key, jnp.float32(0), few)
-        options: Any = _QUICK if jax.default_backend() == "cpu" else None
+        options: Any = _QUICK if placement.platform() == "cpu" else None
         run = lowered.compile(compiler_options=options)
     tolerance = _ROUGH if "f16" in lowered.as_text() else _TOLERANCE
     together, *alone = jax.tree.map(_numbers, run(key, jnp.float32(0), few))

@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree, UInt32
 
 from jaxpt.core.types import Batch, ModelState, Params, Problem
 
@@ -20,9 +21,25 @@ def dropout(key: Key[Array, ""], x: Array, rate: Float[Array, ""] | float) -> Ar
     """
     keep = jnp.round(2.0**16 * (1.0 - jnp.asarray(rate, jnp.float32)))
     scale = jnp.where(keep > 0, 2.0**16 / jnp.where(keep > 0, keep, 1.0), 0.0).astype(x.dtype)
-    words = jax.random.bits(key, (-(-x.size // 2),), jnp.uint32)
-    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[: x.size].reshape(x.shape)
-    return jnp.where(halves < keep.astype(jnp.uint32), x * scale, jnp.zeros_like(x))
+    return jnp.where(_sixteen_bits(key, x.shape) < keep.astype(jnp.uint32), x * scale, jnp.zeros_like(x))
+
+
+def _sixteen_bits(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+    """Returns independent random integers from 0 to 2**16 - 1; two of them share a word of 32 bits.
+
+    The two are half an axis apart, not neighbours: an array of words then has the layout of the result, also under
+    vmap. Interleaved halves would be moved one by one on a TPU.
+    """
+    if not shape:
+        return jax.random.bits(key, (), jnp.uint32) >> np.uint32(16)
+    # An axis of even length, else the longest, whose surplus is least. Those in the middle first: a TPU puts a
+    # picture's examples side by side in its vectors, and half of them may not fill one.
+    order = (*range(1, len(shape) - 1), 0, len(shape) - 1)
+    axis = next((i for i in order if shape[i] % 2 == 0), shape.index(max(shape)))
+    half = *shape[:axis], -(-shape[axis] // 2), *shape[axis + 1 :]
+    words = jax.random.bits(key, half, jnp.uint32)
+    both = jax.lax.concatenate([words & np.uint32(0xFFFF), words >> np.uint32(16)], axis)
+    return jax.lax.slice_in_dim(both, 0, shape[axis], axis=axis)
 
 
 def require_real(arrays: PyTree, what: str) -> None:

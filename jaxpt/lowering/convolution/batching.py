@@ -19,6 +19,7 @@ from jaxtyping import Array, DTypeLike, Float
 
 from jaxpt.lowering.convolution import choice, direct, products
 from jaxpt.lowering.convolution.geometry import Geometry
+from jaxpt.lowering.merging import merge, split
 
 UNROLLED = 8
 """Direct convolutions unrolled per pass of the loop over replicas: enough to fill the cores, few enough to compile."""
@@ -99,28 +100,30 @@ def _batched(part: str, static: Static) -> Callable[[Array, Array], Array]:
     def rule(size: int, batched: list[bool], a: Array, b: Array) -> tuple[Array, bool]:
         # An axis of one argument alone is folded into it, so that the other one is not copied.
         into, out = (0, 0) if all(batched) else _FOLDS[part][0 if batched[0] else 1]
-        a, b = (_merge(x, into) if is_batched else x for x, is_batched in zip((a, b), batched, strict=True))
+        a, b = (merge(x, into) if is_batched else x for x, is_batched in zip((a, b), batched, strict=True))
         # `_batched` again, so that a vmap of a vmap meets the same rule.
-        return _split(_batched(part, static)(a, b), out, size), True
+        return split(_batched(part, static)(a, b), out, size), True
 
     return jaxpt_convolution
 
 
-def _merge(x: Float[Array, "S ..."], axis: int) -> Array:
-    """Merges the leading axis into axis `axis`, counted without the leading one."""
-    x = jnp.moveaxis(x, 0, axis)
-    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
-
-
-def _split(x: Array, axis: int, size: int) -> Float[Array, "S ..."]:
-    """Undoes `_merge`."""
-    return jnp.moveaxis(x.reshape(*x.shape[:axis], size, -1, *x.shape[axis + 1 :]), axis, 0)
-
-
 def compute(part: str, static: Static, a: Float[Array, "M ..."], b: Float[Array, "M ..."]) -> Float[Array, "M ..."]:
-    """Returns the result of `apply`, by the given lowering or by the one that `choice.choose` returns."""
+    """Returns the result of `apply`, by the given lowering or by the choice for the platform."""
+    if static.lowering is not None:
+        return _lowered(part, static, static.lowering, a, b)
     work = describe(part, static.shape, a.shape, b.shape)
-    lowering = static.lowering or choice.choose(work, jax.default_backend())
+    # The choices for GPUs and TPUs are the same.
+    cpu, other = (choice.choose(work, platform) for platform in ("cpu", "gpu"))
+    if cpu == other:
+        return _lowered(part, static, cpu, a, b)
+    # The platform is known only when JAX lowers a program: it may be another one than that of JAX's default device.
+    on_cpu, elsewhere = (partial(_lowered, part, static, lowering) for lowering in (cpu, other))
+    return lax.platform_dependent(a, b, cpu=on_cpu, default=elsewhere)
+
+
+def _lowered(part: str, static: Static, lowering: str, a: Array, b: Array) -> Float[Array, "M ..."]:
+    """Returns the result of `apply` by one of `choice.LOWERINGS`."""
+    work = describe(part, static.shape, a.shape, b.shape)
     # A cotangent has the dtype of the result, which may differ from that of images and kernels.
     dtype = jnp.promote_types(a.dtype, b.dtype)
     options: dict[str, Any] = {"precision": static.precision, "preferred_element_type": static.preferred}

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxpt.lowering import kernel_gradients
 from jaxpt.lowering.convolution.geometry import Geometry
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -62,12 +63,14 @@ def kernel_gradient(
 
     preferred = options.pop("preferred_element_type", None)
 
-    def convolve(lhs: Array, rhs: Array, preferred: Any) -> Array:
-        how = {"rhs_dilation": shape.strides, "dimension_numbers": layout, "preferred_element_type": preferred}
-        return lax.conv_general_dilated(lhs, rhs, (1, 1), padding, **how, **options)
+    def convolve(lhs: Array, rhs: Array, preferred: Any, groups: int = 1) -> Array:
+        how: dict[str, Any] = {"rhs_dilation": shape.strides, "dimension_numbers": layout, "batch_group_count": groups}
+        return lax.conv_general_dilated(lhs, rhs, (1, 1), padding, preferred_element_type=preferred, **how, **options)
 
     if not canonical:
-        return convolve(images, cotangent, preferred)
+        numbers = lax.conv_dimension_numbers(images.shape, cotangent.shape, layout)
+        stacked = kernel_gradients.batched(lambda a, b, groups: convolve(a, b, preferred, groups), numbers)
+        return stacked(images, cotangent)
     # [C, h, w, O] -> [h, w, C, O]
     return in_portions(convolve, images, cotangent, preferred).transpose(1, 2, 0, 3)
 

@@ -33,7 +33,7 @@ def conv_general_dilated(
 
     Under `vmap` with a kernel per replica, lax's convolution becomes a grouped one, which is slow on CPUs; inside a
     loop its gradients also miss XLA's fast kernel. This function knows the number of replicas, and chooses by shapes
-    and backend how to compute each convolution and gradient.
+    and platform how to compute each convolution and gradient.
 
         nnx.Conv(1, 8, (3, 3), conv_general_dilated=jaxpt.conv_general_dilated, rngs=rngs)
         linen.Conv(8, (3, 3), conv_general_dilated=jaxpt.conv_general_dilated)
