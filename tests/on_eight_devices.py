@@ -154,6 +154,10 @@ for way in ("shard_map", "pmap"):
         state, _ = sharded.run(state, data, periods=3, donate=True)
     out["compiled again"][way] = jaxpt.engine.engine._run_donated._cache_size() - before
 
+copier = make(WAYS["shard_map"], **copied)
+text = copier.lower(copier.init(KEY), copier.placed.put(DATA), periods=3).compile().as_text()
+out["copies"] = [shape for _, shape, _ in collectives(text)]
+
 
 def waiting(*args):
     """The loss, and it looks at what the other devices' losses are."""

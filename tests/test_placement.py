@@ -68,8 +68,13 @@ def test_no_collective_lies_in_the_training_loop(way, found):
         assert depth == 0 or not collectives
     assert any(collectives and set(collectives) == {"all-gather"} for depth, collectives in loops if depth == 0)
     assert any(depth > 0 for depth, _ in loops)
-    assert 2 <= len(found["shapes"][way]) <= 3, "energies, rungs, hyperparameters"
-    assert all(shape == [8] for shape in found["shapes"][way]), "one number for each replica"
+    assert sorted(found["shapes"][way]) == [[8], [8, 3]], "a rung; an energy and two hyperparameters for each replica"
+
+
+@pytest.mark.slow
+def test_weights_that_a_rule_copies_travel_together(found):
+    """One collective for each dtype, besides the rungs and energies: a network has dozens of leaves."""
+    assert len(found["copies"]) == 3
 
 
 @pytest.mark.slow

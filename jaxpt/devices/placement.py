@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from jaxpt.devices import processes
 from jaxpt.devices.cores import platform as platform
 from jaxpt.devices.cores import use_all_cores as use_all_cores
+from jaxpt.devices.gather import gather_rows
 from jaxpt.devices.pmapped import pmapped
 from jaxpt.devices.processes import ProcessLost as ProcessLost
 from jaxpt.devices.processes import clear_errors as clear_errors
@@ -112,7 +113,7 @@ class Placement:
         """Returns all M rows of arrays [M / D, ...], gathered from all shards."""
         if self.mesh is None:
             return shard
-        return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True), shard)
+        return gather_rows(shard, AXIS)
 
     def local_rows(self, rows: T) -> T:
         """Returns this shard's rows of arrays [M, ...]."""
