@@ -52,8 +52,12 @@ def pytest_collection_modifyitems(items):
 
 DONE = pytest.StashKey[list[int]]()
 
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
+CHOOSES_EMITTERS = jax.__version_info__ < (0, 11)
+"""Whether XLA:CPU still has its older code generator, and an option for it."""
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 """The environment of programs that tests start: they compile in a quarter of the time."""
+if CHOOSES_EMITTERS:
+    QUICK["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 
 
 def compile_quickly(quick):
@@ -103,7 +107,8 @@ def with_quick_emitters(options):
     return made
 
 
-compiler.get_compile_options = with_quick_emitters(compiler.get_compile_options)
+if CHOOSES_EMITTERS:
+    compiler.get_compile_options = with_quick_emitters(compiler.get_compile_options)
 
 
 class NnxNet(nnx.Module):
