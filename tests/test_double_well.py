@@ -7,6 +7,8 @@ import pytest
 
 import jaxpt
 
+pytestmark = pytest.mark.users_compiler  # programs run for longer than they compile
+
 TEMPERATURES = np.array([0.1, 0.2, 0.4, 0.7, 1.0])
 RATE, EVERY, PERIODS, DROPPED, LADDERS = 0.002, 40, 2000, 500, 64
 

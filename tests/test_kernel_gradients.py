@@ -305,3 +305,28 @@ def test_a_single_replica_has_no_groups_on_an_accelerator():
     text = jax.jit(with_gradients(function)).trace(x, w).lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("stablehlo.convolution") == 3
     assert "group_count = 3" not in text
+
+
+@pytest.mark.parametrize("conv", [lax.conv_general_dilated, jaxpt.conv_general_dilated], ids=["stock", "own"])
+@pytest.mark.parametrize("seeds", [False, True], ids=["", "seeds"])
+def test_images_that_all_replicas_share_are_copied_on_a_tpu_only(conv, seeds, monkeypatch):
+    """A first layer: there each replica has a group. The numbers are those of plain vmap."""
+    function, images, kernel = layer("strided", conv)
+    step = jax.grad(lambda x, w: jnp.sum(jnp.sin(function(x, w))), 1)
+
+    def over(lifted):  # the images of a seed are shared by its replicas
+        return jax.vmap(lifted) if seeds else lifted
+
+    ours = over(lifted(step, (None, 0), "tpu"))
+    plain = over(jax.vmap(jax.grad(lambda x, w: jnp.sum(jnp.sin(layer("strided")[0](x, w))), 1), (None, 0)))
+    lead = (2,) if seeds else ()
+    with jax.enable_x64(True):
+        x, w = random((*lead, *images), (*lead, M, *kernel))
+        traced = jax.jit(ours).trace(x, w)
+        on_tpu, *elsewhere = (traced.lower(lowering_platforms=(p,)).as_text() for p in ("tpu", "cpu", "cuda"))
+        assert f"batch_group_count = {M * 2 if seeds else M} " in on_tpu
+        assert all(f"batch_group_count = {M * 2 if seeds else M} " not in text for text in elsewhere)
+        assert_same(jax.jit(ours)(x, w), jax.jit(plain)(x, w))
+        monkeypatch.setattr(lax, "platform_dependent", lambda *args, tpu=None, default, **_: (tpu or default)(*args))
+        jax.clear_caches()
+        assert_same(jax.jit(ours)(x, w), jax.jit(plain)(x, w))

@@ -16,7 +16,7 @@ from jax.extend.core import JaxprEqn
 from jax.extend.core.primitives import conv_general_dilated_p
 from jaxtyping import Array
 
-from jaxpt.lowering.merging import merge, split
+from jaxpt.lowering.merging import merge, split, unless_on_tpu
 
 
 def applies(eqn: JaxprEqn) -> bool:
@@ -59,13 +59,21 @@ def batched(
 
     @jaxpt_kernel_gradient.def_vmap
     def rule(size: int, given: list[bool], images: Array, cotangent: Array) -> tuple[Array, bool]:
-        images = merge(images, images_axis) if given[0] else images
-        cotangent = merge(cotangent, cotangent_axis) if given[1] else cotangent
-        if all(given):
+        def in_groups(images: Array, cotangent: Array) -> Array:
             # A vmap of this one is JAX's own, which multiplies the groups.
-            return split(convolve(images, cotangent, size), features, size), True
-        # An axis of one argument alone is more channels or more features: still the gradient of a single kernel.
-        out = batched(convolve, numbers)(images, cotangent)
-        return split(out, channels if given[0] else features, size), True
+            together = convolve(merge(images, images_axis), merge(cotangent, cotangent_axis), size)
+            return split(together, features, size)
+
+        def folded(images: Array, cotangent: Array) -> Array:
+            # An axis of one argument alone is more channels or more features: still the gradient of a single kernel.
+            images = merge(images, images_axis) if given[0] else images
+            cotangent = merge(cotangent, cotangent_axis) if given[1] else cotangent
+            return split(batched(convolve, numbers)(images, cotangent), channels if given[0] else features, size)
+
+        if all(given):
+            return in_groups(images, cotangent), True
+        if given[0]:
+            return folded(images, cotangent), True
+        return unless_on_tpu(folded, in_groups, size, images, cotangent), True
 
     return jaxpt_kernel_gradient

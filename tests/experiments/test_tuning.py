@@ -12,6 +12,8 @@ from experiments.models.lenet import LeNetEMNIST
 from jaxpt import diagnostics
 from tests import real_data
 
+pytestmark = pytest.mark.users_compiler  # programs run for longer than they compile
+
 POOL = real_data.PACKS / "emnist_letters"
 
 

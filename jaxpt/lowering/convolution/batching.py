@@ -19,7 +19,7 @@ from jaxtyping import Array, DTypeLike, Float
 
 from jaxpt.lowering.convolution import choice, direct, products
 from jaxpt.lowering.convolution.geometry import Geometry
-from jaxpt.lowering.merging import merge, split
+from jaxpt.lowering.merging import merge, split, unless_on_tpu
 
 UNROLLED = 8
 """Direct convolutions unrolled per pass of the loop over replicas: enough to fill the cores, few enough to compile."""
@@ -98,11 +98,19 @@ def _batched(part: str, static: Static) -> Callable[[Array, Array], Array]:
 
     @jaxpt_convolution.def_vmap
     def rule(size: int, batched: list[bool], a: Array, b: Array) -> tuple[Array, bool]:
+        def stacked(a: Array, b: Array, into: tuple[int | None, int | None] = (0, 0), out: int = 0) -> Array:
+            a, b = (x if axis is None else merge(x, axis) for x, axis in zip((a, b), into, strict=True))
+            # `_batched` again, so that a vmap of a vmap meets the same rule.
+            return split(_batched(part, static)(a, b), out, size)
+
+        if all(batched):
+            return stacked(a, b), True
         # An axis of one argument alone is folded into it, so that the other one is not copied.
-        into, out = (0, 0) if all(batched) else _FOLDS[part][0 if batched[0] else 1]
-        a, b = (merge(x, into) if is_batched else x for x, is_batched in zip((a, b), batched, strict=True))
-        # `_batched` again, so that a vmap of a vmap meets the same rule.
-        return split(_batched(part, static)(a, b), out, size), True
+        axis, out = _FOLDS[part][0 if batched[0] else 1]
+        folded = partial(stacked, into=(axis, None) if batched[0] else (None, axis), out=out)
+        if part == "kernel_gradient" and batched[1]:
+            return unless_on_tpu(folded, stacked, size, a, b), True
+        return folded(a, b), True
 
     return jaxpt_convolution
 
@@ -112,13 +120,13 @@ def compute(part: str, static: Static, a: Float[Array, "M ..."], b: Float[Array,
     if static.lowering is not None:
         return _lowered(part, static, static.lowering, a, b)
     work = describe(part, static.shape, a.shape, b.shape)
-    # The choices for GPUs and TPUs are the same.
-    cpu, other = (choice.choose(work, platform) for platform in ("cpu", "gpu"))
-    if cpu == other:
-        return _lowered(part, static, cpu, a, b)
+    chosen = {platform: choice.choose(work, platform) for platform in ("cpu", "gpu", "tpu")}
+    if len(set(chosen.values())) == 1:
+        return _lowered(part, static, chosen["cpu"], a, b)
     # The platform is known only when JAX lowers a program: it may be another one than that of JAX's default device.
-    on_cpu, elsewhere = (partial(_lowered, part, static, lowering) for lowering in (cpu, other))
-    return lax.platform_dependent(a, b, cpu=on_cpu, default=elsewhere)
+    on = {platform: partial(_lowered, part, static, lowering) for platform, lowering in chosen.items()}
+    tpu = {} if chosen["tpu"] == chosen["gpu"] else {"tpu": on["tpu"]}
+    return lax.platform_dependent(a, b, cpu=on["cpu"], **tpu, default=on["gpu"])
 
 
 def _lowered(part: str, static: Static, lowering: str, a: Array, b: Array) -> Float[Array, "M ..."]:

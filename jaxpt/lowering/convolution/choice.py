@@ -55,6 +55,8 @@ def choose(work: Work, platform: str) -> str:
         work: the convolution or gradient to compute.
         platform: "cpu", "gpu" or "tpu".
     """
+    if platform == "tpu":
+        return "grouped"  # a single product too: copying the images for it costs more than is won
     rows, columns = work.shape.output
     if rows == columns == 1 or work.shape.kernel == work.shape.strides == (1, 1):
         return "im2col"  # already a single product: nothing is copied or wasted
