@@ -14,7 +14,8 @@ ReplicaAxis: TypeAlias = Literal["auto", "vmap", "unroll", "map"]
 NAMES = get_args(ReplicaAxis)
 T = TypeVar("T")
 
-_UNROLL_AT_MOST = 8  # replicas; the program grows with each, so more of them run in a loop
+UNROLL_AT_MOST = 8
+"""Replicas; the program grows with each, so more of them run in a loop."""
 
 
 class Execution(NamedTuple):
@@ -68,7 +69,7 @@ def choose(platform: str, replicas: int, devices: int, convolves: bool) -> str:
         return "unroll"
     if not convolves:
         return "vmap"
-    return "unroll" if devices == 1 and replicas <= _UNROLL_AT_MOST else "map"
+    return "unroll" if devices == 1 and replicas <= UNROLL_AT_MOST else "map"
 
 
 class Lift(NamedTuple):
