@@ -92,13 +92,29 @@ class Tuned:
     def __str__(self) -> str:
         engine = self.engine
         title = f"{self.device}: {engine.num_replicas} replicas, periods of {engine.every} steps"
-        execution = [("replica_axis", "at once", "step, ms", "evaluations, ms", "period, ms", "range", "rounds", "compiled, s", "")]
+        execution = [
+            (
+                "replica_axis",
+                "at once",
+                "step, ms",
+                "evaluations, ms",
+                "period, ms",
+                "range",
+                "rounds",
+                "compiled, s",
+                "",
+            )
+        ]
         evaluation = [("evaluation_batch", "evaluations, ms", "range", "rounds", "compiled, s", "")]
         for row in self.rows:
             range_ = "-" if row.least is None else f"{_ms(row.least)} to {_ms(row.most)}"
             marks = [word for word, is_so in (("given", row.given), ("chosen", row.chosen)) if is_so]
             compiled = "-" if row.compile_seconds is None else f"{row.compile_seconds:.1f}"
-            last = str(row.rounds or "-"), compiled, ", ".join(marks if row.refusal is None else [*marks, "does not fit"])
+            last = (
+                str(row.rounds or "-"),
+                compiled,
+                ", ".join(marks if row.refusal is None else [*marks, "does not fit"]),
+            )
             if row.part == "evaluation":
                 evaluation.append((str(row.evaluation_batch), _ms(row.evaluation), range_, *last))
             else:
