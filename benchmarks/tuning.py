@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from flax import nnx
 from jax import lax
 
@@ -64,10 +63,12 @@ def dense(replicas: int, batch: int) -> Case:
     """Returns replicas of a small dense network on random numbers."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(1536, 64)).astype(np.float32), rng.integers(0, 10, 1536).astype(np.int32)
-    loss = lambda model, batch: jaxpt.cross_entropy(model(batch["x"]), batch["y"])
+
+    def loss(model: nnx.Module, batch: dict) -> jax.Array:
+        return jaxpt.cross_entropy(model(batch["x"]), batch["y"])
+
     ladder = jaxpt.Ladder(learning_rate=jaxpt.geometric(0.001, 0.01, replicas))
-    sgd = lambda h: optax.sgd(h["learning_rate"], momentum=0.9)
-    engine = jaxpt.Engine(jaxpt.nnx_problem(MLP, loss), sgd, ladder, every=50, batch_size=batch)
+    engine = jaxpt.Engine(jaxpt.nnx_problem(MLP, loss), networks.optimizer, ladder, every=50, batch_size=batch)
     return engine, jaxpt.Data({"x": x[:1024], "y": y[:1024]}, {"x": x[1024:], "y": y[1024:]})
 
 

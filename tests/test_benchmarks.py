@@ -90,7 +90,7 @@ def test_each_measures_and_says_how(name, tmp_path, monkeypatch):
         assert rows[0]["chosen_to_best"] >= 1
         settings = [{key: row[key] for key in rows[0]["chosen"]} for row in rows[0]["candidates"]]
         assert settings[0] == rows[0]["chosen"]
-        assert len(settings) == 3, "vmap, unroll, map; the split is cut in one piece by all sizes but one"
+        assert len(settings) == 3 + 4, "vmap, unroll and map; and four more sizes of evaluations"
     if name == "compiled":
         assert [row["variant"] for row in rows] == ["stock", "single"]
         assert all(row["step_loop_found"] and row["collectives"] == row["host_transfers"] == 0 for row in rows)

@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -276,6 +278,36 @@ def test_the_periods_that_are_timed_are_short(given):
     assert bench._shortened(dataclasses.replace(given, every=2, probe=3), SPLITS).probe == 3
 
 
+ON_TWO = """
+import json
+import jax
+import jaxpt
+from jaxpt.studies import bench
+from tests.conftest import examples, make_engine, small_problem
+
+jaxpt.use_all_cores(2)
+bench._TRAINING = bench._EVALUATION = 0.001
+cut = jaxpt.placement.shard_map
+for placed, seeds in ((cut(jax.devices()), None), (jaxpt.placement.pmap(), None), (cut(jax.devices(), seeds=2), 2)):
+    engine = make_engine(small_problem(), placement=placed)
+    found = jaxpt.tune(engine, examples(), seconds=0.01, seeds=seeds)
+    assert found.engine.placement is placed
+    print(json.dumps([found.device, [[row.replica_axis, row.replicas_at_once, row.rounds] for row in found.rows]]))
+"""
+
+
+@pytest.mark.slow
+def test_several_devices():
+    done = subprocess.run([sys.executable, "-c", ON_TWO], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert all(device.startswith("2 x cpu") and all(row[2] for row in rows) for device, rows in found)
+    two_each = [["vmap", 1], ["unroll", 1], ["map", 1]]
+    assert [[row[:2] for row in rows[:3]] for _, rows in found[:2]] == [two_each, two_each]
+    whole = [["auto", 1], ["vmap", 1], ["unroll", 1], ["map", 1], ["map", 2]]
+    assert [row[:2] for row in found[2][1][:5]] == whole, "a ladder on each device"
+
+
 REFUSED = {
     "engine must be a jaxpt.Engine": {"engine": 3},
     "seconds must be positive": {"seconds": 0},
@@ -330,7 +362,7 @@ class Clock:
 
 def test_slow_candidates_leave_and_the_time_is_kept():
     clock = Clock()
-    laps = clock.race(160.0, slow=[2.0], best=[1.0], near=[1.1], later=[1.3])
+    laps = clock.race(160.0, slow=[2.5], best=[1.0], near=[1.1], later=[1.3])
     assert [len(laps[name]) for name in ("slow", "later")] == [1, 3]
     assert len(laps["best"]) == len(laps["near"]) == 4
     assert 120 < clock.now <= 160

@@ -7,8 +7,7 @@ from typing import NamedTuple, TypeVar
 
 K = TypeVar("K")
 
-_CLEARLY = 1.5  # times the fastest: slower ones leave after a round
-_LATER = 1.2  # the same from the third round on, when medians can be trusted more
+_CLEARLY = (2.0, 1.5, 1.2)  # times the fastest: slower ones leave after the first, second and each later round
 _ROUNDS = 50  # at most
 
 
@@ -34,8 +33,8 @@ def race(
     """Returns the laps of each candidate, at least one each.
 
     In a round each candidate that is left takes its turn; the first of them changes from round to round. After a round
-    those leave whose median period is more than 1.5 times the least (1.2 times from the third round on). The race ends
-    when one candidate is left, or when another round would exceed the time, or after fifty rounds.
+    those leave whose median period is more than twice the least (1.5 times after the second round, 1.2 times after
+    later ones, as one slow turn then counts less). The race ends when one candidate is left, or when another round would exceed the time, or after fifty rounds.
 
     Args:
         turns: {candidate: a function that times one turn}.
@@ -50,7 +49,7 @@ def race(
         for name in left[shift:] + left[:shift]:
             laps[name].append(turns[name]())
         took = clock() - started
-        before, left = len(left), _left(laps, left, every, _CLEARLY if number < 2 else _LATER)
+        before, left = len(left), _left(laps, left, every, _CLEARLY[min(number, 2)])
         if len(left) == 1 or clock() - begun + took * len(left) / before > seconds:
             break
     return laps
