@@ -34,7 +34,8 @@ def race(
 
     In a round each candidate that is left takes its turn; the first of them changes from round to round. After a round
     those leave whose median period is more than twice the least (1.5 times after the second round, 1.2 times after
-    later ones, as one slow turn then counts less). The race ends when one candidate is left, or when another round would exceed the time, or after fifty rounds.
+    later ones, as one slow turn then counts less). The race ends when one candidate is left, when another round would
+    exceed the time, or after fifty rounds.
 
     Args:
         turns: {candidate: a function that times one turn}.
