@@ -40,6 +40,8 @@ from jaxpt.studies.compilation import CompiledFor, compile_for
 from jaxpt.studies.diffusion import diffusion
 from jaxpt.studies.replay import replay
 from jaxpt.studies.sampling import mala, sampler
+from jaxpt.studies.timings import Timing, Tuned
+from jaxpt.studies.tune import tune
 from jaxpt.training.fit import fit
 from jaxpt.training.monitor import Callback, Status
 from jaxpt.training.recorders.base import Recorder, Run
@@ -120,6 +122,9 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     # Devices and execution.
     "use_all_cores",
     "placement",
+    "tune",
+    "Tuned",
+    "Timing",
     "compile_for",
     "CompiledFor",
     "prefetch",

@@ -26,6 +26,7 @@ TOYS = {
     "convolutions": "--model lenet --replicas 1 --batch 2 --rounds 1 --least 0",
     "devices": "--replicas 2 --batch 2 --devices 1 --steps 1 --rounds 1 --counted 2",
     "compiled": "--device cpu --models lenet --variants stock single --replicas 2 --batch 2",
+    "tuning": "--cases toy --tuned 0.1 --rounds 1 --seconds 0.01 --devices 1",
     "peers": "--replicas 2 --batch 2 --steps 4 --every 2 --probe 4 --arms pbt torch_func tune_pbt",
 }
 ROW = {
@@ -38,6 +39,7 @@ ROW = {
     "devices": {"model", "replicas", "batch", "devices", "images_per_second", "speedup", "speedup_spread"},
     "peers": {"arm", "seed", "seconds", "startup_seconds", "images_per_second", "test_error", "mixture_test_error"},
     "compiled": {"model", "variant", "label", "replicas", "collectives", "host_transfers", "temporary_bytes"},
+    "tuning": {"case", "replicas", "chosen", "best", "chosen_to_best", "auto_to_best", "candidates", "tuned"},
     "convolutions": {"model", "layer", "part", "lowering", "seconds", "spread", "chosen", "time_ratio"},
 }
 
@@ -84,6 +86,11 @@ def test_each_measures_and_says_how(name, tmp_path, monkeypatch):
         assert rows[0]["time_ratio"] == 1
         by_hand, by_xla = rows[0]["flops_per_image_by_hand"], rows[0]["flops_per_image_by_xla"]
         assert 0.8 < by_xla / by_hand < 1.5, "layers counted by hand against XLA's own count"
+    if name == "tuning":
+        assert rows[0]["chosen_to_best"] >= 1
+        settings = [{key: row[key] for key in rows[0]["chosen"]} for row in rows[0]["candidates"]]
+        assert settings[0] == rows[0]["chosen"]
+        assert len(settings) == 3 + 4, "vmap, unroll and map; and four more sizes of evaluations"
     if name == "compiled":
         assert [row["variant"] for row in rows] == ["stock", "single"]
         assert all(row["step_loop_found"] and row["collectives"] == row["host_transfers"] == 0 for row in rows)

@@ -39,6 +39,7 @@ SHOWN = {
     "sampler",
     "diffusion",
     "compile_for",
+    "tune",
     "ensemble",
     "lineage",
     "replay",

@@ -45,6 +45,8 @@ def test_the_classes_that_users_meet_are_looked_at():
         "Observation",
         "Diffusion",
         "CompiledFor",
+        "Tuned",
+        "Timing",
         "Trace",
         "RunState",
         "Data",

@@ -14,7 +14,8 @@ ReplicaAxis: TypeAlias = Literal["auto", "vmap", "unroll", "map"]
 NAMES = get_args(ReplicaAxis)
 T = TypeVar("T")
 
-_UNROLL_AT_MOST = 8  # replicas; the program grows with each, so more of them run in a loop
+UNROLL_AT_MOST = 8
+"""Replicas; the program grows with each, so more of them run in a loop."""
 
 
 class Execution(NamedTuple):
@@ -54,7 +55,8 @@ def choose(platform: str, replicas: int, devices: int, convolves: bool) -> str:
     relative to the same number of jitted single steps in a row. Eight replicas of LeNet, batch 128: naive vmap of the
     bare step 2.0; on one device vmap 0.65, map 0.54, unroll 0.43; on four devices vmap 0.27, map 0.23, unroll 0.23.
     ResNet-20, batch 32: map on four devices 0.33; five replicas unrolled on one device 0.81, where naive vmap takes 5.
-    The choice for GPUs and TPUs follows from their design; it is not yet measured.
+    The choice for GPUs and TPUs follows from their design; it is not yet measured. `jaxpt.tune` measures the choices on
+    the devices at hand.
 
     Args:
         platform: "cpu", "gpu" or "tpu".
@@ -68,7 +70,7 @@ def choose(platform: str, replicas: int, devices: int, convolves: bool) -> str:
         return "unroll"
     if not convolves:
         return "vmap"
-    return "unroll" if devices == 1 and replicas <= _UNROLL_AT_MOST else "map"
+    return "unroll" if devices == 1 and replicas <= UNROLL_AT_MOST else "map"
 
 
 class Lift(NamedTuple):

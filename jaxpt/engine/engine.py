@@ -72,7 +72,7 @@ class Engine(Spec):
         rescale_momentum: the name of the learning rate: a swap multiplies the momentum by old / new value, which keeps
             the velocity. By default the momentum does not change.
         replica_axis: how a device's replicas are executed: "vmap", "unroll", "map", or "auto", which takes the choice
-            of `jaxpt.devices.execution.choose`.
+            of `jaxpt.devices.execution.choose`; `jaxpt.tune` measures which is fastest.
         replicas_at_once: replicas that "map" runs at a time, which bounds its working memory; 1 by default.
         placement: the devices that hold the replicas. "auto" is one device; on CPUs it is as many host devices as
             divide M (see `use_all_cores`), and with several processes all devices. See `jaxpt.placement`.

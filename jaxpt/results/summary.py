@@ -102,9 +102,9 @@ def about_replica(best: Best) -> dict[str, Any]:
     return plain({name: getattr(best, name) for name in names})
 
 
-def device() -> str:
-    """Returns the kind of the first device; for CPUs also the number of cores that this process may use."""
-    first = jax.devices()[0]
+def device(first: jax.Device | None = None) -> str:
+    """Returns the kind of a device, by default JAX's first; for CPUs also the number of cores for this process."""
+    first = jax.devices()[0] if first is None else first
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return first.device_kind + (f", {cores} cores" if first.platform == "cpu" else "")
 
