@@ -54,6 +54,7 @@ MAKE = {
     "PBT": [[jaxpt.PBT(), jaxpt.PBT(0.5, 0.1, 3.0, 0.0), jaxpt.PBT(resample=1.0)]],
     "CopyBest": [[jaxpt.CopyBest(), jaxpt.CopyBest()]],
     "Independent": [[GRID, jaxpt.Independent()]],
+    "_Auto": [[jaxpt.Tempering("auto").C, jaxpt.Tempering("auto", target=0.3).C]],
     "Replay": [[Replay({"a": jnp.zeros(3)}), Replay({"a": jnp.full(3, jnp.nan)})]],
     "Engine": [
         [
