@@ -1,15 +1,12 @@
 """Every block, command and link of the pages works: README, guide, experiments, benchmarks, contributing."""
 
 import importlib
-import re
 import runpy
-import subprocess
 import sys
 
 import pytest
 
-from tests import pages
-from tests.test_report import CHROMIUM
+from tests import browser, pages
 
 EVERY_PAGE = pytest.mark.parametrize("page", pages.PAGES, ids=pages.name)
 FIRST = pages.blocks(pages.README)[0]
@@ -110,31 +107,16 @@ def test_every_page_is_reached_from_the_readme():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the pages in")
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium to open the pages in")
 @pytest.mark.parametrize("width", [400, 1280])
 def test_text_on_the_pages_is_beside_the_sidebar_and_inside_the_page(width, tmp_path, monkeypatch):
-    """In a frame of that width, since a window of a browser has a least width of its own."""
     monkeypatch.syspath_prepend(pages.ROOT / ".ci")
     importlib.import_module("guide").write(tmp_path)
-    ask = """<script>addEventListener("load", () => {
-        const left = document.querySelector("main h1").getBoundingClientRect().left;
-        const nav = document.querySelector("nav").getBoundingClientRect();
+    script = """const nav = document.querySelector("nav").getBoundingClientRect();
         const right = innerWidth < 770 ? 0 : nav.right;  // a menu on top of the page if it is narrow
-        parent.postMessage([document.documentElement.scrollWidth, left - right].map(Math.round).join(" "), "*"); })
-        </script></body>"""
+        const left = document.querySelector("main h1").getBoundingClientRect().left;
+        const numbers = [document.documentElement.scrollWidth, left - right];"""
     for name in ("README.html", "jaxpt/guide/diagnosis.html", "benchmarks/README.html"):
-        page = tmp_path / name
-        page.write_text(page.read_text().replace("</body>", ask))
-        frame = tmp_path / "frame.html"
-        frame.write_text(
-            '<title>waits</title><script>addEventListener("message", e => { document.title = "found " + e.data; })'
-            f'</script><iframe src="{name}" style="width: {width}px; height: 900px; border: 0"></iframe>'
-        )
-        home = f"--user-data-dir={tmp_path / 'profile'}"
-        command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", home]
-        command += ["--window-size=1400,1000", "--virtual-time-budget=10000", "--dump-dom", frame.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        found = re.search(r"<title>found (\d+) (-?\d+)</title>", done.stdout)
-        assert found, done.stdout[-500:] + done.stderr[-500:]
-        assert int(found[1]) <= width, f"{name} sticks out to the right"
-        assert int(found[2]) > 0, f"the sidebar covers the text of {name}"
+        widest, beside = browser.measured(tmp_path / name, width, script, tmp_path)
+        assert widest <= width, f"{name} sticks out to the right"
+        assert beside > 0, f"the sidebar covers the text of {name}"

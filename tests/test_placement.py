@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -218,3 +219,16 @@ def test_what_is_no_placement_is_refused():
         make_engine(placement="all")
     with pytest.raises(ValueError, match="along one axis of one or more different devices"):
         shard_map([])
+
+
+def test_large_arrays_and_keys_are_gathered_alone_and_small_ones_together():
+    """The rows are those given; a mesh of one device has all of them."""
+    rows = {"a": np.ones((2, 3)), "b": np.arange(2), "c": np.zeros((2, 2, 2)), "large": np.ones((2, 2**17))}
+    rows = {**jax.tree.map(jnp.asarray, rows), "keys": jax.random.split(jax.random.key(0), 2)}
+    placed, everywhere = shard_map(jax.devices()[:1]), jax.sharding.PartitionSpec()
+    gather = placed.over_shards(placed.all_gather, (everywhere,), everywhere)
+    text = str(jax.make_jaxpr(gather)(rows))
+    assert text.count("all_gather[") == 4, "a and c, b, large, keys"
+    found = jax.jit(gather)(rows)
+    assert jnp.array_equal(jax.random.key_data(found.pop("keys")), jax.random.key_data(rows.pop("keys")))
+    jax.tree.map(np.testing.assert_array_equal, found, rows)

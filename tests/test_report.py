@@ -3,7 +3,6 @@
 import dataclasses
 import html.parser
 import re
-import shutil
 import subprocess
 
 import numpy as np
@@ -11,12 +10,12 @@ import pytest
 from matplotlib import image
 
 import jaxpt
+from tests import browser
 from tests.conftest import make_engine
 from tests.test_checkpoint import bowl
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 TITLE = '<b>"Tom" & Jerry</b>'
 
 
@@ -116,36 +115,23 @@ def crowded(tmp_path_factory):
     return path
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page in")
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium to open the page in")
 @pytest.mark.parametrize("width", [400, 1280])
 def test_many_metrics_stay_inside_the_page(crowded, tmp_path, width):
-    """In a frame of that width, since a window of a browser has a least width of its own."""
-    ask = """<script>addEventListener("load", () => parent.postMessage([document.documentElement.scrollWidth,
-        document.querySelectorAll("table.named tr").length, innerWidth].join(" "), "*"))</script>"""
-    (tmp_path / "asking.html").write_text(crowded.read_text().replace("</body>", ask + "</body>"))
-    frame = tmp_path / "frame.html"
-    frame.write_text(
-        '<title>waits</title><script>addEventListener("message", e => { document.title = "measured " + e.data; })'
-        f'</script><iframe src="asking.html" style="width: {width}px; height: 900px; border: 0"></iframe>'
-    )
-    home = f"--user-data-dir={tmp_path / 'profile'}"
-    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", home]
-    command += ["--window-size=1400,1000", "--virtual-time-budget=10000", "--dump-dom", frame.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    found = re.search(r"<title>measured (\d+) (\d+) (\d+)</title>", done.stdout)
-    assert found, done.stdout[-500:] + done.stderr[-500:]
-    widest, rows, seen = map(int, found.groups())
+    script = """const numbers = [document.documentElement.scrollWidth,
+        document.querySelectorAll("table.named tr").length, innerWidth];"""
+    page = tmp_path / "page.html"
+    page.write_text(crowded.read_text())
+    widest, rows, seen = browser.measured(page, width, script, tmp_path)
     assert seen == width
     assert rows > len(METRICS), "each metric has its row"
     assert widest <= width, "nothing sticks out to the right"
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page in")
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium to open the page in")
 def test_a_browser_shows_the_page_with_all_its_pictures(written, tmp_path):
     def browse(page, *options):
-        # A browser that may not write to the home directory, and finds no sandbox in a container.
-        home = f"--user-data-dir={tmp_path / 'profile'}"
-        command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", home, *options]
+        command = browser.command(tmp_path, *options)
         done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr[-1000:]
         return done.stdout

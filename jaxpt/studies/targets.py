@@ -178,7 +178,7 @@ def _gpu(name: str, count: int) -> Target:
         found = topologies.get_topology_desc(
             platform="cuda", topology=f"1x{hosts}x{count // hosts}", target_config=gpu_text(name)
         )
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # which JAX raises for a platform that is not registered
         raise RuntimeError(
             "JAX's CUDA plugin is installed, but JAX did not register it, probably because this machine has no "
             "working GPU; set JAX_PLATFORMS=cpu in the environment, or call jax.config.update('jax_platforms', 'cpu') "
