@@ -9,6 +9,7 @@ The examples continue a smaller version of the README's first script: `problem`,
 
 from jaxpt import diagnostics
 from jaxpt.core import __version__ as __version__
+from jaxpt.core.cooldown import Cooldown
 from jaxpt.core.data import Batches, Data
 from jaxpt.core.errors import CheckpointError, Diverged, Interrupted
 from jaxpt.core.ladder import Ladder, geometric, linear
@@ -87,6 +88,7 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "exchange",
     # The run.
     "Engine",
+    "Cooldown",
     "fit",
     "Callback",
     "Status",

@@ -59,8 +59,10 @@ class Trace(NamedTuple):
         valid: {"energy": ..., metric: ...} on the validation split (or probe batch) at the period's end.
         test: the same on the test split; empty without one.
         rung: {ladder: rung} during the period, before its exchange.
-        hyper: {name: value} during the period, before its exchange; a schedule's changes to it are not recorded.
+        hyper: {name: value} during the period, before its exchange; what a schedule and the cooldown make of it is not
+            recorded (see `Lineage.scheduled`).
         info: record of the period's exchange; leaves [P, M-1], `ladder` [P] (with seeds [P, S, M-1] and [P, S]).
+        cooldown: the cooldown's factor at the period's end, [P], see `Cooldown.factor`; None without a cooldown.
     """
 
     step: Int[Array, " P"]
@@ -70,3 +72,4 @@ class Trace(NamedTuple):
     rung: dict[str, Int[Array, "P M"]]
     hyper: dict[str, Float[Array, "P M"]]
     info: Info
+    cooldown: Float[Array, " P"] | None = None

@@ -62,9 +62,10 @@ class Observation(NamedTuple):
         rung: {ladder: rung of each replica}.
         hyper: each replica's hyperparameters, fixed ones included.
         ladders: {name: Ladder} as arrays.
-        allowed: false during burn-in: no replica moves then.
+        allowed: false during burn-in and in the cooldown: no replica moves then.
         variance: the variance of each difference of two replicas' energies due to the probe batch; given only to rules
             with `noise_corrected`, else None.
+        cooldown: true in the cooldown, where `allowed` is false again; None for an engine without one.
     """
 
     turn: Int[Array, ""]
@@ -74,6 +75,7 @@ class Observation(NamedTuple):
     ladders: Mapping[str, Any]
     allowed: Bool[Array, ""]
     variance: Float[Array, "M M"] | None = None
+    cooldown: Bool[Array, ""] | None = None
 
 
 class Info(NamedTuple):

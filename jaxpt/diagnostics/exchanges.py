@@ -48,8 +48,9 @@ def ladder_name(trace: Trace, ladder: str | None) -> str:
 def exchanges(trace: Trace, ladder: str | None = None) -> Trace:
     """Returns the periods of that ladder's turns, from the first one with an offered swap.
 
-    Leaves out exchanges during which the ladder still adapts (`Tempering(swap_while_tuning=True)`). Also leaves out a
-    last period that is shorter than the others and has no offer: `fit` runs such steps without an exchange.
+    Leaves out the cooldown, and exchanges during which the ladder still adapts (`Tempering(swap_while_tuning=True)`).
+    Also leaves out a last period that is shorter than the others and has no offer: `fit` runs such steps without an
+    exchange.
     """
     check_trace(trace)
     length = np.diff(trace.step)
@@ -59,6 +60,8 @@ def exchanges(trace: Trace, ladder: str | None = None) -> Trace:
     rows = np.flatnonzero(turns)
     begun = _any_offer(trace)[rows]
     rows = rows[np.argmax(begun) :] if begun.any() else rows[:0]
+    if trace.cooldown is not None and len(rows):
+        rows = rows[: len(rows) - np.argmax(_any_offer(trace)[rows][::-1])]
     if trace.info.beta is not None and len(rows):
         beta = np.asarray(trace.info.beta)[rows].reshape(len(rows), -1)
         rows = rows[len(rows) - np.argmax([*(beta != beta[-1]).any(-1)[::-1], True]) :]

@@ -24,4 +24,4 @@ def trace_axes(seeds: int) -> Any:
     make: Any = Trace
     lead = None, *(SEED,) * seeds
     row = P(*lead, AXIS)
-    return make(step=P(), loss=row, valid=row, test=row, rung=row, hyper=row, info=P(*lead))
+    return make(step=P(), loss=row, valid=row, test=row, rung=row, hyper=row, info=P(*lead), cooldown=P())

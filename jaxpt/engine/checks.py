@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 
 from jaxpt.core import tree
 from jaxpt.core.arguments import check_takes
+from jaxpt.core.cooldown import Cooldown
 from jaxpt.core.data import Batches, Data
 from jaxpt.core.labels import extremes
 from jaxpt.core.ladder import Ladder, check_values, require_beta
@@ -85,6 +86,10 @@ def _check_types(engine: Spec) -> None:
         raise ValueError(
             "rule must be an object like Tempering(C=100.0) or Independent(), of a class below jaxpt.Rule, but it is "
             f"{engine.rule!r}"
+        )
+    if not isinstance(engine.cooldown, Cooldown | None):
+        raise ValueError(
+            f"cooldown must be a share of the run, such as 0.3, or a jaxpt.Cooldown, but it is {engine.cooldown!r}"
         )
     if jax.tree_util.all_leaves([engine.rule]):
         raise ValueError(

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxpt.core import tree
+from jaxpt.core.cooldown import Cooldown
 from jaxpt.core.data import Batches, Data
 from jaxpt.core.ladder import as_arrays
 from jaxpt.core.ranges import check_numbers
@@ -27,7 +28,7 @@ from jaxpt.engine.spec import Spec, abstract_hyper
 
 
 @tree.register(
-    data=("ladder", "rule", "burn_in", "fixed"),
+    data=("ladder", "rule", "burn_in", "fixed", "cooldown"),
     meta=(
         *("problem", "optimizer", "every", "batch_size", "schedule", "own_batches"),
         *("drop_remainder", "probe", "evaluation_batch", "rescale_momentum"),
@@ -38,9 +39,9 @@ from jaxpt.engine.spec import Spec, abstract_hyper
 class Engine(Spec):
     """Trains M replicas as one program, one replica per rung, and applies a rule to them after each period.
 
-    The engine is a pytree. Its numbers (ladder values, the rule's C, burn_in, fixed) are traced, so an engine made by
-    `dataclasses.replace` with other numbers reuses the compiled program. `init` copies ladder, rule and fixed values
-    into the state; a run uses those in the state.
+    The engine is a pytree. Its numbers (ladder values, the rule's C, burn_in, fixed, the steps of a cooldown) are
+    traced, so an engine made by `dataclasses.replace` with other numbers reuses the compiled program. `init` copies
+    ladder, rule and fixed values into the state; a run uses those in the state.
 
     >>> ladder = jaxpt.Ladder(learning_rate=jaxpt.geometric(0.05, 0.3, 4))
     >>> sgd = lambda h: optax.sgd(h["learning_rate"], momentum=0.9)
@@ -62,6 +63,8 @@ class Engine(Spec):
             then counts only as many examples as its hyperparameter, while batch normalisation sees all of them.
         fixed: hyperparameters that all replicas share, {name: value}.
         schedule: (hyperparameters, step) -> hyperparameters in force at that step; by default the rung's.
+        cooldown: the share of the run, such as its last 0.3, in which exchanges stop and learning rates fall to zero;
+            or a `jaxpt.Cooldown`, for other hyperparameters, another shape, or given steps. By default there is none.
         own_batches: each replica draws its own minibatches; by default all replicas share them.
         drop_remainder: leave out an epoch's short last minibatch. By default it is used, filled up with examples that
             do not count in the loss (but that batch normalisation sees).
@@ -89,7 +92,21 @@ class Engine(Spec):
     """
 
     def __post_init__(self) -> None:
+        if isinstance(self.cooldown, int | float | np.number) and not isinstance(self.cooldown, bool):
+            object.__setattr__(self, "cooldown", Cooldown(float(self.cooldown)))
         checks.check_engine(self)
+
+    def over(self, steps: int | None) -> "Engine":
+        """Returns the engine for a run of so many steps, which a cooldown needs that is a share of them.
+
+        `fit` calls it. Without such a cooldown it is the same engine.
+
+        Args:
+            steps: optimiser steps of the run; None: so many that the cooldown never begins.
+        """
+        if self.ending is None or self.ending.share is None:
+            return self
+        return dataclasses.replace(self, cooldown=self.ending.over(steps))
 
     def init(self, key: Key[Array, ""] | Key[Array, " S"]) -> RunState:
         """Returns the state before the first step: fresh weights, replica k on rung k of every ladder.

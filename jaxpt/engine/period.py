@@ -85,8 +85,12 @@ def period(engine: Spec, state: RunState, data: Data, batches: Batches | None) -
         key = jax.random.fold_in(jax.random.fold_in(key, EXCHANGE), turn)
         # Small arrays are gathered on all devices, and each computes the same exchange.
         energy, rung, hyper = engine.placed.all_gather((energy, replicas.rung, replicas.hyper))
-        # burn_in is traced: whether swaps are allowed is data, not another program.
-        seen = Observation(turn, energy, rung, hyper, ladders, step > engine.burn_in, variance)
+        # burn_in and the cooldown's start are traced: whether swaps are allowed is data, not another program.
+        allowed, cooling = step > engine.burn_in, None
+        if engine.ending is not None:
+            cooling = engine.ending.begun(step)
+            allowed = allowed & ~cooling
+        seen = Observation(turn, energy, rung, hyper, ladders, allowed, variance, cooling)
         move, rule, info = rule.propose(key, seen)
         if engine.diverged == "respawn":
             move, info = _respawned(energy, rung, move, info)
@@ -96,7 +100,8 @@ def period(engine: Spec, state: RunState, data: Data, batches: Batches | None) -
         state.key, valid["energy"], replicas, state.ladders, state.rule
     )
     # Rungs and hyperparameters of `replicas`, not of `moved`: those during the period.
-    trace = Trace(step, losses, valid, test, replicas.rung, replicas.hyper, info)
+    factor = None if engine.ending is None else engine.ending.factor(step)
+    trace = Trace(step, losses, valid, test, replicas.rung, replicas.hyper, info, factor)
     return state._replace(replicas=moved, step=step, period=turn + 1, ladders=ladders, rule=rule), trace
 
 
@@ -117,7 +122,7 @@ def _train(
         given, weight, number = xs
         # Without a split `given` holds the examples themselves, else their indices.
         batch = given if train is None else tree.take(train, given)
-        return train_step(engine.problem, engine.optimizer, engine.schedule, replica, batch, weight, number)
+        return train_step(engine.problem, engine.optimizer, engine.in_force, replica, batch, weight, number)
 
     def steps(replica: Replicas, given: PyTree) -> tuple[Replicas, Float[Array, ""]]:
         with jax.named_scope(STEPS):

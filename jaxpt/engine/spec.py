@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from jaxpt.core.cooldown import Cooldown, in_force
 from jaxpt.core.ladder import Ladder
 from jaxpt.core.types import Optimizer, Problem, Schedule
 from jaxpt.devices import placement
@@ -30,6 +31,7 @@ class Spec:
     batch_size: int = dataclasses.field(default=128, kw_only=True)
     fixed: Mapping[str, float] = dataclasses.field(default_factory=dict, kw_only=True)
     schedule: Schedule | None = dataclasses.field(default=None, kw_only=True)
+    cooldown: Cooldown | float | None = dataclasses.field(default=None, kw_only=True)
     own_batches: bool = dataclasses.field(default=False, kw_only=True)
     drop_remainder: bool = dataclasses.field(default=False, kw_only=True)
     probe: int | None = dataclasses.field(default=None, kw_only=True)
@@ -51,6 +53,16 @@ class Spec:
     def num_replicas(self) -> int:
         """M, the number of replicas and of rungs."""
         return next(iter(self.ladders.values())).num_rungs
+
+    @property
+    def ending(self) -> Cooldown | None:
+        """The cooldown: `Engine` turns a number into one."""
+        return self.cooldown if isinstance(self.cooldown, Cooldown) else None
+
+    @property
+    def in_force(self) -> Schedule | None:
+        """The schedule of a step: the engine's, followed by the cooldown; None if it has neither."""
+        return in_force(self.schedule, self.ending)
 
     def lift(self, key: Key[Array, "..."]) -> Lift:
         """Returns how functions of one replica and one seed are executed, given the run's key or keys."""

@@ -1,5 +1,6 @@
 """Reads a run's directory: the state and the trace of any checkpoint in it."""
 
+import dataclasses
 import os
 import re
 from typing import Any, Literal
@@ -53,6 +54,7 @@ def load_run(
         key = _key(store.settings()["seeds"])
         form, row = engine.abstract(key), _trace(store.rows(chosen))
         _check_engine(engine, settings.shapes(engine, form), store.settings(), place)
+        engine = _cooled(engine, store.settings())
         state, trace, progress, kept = store.load(form, row, jax.random.key_impl(key), chosen)
     finally:
         store.close()
@@ -73,6 +75,15 @@ def load_run(
         execution=execution,
         kept=tuple(in_order(kept, key.shape[0] if key.ndim else 1)) if kept else None,
     )
+
+
+def _cooled(engine: Engine, then: dict[str, Any]) -> Engine:
+    """Returns the engine with the steps of the run's cooldown, if its own is a share of a run."""
+    held, cooldown = then.get("cooldown"), engine.ending
+    if held is None or cooldown is None or cooldown.share is None:
+        return engine.over(None)
+    timed = dataclasses.replace(cooldown, share=None, start=int(held["start"]), steps=int(held["steps"]))
+    return dataclasses.replace(engine, cooldown=timed)
 
 
 def _check_engine(engine: Engine, now: dict[str, Any], then: dict[str, Any], place: Any) -> None:
@@ -105,4 +116,4 @@ def _trace(rows: dict[str, np.ndarray]) -> Trace:
     trace: Any = Trace
     info: Any = Info
     splits = (parts[name] for name in ("valid", "test", "rung", "hyper"))
-    return trace(rows["step"], rows["loss"], *splits, info(**parts["info"]))
+    return trace(rows["step"], rows["loss"], *splits, info(**parts["info"]), rows.get("cooldown"))

@@ -18,6 +18,7 @@ def pictures(result: Record, seed: int | None = None) -> dict[str, Figure]:
     shown = 0 if seed is None and result.num_seeds else seed
     best = pick(result, "energy", shown)
     ladders = engine.placed.to_host(result.state.ladders)
+    cooldown = None if engine.ending is None else engine.ending.begin
     found: dict[str, Figure] = {}
     for name, ladder in sorted(ladders.items()):
         last = "" if len(ladders) == 1 else f"-{name}"
@@ -28,7 +29,7 @@ def pictures(result: Record, seed: int | None = None) -> dict[str, Figure]:
         moves = bool(len(exchanges(trace, name).step))
         if moves:
             found[f"paths{last}"] = plots.exchange_picture(
-                trace.step, path, values, best, name=label, burn_in=int(engine.burn_in)
+                trace.step, path, values, best, name=label, burn_in=int(engine.burn_in), cooldown=cooldown
             )
             found[f"acceptance{last}"] = plots.acceptance_picture(acceptance(trace, name), values, name=label)
             found[f"flow{last}"] = plots.flow_picture(flow(trace, name), values, name=label)
@@ -44,10 +45,12 @@ def pictures(result: Record, seed: int | None = None) -> dict[str, Figure]:
             curves,
             ylabel=f"{score.replace('_', ' ')} of the replica\nthen best on validation",
             burn_in=int(engine.burn_in),
+            cooldown=cooldown,
             window=max(1, len(trace.step) // 20),
             least_span=0.0,
         )
-    found["lineage"] = plots.lineage_picture(result.lineage(best, shown), burn_in=int(engine.burn_in))
+    led = result.lineage(best, shown)
+    found["lineage"] = plots.lineage_picture(led, burn_in=int(engine.burn_in), cooldown=cooldown)
     return found
 
 

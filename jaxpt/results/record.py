@@ -76,7 +76,7 @@ class Record:
             ValueError: no such replica or seed.
         """
         chosen = pick(self, "energy", seed) if replica is None else replica
-        return lineage(self.trace, chosen, seed, schedule=self.engine.schedule)
+        return lineage(self.trace, chosen, seed, schedule=self.engine.in_force)
 
 
 def best_ever(record: Record, on: str, seed: int | None) -> Best:

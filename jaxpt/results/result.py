@@ -119,8 +119,9 @@ class Result(Record):
     def frame(self) -> Any:
         """Returns the trace as a tidy pandas frame, one row per period, seed and replica.
 
-        Columns: period, step, seed (an index into `seeds`; 0 in a run with one seed), replica, hyper/NAME, loss, parent
-        (if the rule copies weights), rung/LADDER, test/..., valid/energy and valid/METRIC.
+        Columns: period, step, seed (an index into `seeds`; 0 in a run with one seed), replica, cooldown (its factor, if
+        there is one), hyper/NAME, loss, parent (if the rule copies weights), rung/LADDER, test/..., valid/energy and
+        valid/METRIC.
 
         Raises:
             ModuleNotFoundError: pandas is not installed.

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxpt.core import tree
+from jaxpt.core.cooldown import Cooldown
 from jaxpt.core.decimals import shortest
 from jaxpt.core.extras import extra, versions
 from jaxpt.diagnostics import acceptance, acceptance_rate, exchanges, round_trips
@@ -34,6 +35,10 @@ class Summary(dict[str, Any]):
                 swaps += f", {ladder['round_trips']} round trip{'s' * (ladder['round_trips'] != 1)}"
             named = "" if list(ladder["values"]) == [name] else f"{name}: "
             lines.append(f"{self['rule']} over {named}{ends}: {swaps}")
+        if self["cooldown"] is not None:
+            cooled = self["cooldown"]
+            names = ", ".join(name.replace("_", " ") for name in cooled["names"])
+            lines.append(f"cooldown from step {cooled['start']:,}: {names} falls to {cooled['floor']:g} of its value")
         if self["copies"] is not None:
             lines.append(f"weights copied {self['copies']:,} times")
         lines += [_line(best, not self["moves_values"]) for best in self["best"]]
@@ -68,6 +73,7 @@ def summary(result: Record) -> Summary:
         "rule": type(engine.rule).__name__,
         "moves_values": engine.rule.moves_values,
         "C": None if trace.info.C is None else trace.info.C[-1],
+        "cooldown": None if engine.ending is None else _about(engine.ending),
         "copies": copies,
         "ladders": ladders,
         "best": [about_replica(best) for best in chosen],
@@ -82,6 +88,17 @@ def summary(result: Record) -> Summary:
     return Summary(plain(found))
 
 
+def _about(cooldown: Cooldown) -> dict[str, Any]:
+    """Returns the fields of a cooldown, ready for JSON."""
+    return {
+        "start": cooldown.begin,
+        "steps": cooldown.steps,
+        "names": cooldown.names,
+        "shape": cooldown.shape,
+        "floor": cooldown.floor,
+    }
+
+
 def frame(result: Record) -> Any:
     """Returns `Result.frame()`."""
     pandas = extra("pandas", "pandas", "result.frame()")
@@ -92,6 +109,8 @@ def frame(result: Record) -> Any:
     scores = {"loss": trace.loss, "valid": trace.valid, "test": trace.test, "rung": trace.rung, "hyper": trace.hyper}
     if trace.info.parents is not None:
         scores["parent"] = trace.info.parents
+    if trace.cooldown is not None:
+        columns["cooldown"] = np.asarray(trace.cooldown)[period]
     columns |= {tree.name(path): np.asarray(leaf).ravel() for path, leaf in jax.tree.leaves_with_path(scores)}
     return pandas.DataFrame(columns)
 

@@ -157,14 +157,16 @@ class Tempering(Rule):
             C=rule._factors(len(names))[ladder],
             pairing=self.pairing,
             turn=seen.turn // len(ladders),
-            allowed=seen.allowed | rule._early(ladder),
+            allowed=seen.allowed | rule._early(ladder, seen.cooldown),
             variance=seen.variance,
         )
         rungs = before.at[ladder].set(after)
         rung = {name: rungs[i] for i, name in enumerate(names)}
         if self.tuning is not None:
             finite = jnp.isfinite(energy)[jnp.argsort(before[ladder])]
-            rule, ladders = rule._tune(ladder, ladders, info, finite[:-1] & finite[1:], seen.allowed)
+            # A ladder without any exchange does not begin to move in the cooldown.
+            over = seen.allowed if seen.cooldown is None else seen.allowed | seen.cooldown
+            rule, ladders = rule._tune(ladder, ladders, info, finite[:-1] & finite[1:], seen.allowed, over)
         permuted = {key: v[rung[name]] for name in names for key, v in ladders[name].values.items()}
         move = Move(rung, {**seen.hyper, **permuted}, ladders=dict(ladders) if self.adapt_ladder else None)
         return move, rule, info._replace(ladder=ladder)
@@ -174,9 +176,12 @@ class Tempering(Rule):
         C: Any = self.C if self.tuning is None or self.tuning.C is None else self.tuning.C
         return jnp.broadcast_to(jnp.asarray(C), (num_ladders,))
 
-    def _early(self, ladder: Array) -> Bool[Array, ""] | bool:
+    def _early(self, ladder: Array, cooldown: Array | None) -> Bool[Array, ""] | bool:
         """Returns whether swaps are offered during burn-in."""
-        return self.tuning is not None and self.swap_while_tuning and self.tuning.exchanges[ladder] == 0
+        if self.tuning is None or not self.swap_while_tuning:
+            return False
+        early = self.tuning.exchanges[ladder] == 0
+        return early if cooldown is None else early & ~cooldown
 
     def _observe(self, ladder: Array, beta: Array, energy: Array, rung: Array, variance: Array | None) -> "Tempering":
         """Returns the rule with this period's energies recorded and C tuned to them."""
@@ -190,13 +195,13 @@ class Tempering(Rule):
         return _replace(self, tuning=tuning)
 
     def _tune(
-        self, ladder: Array, ladders: Mapping[str, Ladder], info: Info, healthy: Array, allowed: Array
+        self, ladder: Array, ladders: Mapping[str, Ladder], info: Info, healthy: Array, allowed: Array, over: Array
     ) -> tuple["Tempering", Mapping[str, Ladder]]:
         """Returns the rule and the ladders for the next period."""
         C = self._factors(len(ladders))
         tuning: Any = self.tuning
         if self.adapt_ladder:
-            tuning, ladders = tune_ladder(tuning, ladder, ladders, C[ladder], allowed)
+            tuning, ladders = tune_ladder(tuning, ladder, ladders, C[ladder], over)
         if self.auto:
             done = tuning.exchanges[ladder]
             settled = settle_C(C[ladder], done, info.attempted & healthy, info.probability, self.target)

@@ -154,7 +154,7 @@ def compile_for(
     found = target(device)
     placed = shard_map(found.devices) if len(found.devices) > 1 else single(found.devices[0])
     check_fits(placed, engine.num_replicas)
-    engine = dataclasses.replace(engine, placement=placed)
+    engine = dataclasses.replace(engine.over(None), placement=placed)
     splits = engine.abstract_data(data)
     given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.result_type(leaf)), batches)
     if periods is None:

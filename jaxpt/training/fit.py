@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
 from jaxpt.core import tree
+from jaxpt.core.cooldown import NEVER
 from jaxpt.core.data import Data
 from jaxpt.core.seeds import keys
 from jaxpt.core.state import RunState
@@ -136,6 +137,7 @@ def fit(
         ProcessLost: another process of the run has ended, see `jaxpt.placement.clear_errors`.
     """
     _check_options(engine, steps, save_every, save_minutes, patience)
+    engine = engine.over(int(steps))
     directory = None if directory is None else local_path("directory", directory)
     callbacks = _checked_callbacks(callbacks)
     written = _checked_recorders(recorders, directory)
@@ -220,10 +222,15 @@ def _check_options(engine: Any, steps: Any, save_every: Any, save_minutes: Any, 
 def _periods(engine: Engine, steps: int) -> tuple[int, int]:
     """Returns the whole periods of a run and the steps of its short last one; warns if no exchange follows burn-in."""
     whole, rest = divmod(steps, engine.every)
-    if engine.rule.exchanges and not engine.rule.swap_while_tuning and engine.every * whole <= engine.burn_in:
+    begin = NEVER if engine.ending is None else engine.ending.begin
+    if begin >= steps and engine.ending is not None:
+        warnings.warn(f"the cooldown begins at step {begin}, but the run has steps={steps} only", stacklevel=3)
+    last = min(begin // engine.every, whole)  # the last period that may end with an exchange
+    if engine.rule.exchanges and not engine.rule.swap_while_tuning and engine.every * last <= engine.burn_in:
+        cooled = "" if begin >= steps else f", and the cooldown begins at step {begin}"
         warnings.warn(
             f"no exchange will happen: with every={engine.every} and burn_in={engine.burn_in} the first comes after "
-            f"{(engine.burn_in // engine.every + 1) * engine.every} steps, but steps={steps}",
+            f"{(engine.burn_in // engine.every + 1) * engine.every} steps, but steps={steps}{cooled}",
             stacklevel=3,
         )
     return whole, rest

@@ -15,6 +15,7 @@ from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
 
 from jaxpt.core import tree
+from jaxpt.core.cooldown import NEVER
 from jaxpt.core.data import Batches, Data
 from jaxpt.core.labels import StreamLabels
 from jaxpt.core.state import RunState, Trace
@@ -33,8 +34,6 @@ from jaxpt.training.stream import is_stream, prefetch
 if TYPE_CHECKING:
     from jaxpt.saving.checkpoint import Checkpoints
 
-NEVER = np.iinfo(np.int32).max
-"""A step that no run reaches."""
 _ROOMS = (64, 1024)  # most periods in a dispatch, the trace's rows; only two sizes, so that runs share programs
 
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from jaxpt.core.types import AnyArray
 from jaxpt.diagnostics import interval, running_mean
 from jaxpt.diagnostics.lineage import Lineage
-from jaxpt.results.plots.style import COLORS, new_axes, new_column, words
+from jaxpt.results.plots.style import COLORS, new_axes, new_column, shade_cooldown, words
 
 
 def error_curves(
@@ -20,6 +20,7 @@ def error_curves(
     *,
     ylabel: str,
     burn_in: int = 0,
+    cooldown: int | None = None,
     window: int = 1,
     least_span: float = 1.0,
 ) -> Figure:
@@ -32,6 +33,7 @@ def error_curves(
         curves: {arm: one column per seed}.
         ylabel: label of the y axis.
         burn_in: steps of burn-in; a dotted line marks its end, if positive.
+        cooldown: the step at which the cooldown begins, which is shaded to the end.
         window: periods of the running mean; 1: no smoothing.
         least_span: least range of the y axis, so that noise does not fill it; the default suits percent.
     """
@@ -44,6 +46,7 @@ def error_curves(
         axes.fill_between(step, low, high, color=color, alpha=0.18, linewidth=0)
     if burn_in > 0:
         axes.axvline(burn_in, color="#555555", linestyle=":", label="end of burn-in")
+    shade_cooldown(axes, cooldown, int(step[-1]))
     means = np.concatenate([np.mean(curve, -1).ravel() for curve in curves.values()])
     if np.isfinite(means).any():
         top = max(_quantile(np.mean(curve, -1), 0.9) for curve in curves.values())
@@ -64,12 +67,13 @@ def _quantile(values: np.ndarray, share: float) -> float:
     return float(np.quantile(finite, share)) if len(finite) else -np.inf
 
 
-def lineage_picture(path: Lineage, *, burn_in: int = 0) -> Figure:
+def lineage_picture(path: Lineage, *, burn_in: int = 0, cooldown: int | None = None) -> Figure:
     """Draws the hyperparameters in a replica's lineage; only those that changed.
 
     Args:
         path: the replica's lineage, from `jaxpt.lineage`.
         burn_in: steps of burn-in, shaded if positive.
+        cooldown: the step at which the cooldown begins, which is shaded to the end.
     """
     changing = [name for name, values in path.hyper.items() if np.ptp(values) > 0] or list(path.hyper)[:1]
     figure, column = new_column(8, 1.0 + 2.0 * len(changing), len(changing))
@@ -83,6 +87,7 @@ def lineage_picture(path: Lineage, *, burn_in: int = 0) -> Figure:
             axes.legend(frameon=False)
         if burn_in > 0:
             axes.axvspan(0, min(burn_in, int(path.step[-1])), color="#000000", alpha=0.06, zorder=0)
+        shade_cooldown(axes, cooldown, int(path.step[-1]))
         if values.min() > 0 and values.max() > 5 * values.min():
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -12,7 +12,7 @@ from matplotlib.ticker import PercentFormatter
 
 from jaxpt.core.types import AnyArray
 from jaxpt.diagnostics import interval
-from jaxpt.results.plots.style import COLORS, new_axes, words
+from jaxpt.results.plots.style import COLORS, new_axes, shade_cooldown, words
 
 
 def exchange_picture(
@@ -23,6 +23,7 @@ def exchange_picture(
     *,
     name: str = "value",
     burn_in: int = 0,
+    cooldown: int | None = None,
 ) -> Figure:
     """Draws each replica's path along the ladder (figure 2, right, of arXiv 1909.04013).
 
@@ -33,6 +34,7 @@ def exchange_picture(
         best: the replica whose path is highlighted; the others are drawn thin, and without a legend if there are many.
         name: the hyperparameter's name, for the axis.
         burn_in: steps of burn-in, shaded if positive.
+        cooldown: the step at which the cooldown begins, which is shaded to the end.
     """
     figure, axes = new_axes(8, min(8.0, max(3.2, 1.6 + 0.4 * len(values))))
     few = best is None or rung.shape[1] <= len(COLORS)  # only then do colours identify replicas
@@ -55,6 +57,7 @@ def exchange_picture(
             line.set_path_effects([Stroke(linewidth=7, foreground="#bbbbbb"), Normal()])
     if burn_in > 0:
         axes.axvspan(0, min(burn_in, int(step[-1])), color="#000000", alpha=0.06, zorder=0, label="burn-in")
+    shade_cooldown(axes, cooldown, int(step[-1]))
     every = -(-len(values) // 20)
     axes.set_yticks(range(0, len(values), every), [f"{v:.3g}" for v in values[::every]])
     axes.set_ylim(-0.5, len(values) - 0.5)

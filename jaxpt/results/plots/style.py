@@ -31,6 +31,12 @@ def new_column(width: float, height: float, rows: int) -> tuple[Figure, list[Axe
         return figure, list(figure.subplots(rows, sharex=True, squeeze=False)[:, 0])
 
 
+def shade_cooldown(axes: Axes, start: int | None, end: int) -> None:
+    """Shades the cooldown from its first step to the run's last; nothing if there is none."""
+    if start is not None and start < end:
+        axes.axvspan(start, end, color=COLORS[5], alpha=0.12, zorder=0, label="cooldown")
+
+
 def words(name: str) -> str:
     """Returns a hyperparameter's name as a label of an axis."""
     return name.replace("_", " ")

@@ -89,6 +89,7 @@ class JsonLines(Recorder):
             "accepted": info.accepted,
             "C": info.C,
             "parents": info.parents,
+            "cooldown": trace.cooldown,
         }
         lists = {name: jax.tree.map(_numbers, value) for name, value in columns.items() if value is not None}
         turns = np.asarray(info.ladder).reshape(len(trace.step), -1)[:, 0]

@@ -91,6 +91,8 @@ class TensorBoard(Recorder):
             return _mean(np.take_along_axis(np.asarray(values, np.float64), order, -1)[..., 0])
 
         columns: dict[str, Any] = {"training/loss, mean": _mean(trace.loss)}
+        if trace.cooldown is not None:
+            columns["training/cooldown"] = np.asarray(trace.cooldown, np.float64)
         for split, scores in (("validation", trace.valid), ("test", trace.test)):
             for name, values in scores.items():
                 columns |= {f"{split}/{name}, best": best(values), f"{split}/{name}, mean": _mean(values)}
