@@ -3,13 +3,15 @@
 uv run benchmarks/tuning.py --out benchmarks/results/cpu/tuning.json
 
 Each case is tuned with the default time. Then whole periods of every candidate run in interleaved rounds through
-`Engine.run`; a candidate's time is the median. "chosen / best" should be at most 1.05. A case is saved as soon as it is
-done.
+`Engine.run`. "chosen / fastest" is the median over the rounds of the chosen one's time to the fastest one's in the same
+round, so that what slows both down does not count, with the interval that holds it with 95 % (order statistics). It
+should be at most 1.05. A case is saved as soon as it is done.
 """
 
 import argparse
 import dataclasses
 import json
+import math
 import statistics
 import sys
 import time
@@ -123,6 +125,16 @@ def race(engines: dict[tuple[Any, ...], jaxpt.Engine], data: jaxpt.Data, rounds:
     return found
 
 
+def paired(one: list[float], other: list[float]) -> tuple[float, float, float]:
+    """Returns the median over the rounds of one / other, and the ends of its 95 % interval by order statistics."""
+    ratios = sorted(a / b for a, b in zip(one, other, strict=True))
+    count = len(ratios)
+    # The k-th least and the k-th greatest hold the median but for 2 P(at most k - 1 of n coins show heads).
+    tails = [2 * sum(math.comb(count, j) for j in range(k + 1)) / 2**count for k in range(count)]
+    k = max(sum(tail <= 0.05 for tail in tails) - 1, 0)
+    return statistics.median(ratios), ratios[k], ratios[-1 - k]
+
+
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Returns what was chosen in one case, and what every candidate takes."""
     engine, data = CASES[name]()
@@ -132,17 +144,20 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     print(f"{name}, tuned in {tuning:.0f} s\n{tuned}\n", flush=True)
     times = race(candidates(tuned, engine), data, options.rounds, options.seconds)
     medians = {one: statistics.median(found) for one, found in times.items()}
-    chosen, best = next(iter(medians)), min(medians, key=lambda one: medians[one])
+    chosen = next(iter(medians))
+    ratios = {one: paired(times[chosen], found) for one, found in times.items()}
+    best = max(ratios, key=lambda one: ratios[one][0])
     auto = engine.execution(data).replica_axis
     rows = [
         {
             **dict(zip(SETTINGS, one, strict=True)),
             "seconds": medians[one],
             "spread": [min(times[one]), max(times[one])],
+            "chosen_to_this": ratios[one],
         }
         for one in times
     ]
-    as_given = medians.get((auto, engine.replicas_at_once, chosen[2]))
+    as_given = times.get((auto, engine.replicas_at_once, chosen[2]))
     return {
         "case": name,
         "replicas": engine.num_replicas,
@@ -150,9 +165,9 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "every": engine.every,
         "chosen": dict(zip(SETTINGS, chosen, strict=True)),
         "best": dict(zip(SETTINGS, best, strict=True)),
-        "chosen_to_best": medians[chosen] / medians[best],
+        "chosen_to_best": ratios[best],
         "auto": auto,
-        "auto_to_best": None if as_given is None else as_given / medians[best],
+        "auto_to_best": None if as_given is None else paired(as_given, times[best])[0],
         "tuning_seconds": tuning,
         "rounds": options.rounds,
         "candidates": rows,
@@ -168,7 +183,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             "{replica_axis}, {replicas_at_once}, {evaluation_batch}".format(**row[k]) for k in ("chosen", "best")
         )
         auto = "-" if row["auto_to_best"] is None else f"{row['auto_to_best']:.2f}"
-        ends = f"{row['chosen_to_best']:.2f}", auto, f"{row['tuning_seconds']:.0f}"
+        ratio, low, high = row["chosen_to_best"]
+        ends = f"{ratio:.2f} [{low:.2f}, {high:.2f}]", auto, f"{row['tuning_seconds']:.0f}"
         shown.append((row["case"], str(row["replicas"]), *settings, *ends))
     return "\n".join(report.markdown(shown))
 

@@ -1,0 +1,1 @@
+"""Which rules pay: tasks, arms with equal compute, and scores with intervals."""

@@ -1,0 +1,39 @@
+"""Tables of the evidence, from its JSON files: means over seeds and paired differences, with 95 % intervals."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments.report import markdown
+from jaxpt.diagnostics import interval
+
+
+def values(file: Path, which: str, score: str) -> dict[str, float]:
+    """Returns {seed: score} of an arm; NaN where all replicas have diverged."""
+    held = json.loads(file.read_text())["seeds"]
+    return {seed: one[which][score] if one["healthy"] else float("nan") for seed, one in held.items()}
+
+
+def table(folder: Path, names: Sequence[str], score: str = "error", to: str = "grid-cosine") -> str:
+    """Returns the table of one task and ladder."""
+    rows = [("arm", "seeds", "best replica", "ensemble", "weighted", "best half", f"ensemble minus {to}")]
+    base = folder / f"{to}.json"
+    for name in names:
+        file = folder / f"{name.replace(':', '-')}.json"
+        cells = [_cell(list(values(file, which, score).values())) for which in ("best", "all", "weighted", "half")]
+        paired = "-"
+        if base.exists() and base != file:
+            own, other = values(file, "all", score), values(base, "all", score)
+            shared = sorted(set(own) & set(other))
+            if len(shared) > 1:
+                paired = _cell([own[seed] - other[seed] for seed in shared], "+.2f")
+        rows.append((name, str(len(values(file, "best", score))), *cells, paired))
+    return "\n".join(markdown(rows))
+
+
+def _cell(found: Sequence[float], form: str = ".2f") -> str:
+    mean, low, high = interval(np.asarray(found))
+    half = (high - low) / 2
+    return f"{mean:{form}} ± {half:.2f}" if np.isfinite(half) else f"{mean:{form}}"
