@@ -54,7 +54,7 @@ def deviations(rule):
 @pytest.mark.slow
 def test_every_rung_has_the_right_marginal_with_exchanges():
     """Within 3 standard errors; the step's own error, of order RATE, is well below one."""
-    for name, deviation in deviations(jaxpt.Tempering()).items():
+    for name, deviation in deviations(jaxpt.Tempering(1.0)).items():
         assert np.abs(deviation).max() < 3, (name, deviation)
 
 
@@ -68,5 +68,5 @@ def test_and_it_fails_without_them():
 @pytest.mark.parametrize("C", [-1.0, 0.3])
 def test_and_it_fails_with_a_wrong_acceptance(C):
     """The sign flipped, or another C than the 1 that samples exp(-E / T)."""
-    rule = jax.tree.map(lambda _: C, jaxpt.Tempering())  # past the constructor, which refuses C < 0
+    rule = jax.tree.map(lambda _: C, jaxpt.Tempering(1.0))  # past the constructor, which refuses C < 0
     assert max(np.abs(d).max() for d in deviations(rule).values()) > 6

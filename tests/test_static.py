@@ -50,11 +50,19 @@ MAKE = {
     "Tempering": [
         [jaxpt.Tempering(1.0), jaxpt.Tempering(30.0, target=0.1, settle=0), jaxpt.Tempering(np.array(2.0, np.float32))],
         [jaxpt.Tempering("auto"), jaxpt.Tempering("auto", target=0.3, settle=1)],
+        [jaxpt.Tempering(), jaxpt.Tempering(strength=0.0), jaxpt.Tempering("scaled", strength=30)],
+    ],
+    "Cooldown": [
+        [jaxpt.Cooldown(start=1, steps=2), jaxpt.Cooldown(start=0, steps=9, floor=0.5), jaxpt.Cooldown(0.3).over(100)],
+        [jaxpt.Cooldown(0.3), jaxpt.Cooldown(0.3, floor=0.1)],
     ],
     "PBT": [[jaxpt.PBT(), jaxpt.PBT(0.5, 0.1, 3.0, 0.0), jaxpt.PBT(resample=1.0)]],
     "CopyBest": [[jaxpt.CopyBest(), jaxpt.CopyBest()]],
     "Independent": [[GRID, jaxpt.Independent()]],
-    "_Auto": [[jaxpt.Tempering("auto").C, jaxpt.Tempering("auto", target=0.3).C]],
+    "_Word": [
+        [jaxpt.Tempering("auto").C, jaxpt.Tempering("auto", target=0.3).C],
+        [jaxpt.Tempering().C, jaxpt.Tempering(strength=3.0).C],
+    ],
     "Replay": [[Replay({"a": jnp.zeros(3)}), Replay({"a": jnp.full(3, jnp.nan)})]],
     "Engine": [
         [

@@ -6,10 +6,12 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 import jaxpt
-from experiments.evidence.candidates import Candidate, Sort, averaged, cooled_first
+from experiments.evidence.candidates import Candidate, Narrow, Sort, averaged, cooled_first
 from experiments.evidence.tasks import Task
 
 Arm = Callable[[Task, int], jaxpt.Engine]
@@ -57,6 +59,25 @@ def of_cold_steps(made: Callable[[], jaxpt.Rule], steps: int) -> Arm:
     return engine
 
 
+def narrowing(share: float, width: float, strength: float | None = None, **options: Any) -> Arm:
+    """Returns an arm whose rates fall to zero once, in the first `share` of the run, and again from the best rate."""
+
+    def engine(task: Task, replicas: int) -> jaxpt.Engine:
+        turn = max(1, round(share * task.steps / task.every))
+        first = turn * task.every
+
+        def schedule(h: Mapping[str, Array], step: Array) -> dict[str, Array]:
+            falls = 0.5 * (1 + jnp.cos(jnp.pi * step / first))
+            return {**h, "learning_rate": h["learning_rate"] * jnp.where(step < first, falls, 1.0)}
+
+        rule = Narrow(turn, width, strength, **options)
+        # With exchanges the second fall comes at the end, otherwise at once.
+        rest = COOLDOWN if strength is not None else 1 - first / task.steps
+        return task.engine(rule, task.rates(replicas), cooldown=rest, schedule=schedule)
+
+    return engine
+
+
 def _rivals() -> dict[str, Arm]:
     return {
         "grid": rule(jaxpt.Independent, None),
@@ -95,7 +116,17 @@ def _candidates() -> dict[str, Arm]:
     return found
 
 
-ARMS: Mapping[str, Arm] = {**_rivals(), **_candidates()}
+def _narrowed() -> dict[str, Arm]:
+    found: dict[str, Arm] = {}
+    for share in (0.05, 0.1, 0.2, 0.3):
+        for width in (1.0, 2.0):
+            found[f"narrow-{share:g}-{width:g}"] = narrowing(share, width)
+            found[f"narrow-{share:g}-{width:g}-best"] = narrowing(share, width, best_only=True)
+            found[f"narrow-{share:g}-{width:g}-scaled"] = narrowing(share, width, 1.0)
+    return found
+
+
+ARMS: Mapping[str, Arm] = {**_rivals(), **_candidates(), **_narrowed()}
 """{name: function (task, replicas) -> engine}."""
 
 
@@ -106,5 +137,6 @@ def at_rate(task: Task, replicas: int, rate: float) -> jaxpt.Engine:
 
 def settings(engine: jaxpt.Engine) -> dict[str, Any]:
     """Returns what an arm is, in words and numbers."""
-    about = {f.name: getattr(engine.rule, f.name) for f in dataclasses.fields(engine.rule) if f.init}
+    made: Any = engine.rule
+    about = {f.name: getattr(made, f.name) for f in dataclasses.fields(made) if f.init}
     return {"rule": type(engine.rule).__name__, **{k: v for k, v in about.items() if isinstance(v, int | float | str)}}

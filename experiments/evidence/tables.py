@@ -18,7 +18,9 @@ def values(file: Path, which: str, score: str) -> dict[str, float]:
 
 def table(folder: Path, names: Sequence[str], score: str = "error", to: str = "grid-cosine") -> str:
     """Returns the table of one task and ladder."""
-    rows = [("arm", "seeds", "best replica", "ensemble", "weighted", "best half", f"ensemble minus {to}")]
+    rows: list[tuple[str, ...]] = [
+        ("arm", "seeds", "best replica", "ensemble", "weighted", "best half", f"ensemble minus {to}")
+    ]
     base = folder / f"{to}.json"
     for name in names:
         file = folder / f"{name.replace(':', '-')}.json"

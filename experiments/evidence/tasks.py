@@ -17,6 +17,7 @@ from experiments.augment import Standardise, pixel_mean
 from experiments.classification import channels_of, classes_of, classifier
 from experiments.models import LeNetCIFAR10, LeNetEMNIST, SmallConvNet
 from jaxpt.core.data import Data
+from jaxpt.core.types import Schedule
 
 TaskName = Literal["digits", "letters14", "letters", "cifar10"]
 LadderName = Literal["careless", "placed"]
@@ -74,7 +75,8 @@ class Task:
         rule: jaxpt.Rule,
         rates: np.ndarray,
         *,
-        cooldown: float | None = None,
+        cooldown: float | jaxpt.Cooldown | None = None,
+        schedule: Schedule | None = None,
         problem: jaxpt.Problem | None = None,
     ) -> jaxpt.Engine:
         """Returns the engine of an arm.
@@ -83,6 +85,7 @@ class Task:
             rule: the arm's.
             rates: a learning rate for each replica.
             cooldown: share of the run; 1 lets rates fall along half a cosine from the first step.
+            schedule: of the rates, before the cooldown.
             problem: instead of the task's.
         """
         momentum = self.momentum or None
@@ -97,6 +100,7 @@ class Task:
             fixed=self.fixed,
             probe=self.probe,
             cooldown=cooldown,
+            schedule=schedule,
         )
 
 

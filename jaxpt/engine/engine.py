@@ -55,7 +55,7 @@ class Engine(Spec):
         optimizer: {name: scalar} -> optax transformation, e.g. `lambda h: optax.sgd(h["learning_rate"], 0.9)`. It is
             built inside the step, so any optimiser that accepts traced values works, also with schedules over the step.
         ladder: one ladder, or several that are exchanged in turn, in the alphabetical order of their names.
-        rule: `Tempering(C)` (the default, with C = 1), `Independent()`, `PBT()` or `CopyBest()`.
+        rule: `Tempering()`, the default; `Independent()`, `PBT()` or `CopyBest()`.
         every: steps in a period, before each exchange (dN_e of arXiv 1909.04013).
         burn_in: steps without exchanges (dN_i), unless the rule has `swap_while_tuning`. The first exchange follows the
             first period that ends after burn-in.

@@ -64,6 +64,17 @@ def noise_correction(
     return jnp.where(jnp.isfinite(correction), correction, 0.0)
 
 
+def energy_spread(energy: Float[Array, " M"]) -> Float[Array, ""]:
+    """Returns the median absolute deviation of the energies that are finite; 1 if it is zero or none is.
+
+    It is the same for every order of the replicas. So for given energies, swaps whose log ratio is divided by it leave
+    a law of the orders invariant, as they do with a fixed factor.
+    """
+    known = jnp.where(jnp.isfinite(energy), energy, jnp.nan)
+    spread = jnp.nanmedian(jnp.abs(known - jnp.nanmedian(known)))
+    return jnp.where(spread > 0, spread, 1.0)
+
+
 @partial(jax.jit, static_argnames="pairing")
 def exchange(
     key: Key[Array, ""],

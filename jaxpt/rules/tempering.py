@@ -14,45 +14,53 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxpt.core import tree
 from jaxpt.core.ladder import Ladder
 from jaxpt.core.types import AnyArray, Info, Move, Observation
-from jaxpt.rules.exchange import exchange
+from jaxpt.rules.exchange import energy_spread, exchange
 from jaxpt.rules.pairing import Pairing, check_pairing, named, random_adjacent
 from jaxpt.rules.rule import Rule
 from jaxpt.rules.tuning import Tuning, begin, observe, settle_C, tune_C, tune_ladder
 
 
 @jax.tree_util.register_static
-class _Auto(str):
-    """The word "auto" as a pytree without leaves, so that it may stand where numbers do."""
+class _Word(str):
+    """The word "scaled" or "auto" as a pytree without leaves, so that it may stand where numbers do."""
 
     __slots__ = ()
 
 
 @tree.register(
-    data=("C", "target", "settle", "tuning"),
+    data=("C", "strength", "target", "settle", "tuning"),
     meta=("pairing", "adapt_ladder", "noise_corrected", "window", "swap_while_tuning"),
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tempering(Rule):
     """Replica exchange over one ladder, or over several in turn (period t: ladder t modulo their number).
 
-        >>> rule = jaxpt.Tempering(C=100.0)  # the paper's: one random pair a period
-        >>> rule = jaxpt.Tempering("auto", "deo", adapt_ladder=True)  # nothing by hand
+        >>> rule = jaxpt.Tempering()  # nothing by hand
+        >>> rule = jaxpt.Tempering(C=100.0)  # the paper's: a fixed C
         >>> rule = jaxpt.Tempering(1.0, "deo", adapt_ladder=True, swap_while_tuning=True)  # sampling
         >>> tempered = dataclasses.replace(engine, rule=jaxpt.Tempering(C=3.0))  # compiles nothing
 
-    Tuning runs on the device and ends: ladders adapt during burn-in and are fixed from its end on; C="auto" is frozen
-    `settle` exchanges later. `trace.info` records the C and the beta of every exchange.
+    By default energies are measured in units of their own spread, so nothing has to be tuned, and the rule follows them
+    as they fall. Tuning, for those who ask for it, runs on the device and ends: ladders adapt during burn-in and are
+    fixed from its end on; C="auto" is frozen `settle` exchanges later. `trace.info` records the C and the beta of every
+    exchange.
 
     Args:
-        C: the factor between energies and inverse temperatures. It is traced, so a new value compiles nothing.
-            1 samples exp(-beta E) exactly if replicas sample exp(-beta E) between exchanges (Langevin noise). For
-            training losses it is a free parameter (arXiv 1909.04013 uses 20 to 300,000). With several ladders, one
-            number for all or one for each, in the order of their sorted names. "auto" finds a C for each ladder at
-            which the mean acceptance is `target`: first from the differences of energies in the last `window` periods
-            of burn-in (see `jaxpt.rules.tuning.balanced_acceptance`), then from the first exchanges.
+        C: "scaled", the default; or the factor between energies and inverse temperatures, in the paper's rule.
+            "scaled": two neighbours swap with probability min(1, exp(strength (E_i - E_{i+1}) / spread)), where the
+            spread is the median absolute deviation of the energies of all replicas in this period. Only the order of
+            the rungs counts, not their beta. `trace.info` has strength / spread as C, and the rungs' numbers as beta.
+            A number is traced, so a new value compiles nothing. 1 samples exp(-beta E) exactly if replicas sample
+            exp(-beta E) between exchanges (Langevin noise). For training losses it is a free parameter (arXiv
+            1909.04013 uses 20 to 300,000). With several ladders, one number for all or one for each, in the order of
+            their sorted names. "auto" finds a C for each ladder at which the mean acceptance is `target`: first from
+            the differences of energies in the last `window` periods of burn-in (see
+            `jaxpt.rules.tuning.balanced_acceptance`), then from the first exchanges.
         pairing: the adjacent pairs that are offered a swap: `random_adjacent`, `seo` or `deo`, by name; or a function
             (key, turn, num_rungs) -> bool[num_rungs - 1] whose pairs do not share a rung. Static; the engine tries it
             for 512 turns.
+        strength: for C="scaled", the exponent for energies that are one spread apart (traced). 0 accepts every swap; a
+            large one sorts.
         target: mean acceptance probability for C="auto". One half is best under DEO (arXiv 1905.02939).
         adapt_ladder: move the rungs during burn-in until all pairs reject equally often; the ends are fixed. Each
             ladder moves once in `window` of its periods (algorithm 4 of arXiv 1905.02939). Its other hyperparameters
@@ -71,15 +79,17 @@ class Tempering(Rule):
             separate before replicas move.
 
     Raises:
-        ValueError: C is neither "auto" nor positive and finite; no such pairing; target is not between 0 and 1;
-            window or settle is out of range; swap_while_tuning is set but nothing is tuned.
+        ValueError: C is neither "scaled" nor "auto" nor positive and finite; strength is negative or not finite; no
+            such pairing; target is not between 0 and 1; window or settle is out of range; adapt_ladder without a C;
+            swap_while_tuning is set but nothing is tuned.
 
     Attributes:
         tuning: the tuning state, with the C that is tuned; None if nothing is tuned.
     """
 
-    C: Float[AnyArray, " *L"] | Sequence[float] | float | str = 1.0
+    C: Float[AnyArray, " *L"] | Sequence[float] | float | str = "scaled"
     pairing: Pairing | str = random_adjacent
+    strength: Float[Array, ""] | float = dataclasses.field(default=1.0, kw_only=True)
     target: Float[Array, ""] | float = dataclasses.field(default=0.5, kw_only=True)
     adapt_ladder: bool = dataclasses.field(default=False, kw_only=True)
     noise_corrected: bool = dataclasses.field(default=False, kw_only=True)
@@ -89,8 +99,10 @@ class Tempering(Rule):
     tuning: Tuning | None = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        auto = isinstance(self.C, str) and self.C == "auto"
-        C = _Auto("auto") if auto else _as_numbers(self.C)
+        word = isinstance(self.C, str) and self.C in ("scaled", "auto")
+        C, auto = _Word(self.C) if word else _as_numbers(self.C), word and self.C == "auto"
+        if not isinstance(self.strength, int | float | np.number) or not 0 <= self.strength < np.inf:
+            raise ValueError(f"strength must be a finite number, 0 or more, but it is {self.strength!r}")
         if not isinstance(self.target, int | float | np.number) or not 0 < self.target < 1:
             raise ValueError(f"target must be an acceptance probability between 0 and 1, but it is {self.target!r}")
         for name, low in {"window": 1, "settle": 0}.items():
@@ -101,6 +113,11 @@ class Tempering(Rule):
         set_field("C", C)
         set_field("pairing", named(self.pairing))
         set_field("tuning", begin(1, 1, self.window, auto=auto) if auto or self.adapt_ladder else None)
+        if self.adapt_ladder and self.scaled:
+            raise ValueError(
+                'adapt_ladder=True moves the rungs by their beta and a C, which C="scaled" does not use; give C="auto" '
+                "or a number"
+            )
         if self.swap_while_tuning and self.tuning is None:
             raise ValueError(
                 'swap_while_tuning=True, but nothing is tuned: add C="auto" or adapt_ladder=True, or give the engine '
@@ -110,7 +127,12 @@ class Tempering(Rule):
     @property
     def auto(self) -> bool:
         """Whether C is tuned."""
-        return isinstance(self.C, _Auto)
+        return isinstance(self.C, _Word) and self.C == "auto"
+
+    @property
+    def scaled(self) -> bool:
+        """Whether energies are measured in units of their spread."""
+        return isinstance(self.C, _Word) and self.C == "scaled"
 
     def check(self, engine: Any) -> None:
         """Raises ValueError if C, pairing, burn-in or probe of an engine do not fit this rule."""
@@ -149,12 +171,16 @@ class Tempering(Rule):
         rule = self
         if self.tuning is not None:
             rule = self._observe(ladder, beta, energy, before[ladder], seen.variance)
+        if self.scaled:
+            C, beta = self.strength / energy_spread(energy), jnp.arange(len(energy), 0, -1, dtype=beta.dtype)
+        else:
+            C = rule._factors(len(names))[ladder]
         after, info = exchange(
             key,
             beta,
             energy,
             before[ladder],
-            C=rule._factors(len(names))[ladder],
+            C=C,
             pairing=self.pairing,
             turn=seen.turn // len(ladders),
             allowed=seen.allowed | rule._early(ladder, seen.cooldown),
@@ -228,7 +254,7 @@ def _as_numbers(C: Any) -> Any:
         numbers = np.full((), np.nan)
     if numbers.ndim > 1 or not numbers.size or not np.all((numbers > 0) & (numbers <= np.finfo(np.float32).max)):
         raise ValueError(
-            f'C must be positive and finite, one number or one for each ladder, or "auto", but it is {C!r}'
+            f'C must be "scaled" or "auto", or positive and finite, one number or one for each ladder, but it is {C!r}'
         )
     return np.asarray(C, np.float32) if isinstance(C, Sequence) else C
 

@@ -147,7 +147,7 @@ def test_a_replica_that_diverges_leaves_the_cold_rung_even_if_the_noise_of_its_e
 
 @pytest.mark.parametrize("C", [0.0, -1.0, np.inf, np.nan, 1e39, [1.0, -1.0], []])
 def test_C_must_be_positive(C):
-    with pytest.raises(ValueError, match="C must be positive and finite"):
+    with pytest.raises(ValueError, match='C must be "scaled" or "auto", or positive and finite'):
         jaxpt.Tempering(C)
 
 

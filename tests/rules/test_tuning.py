@@ -183,7 +183,7 @@ def test_what_is_auto_stays_auto():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"C": "automatic"}, "C must be positive and finite"),
+        ({"C": "automatic"}, "or positive and finite"),
         ({"pairing": "even"}, "pairing must be one of random_adjacent, seo, deo"),
         ({"target": 1.0}, "target must be an acceptance probability"),
         ({"window": 0}, "window must be an integer of at least 1"),
