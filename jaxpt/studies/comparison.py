@@ -65,7 +65,7 @@ def compare(
     `Result.best(on, seed)` chooses it; its scores on the test split are then an honest estimate. Arms with the same
     problem, number of replicas and batch size begin with the same weights and train on the same minibatches, so
     differences paired by seed vary less than scores do. Compare arms of equal compute: the result reports the training
-    examples that each used.
+    examples that each used. With several processes all of them make the call.
 
     Args:
         engines: {name of the arm: engine}. Their problems must have the same scores.
@@ -84,8 +84,8 @@ def compare(
         directory: the arm NAME is saved in DIRECTORY/NAME, see `fit`. The same call then resumes; finished arms are
             read, not run again.
         at_once: train at most this many seeds in one run, which bounds memory; by default all. A run is then saved in
-            DIRECTORY/NAME/seeds-FIRST-LAST, so a call with more seeds keeps those that are done. The numbers are the
-            same up to rounding.
+            DIRECTORY/NAME/seeds-FIRST-LAST, so a call with further seeds reads the groups that are done. The numbers
+            are the same up to rounding.
         keep: keep the whole results, with the weights of all replicas of all arms; by default only scores and traces.
         progress: show a progress bar on stderr for each run; by default if stderr is a terminal.
         **options: `prng`, `save_every`, `save_minutes` and `recorders`, as in `fit`.
