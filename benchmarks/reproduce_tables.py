@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 from matplotlib.figure import Figure
 
 import jaxpt
-from experiments import diffusion, intervals, report
+from experiments import diffusion, report
 from jaxpt.diagnostics import interval, running_mean
 from jaxpt.results import plots
 
@@ -254,7 +254,10 @@ def draw(folder: Path) -> list[Path]:
         if not shared:
             files.pop()
             continue
-        intervals.picture(errors, NAMES[BASELINE], title=PANELS[name].title).savefig(files[-1])
+        figure = plots.comparison_picture(
+            errors, NAMES[BASELINE], what="test error %", better="lower", unit="points", title=PANELS[name].title
+        )
+        figure.savefig(files[-1])
     return files
 
 

@@ -22,7 +22,6 @@ from experiments import (
     digits,
     emnist_dropout,
     emnist_learning_rate,
-    intervals,
     language_model,
     report,
     resnet,
@@ -30,6 +29,7 @@ from experiments import (
 )
 from experiments.options import BaseOptions, RuleName, paper_command
 from experiments.runner import Work
+from jaxpt.results import plots
 
 Name = Literal[
     "digits",
@@ -84,7 +84,7 @@ def picture(summary: dict[str, Any]) -> Figure:
         for which, error in arm["mixture"].items():
             errors.setdefault(f"mixture of {which}", {})[name] = error["test_error"]["per_seed"]
     found = {which: {name: _numbers(values) for name, values in arms.items()} for which, arms in errors.items()}
-    return intervals.picture(found, report.BASELINE)
+    return plots.comparison_picture(found, report.BASELINE, what="test error %", better="lower", unit="points")
 
 
 def _numbers(values: Sequence[float | None]) -> np.ndarray:

@@ -30,6 +30,7 @@ from jaxpt.models.losses import cross_entropy, label_mean, negative_log_likeliho
 from jaxpt.models.nnx import Dropout, GaussianNoise, Hyperparameter, nnx_problem
 from jaxpt.models.noise import gradient_noise, langevin, with_weight_noise
 from jaxpt.models.scores import Metric
+from jaxpt.results.comparison import Arm, Comparison
 from jaxpt.results.ensemble import Ensemble, ensemble
 from jaxpt.results.loading import load_run
 from jaxpt.results.result import Best, Result
@@ -37,6 +38,7 @@ from jaxpt.results.summary import Summary
 from jaxpt.rules import PBT, CopyBest, Independent, Rule, Tempering, exchange
 from jaxpt.rules.pairing import deo, random_adjacent, seo
 from jaxpt.saving.model_files import load_model
+from jaxpt.studies.comparison import compare
 from jaxpt.studies.compilation import CompiledFor, compile_for
 from jaxpt.studies.diffusion import diffusion
 from jaxpt.studies.replay import replay
@@ -116,6 +118,9 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "replay",
     "ensemble",
     "Ensemble",
+    "compare",
+    "Comparison",
+    "Arm",
     "diffusion",
     "Diffusion",
     # Sampling.

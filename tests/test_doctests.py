@@ -41,6 +41,8 @@ SHOWN = {
     "compile_for",
     "tune",
     "ensemble",
+    "compare",
+    "Comparison",
     "lineage",
     "replay",
     "diagnose",

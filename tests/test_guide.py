@@ -11,7 +11,10 @@ from tests import browser, pages
 EVERY_PAGE = pytest.mark.parametrize("page", pages.PAGES, ids=pages.name)
 FIRST = pages.blocks(pages.README)[0]
 BLOCKS = {page: pages.blocks(page) for page in pages.PAGES if page != pages.README}
-SMALLER = {"context, width, steps = 32, 48, 1000": "context, width, steps = 8, 16, 75"}
+SMALLER = {
+    "context, width, steps = 32, 48, 1000": "context, width, steps = 8, 16, 75",
+    "steps=1000, seeds=range(8)": "steps=600, seeds=range(2)",
+}
 """{text in a block: what the test runs instead}; only what takes minutes."""
 
 CHECKS = {
@@ -20,6 +23,11 @@ CHECKS = {
         'assert Path("runs/watched/periods.jsonl").read_text().count("\\n") == len(stopped.trace.step)'
     ),
     "@jax.jit": "assert final._cache_size() == 1 and energy < 0.2 and 0 < acceptance < 1",
+    "jaxpt.compare(": (
+        'assert found.equal_compute and Path("compared.png").is_file();'
+        'assert all(found.values(arm, "error", what=what).max() < 0.2'
+        ' for arm in arms for what in ("best replica", "ensemble"))'
+    ),
     "grain": 'assert result.best().valid["energy"] < 0.2',
     "Transformer(": 'assert result.best().valid["energy"] < 3.5, "it has learned which characters are frequent"',
     'found = dataclasses.replace(engine, rule=jaxpt.Tempering("auto"': (

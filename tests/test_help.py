@@ -44,6 +44,8 @@ def test_the_classes_that_users_meet_are_looked_at():
         "Move",
         "Observation",
         "Diffusion",
+        "Comparison",
+        "Arm",
         "CompiledFor",
         "Tuned",
         "Timing",

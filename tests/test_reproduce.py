@@ -16,8 +16,9 @@ from matplotlib import image
 import jaxpt
 from benchmarks import reproduce, reproduce_tables
 from benchmarks.reproduce_tables import PANELS
-from experiments import compare, diffusion, digits, intervals, report
+from experiments import compare, diffusion, digits, report
 from experiments.options import RuleName
+from jaxpt.results import plots
 from tests.experiments import small_sets
 
 
@@ -220,16 +221,16 @@ def test_the_arms_of_one_experiment_are_not_those_of_a_comparison(given, capsys)
 
 def test_differences_are_drawn_if_the_baseline_is_there():
     errors = {"best replica": {"deo": np.array([2.0, 3.0]), "pbt": np.array([3.5, 4.5])}}
-    assert len(intervals.picture(errors, "independent").axes) == 1
+    assert len(plots.comparison_picture(errors, "independent").axes) == 1
     errors["best replica"]["independent"] = np.array([3.0, 4.0])
-    left, right = intervals.picture(errors, "independent").axes
+    left, right = plots.comparison_picture(errors, "independent").axes
     assert [line.get_xdata()[0] for line in left.lines if line.get_marker() == "D"] == [2.5, 4.0, 3.5]
     np.testing.assert_allclose([line.get_xdata()[0] for line in right.lines if line.get_marker() == "D"], [-1, 0.5])
 
 
 def test_arms_of_different_seeds_are_not_drawn_side_by_side():
     with pytest.raises(ValueError, match=r"best replica they have: deo 3, independent 2"):
-        intervals.picture({"best replica": {"deo": np.ones(3), "independent": np.ones(2)}}, "independent")
+        plots.comparison_picture({"best replica": {"deo": np.ones(3), "independent": np.ones(2)}}, "independent")
 
 
 def test_an_unknown_rule_or_experiment_is_refused(capsys):
@@ -245,7 +246,7 @@ def test_an_unknown_rule_or_experiment_is_refused(capsys):
 def test_a_baseline_alone_has_no_differences_to_draw():
     values = np.array([1.0, 2.0])
     for arms, halves in (({"grid": values}, 1), ({"grid": values, "pbt": values}, 2), ({"pbt": values}, 1)):
-        assert len(intervals.picture({"best replica": arms}, "grid").axes) == halves
+        assert len(plots.comparison_picture({"best replica": arms}, "grid").axes) == halves
 
 
 def test_fresh_seeds_begin_where_they_are_asked_to():

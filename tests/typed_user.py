@@ -3,6 +3,7 @@
 It is not run: `mypy --strict` reads it in `.ci/run`, against the wheel.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, assert_type
 
@@ -65,6 +66,10 @@ def train(x: np.ndarray, y: np.ndarray) -> jaxpt.Result:
     assert_type(walls, jaxpt.Engine)
     found = jaxpt.diffusion(engine, split, steps=10, start=0.1)
     assert_type(found, jaxpt.Diffusion)
+    both = {"tempering": engine, "grid": dataclasses.replace(engine, rule=jaxpt.Independent())}
+    compared = assert_type(jaxpt.compare(both, split, split, steps=10, save_minutes=5.0), jaxpt.Comparison)
+    assert_type(compared.arms["grid"], jaxpt.Arm)
+    assert_type(compared.equal_compute, bool)
     assert_type(jaxpt.use_all_cores(), int)
     jaxpt.fit(engine, split, split, steps=10, callbacks=[lambda status: status.step > 5], patience=3)
     return result

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -137,6 +137,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns rows as lines with columns of one width."""
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)).rstrip() for row in rows]
 
 
 def _line(best: Mapping[str, Any], on_rungs: bool) -> str:

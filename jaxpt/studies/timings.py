@@ -1,11 +1,12 @@
 """What `jaxpt.tune` returns: the engine that it chose, and the times of all candidates."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from jaxpt.devices.execution import ReplicaAxis
 from jaxpt.engine.engine import Engine
+from jaxpt.results.summary import columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +122,8 @@ class Tuned:
                 times = (_ms(row.step), _ms(row.evaluation), _ms(row.period), range_)
                 at_once = str(row.replicas_at_once) if row.replica_axis == "map" else "-"
                 execution.append((row.replica_axis, at_once, *times, *last))
-        lines = [title + (", as kept in the directory" if self.kept else ""), *_columns(execution)]
-        lines += ["", *_columns(evaluation)]
+        lines = [title + (", as kept in the directory" if self.kept else ""), *columns(execution)]
+        lines += ["", *columns(evaluation)]
         if self.gain is not None:
             lines += ["", f"with the given settings a period takes {self.gain:.2f} times as long"]
         return "\n".join(lines if self.note is None else [*lines, self.note])
@@ -138,9 +139,3 @@ def from_kept(engine: Engine, found: Mapping[str, Any]) -> Tuned:
 
 def _ms(seconds: float | None) -> str:
     return "-" if seconds is None else f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:,.0f}"
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Returns rows as lines with columns of one width."""
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)).rstrip() for row in rows]

@@ -4,6 +4,7 @@
 take arrays, most of them from `jaxpt.diagnostics`.
 """
 
+from jaxpt.results.plots.comparison import comparison_picture
 from jaxpt.results.plots.curves import error_curves, lineage_picture
 from jaxpt.results.plots.diffusion import diffusion_panels, diffusion_picture
 from jaxpt.results.plots.exchanges import acceptance_picture, energy_picture, exchange_picture, flow_picture
@@ -12,6 +13,7 @@ from jaxpt.results.plots.style import COLORS
 __all__ = [
     "COLORS",
     "acceptance_picture",
+    "comparison_picture",
     "diffusion_panels",
     "diffusion_picture",
     "energy_picture",
