@@ -80,7 +80,7 @@ def ensemble(
     else:
         if coldest is not None:
             raise ValueError(f"give coldest={coldest!r} or weights, not both; the weight 0 leaves a replica out")
-        shares = _checked_weights(engine.placed.to_host(weights), (*lead, engine.num_replicas))
+        shares = _checked_weights(engine.placed, weights, (*lead, engine.num_replicas))
         several = np.ndim(weights) > len(lead) + 1
         counts = np.full(shares.shape[-2], engine.num_replicas)
     # Not the engine: the program is the same for every rule.
@@ -103,10 +103,10 @@ def ensemble(
     return found if several else jax.tree.map(lambda metric: metric[0], found)
 
 
-def _checked_weights(weights: Any, shape: tuple[int, ...]) -> Float[np.ndarray, "*S K M"]:
+def _checked_weights(placed: Placement, weights: Any, shape: tuple[int, ...]) -> Float[np.ndarray, "*S K M"]:
     """Returns weights of K ensembles, the largest of each 1; `shape` is that of one ensemble, (M,) or (S, M)."""
     try:
-        given = np.asarray(weights, np.float64)
+        given = np.asarray(placed.to_host(weights), np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"weights must be numbers, one per replica, shape {shape}, but they are {weights!r}"

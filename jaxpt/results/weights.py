@@ -121,9 +121,9 @@ def mixture_weights(energy: Float[Array, "M N"]) -> Float[Array, " M"]:
     def goes_on(carry: tuple[Array, Array, Array]) -> Array:
         return (carry[0] < MAX_ITERATIONS) & (carry[2].max() > 1 + TOLERANCE)
 
-    start = healthy / healthy.sum(dtype=energy.dtype)
+    start = healthy / jnp.maximum(healthy.sum(), 1).astype(energy.dtype)
     _, weights, _ = jax.lax.while_loop(goes_on, step, (jnp.zeros((), jnp.int32), start, factors(start)))
-    return weights
+    return jnp.where(healthy.any(), weights, jnp.nan)
 
 
 def chosen_members(
