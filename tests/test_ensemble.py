@@ -1,4 +1,7 @@
 import dataclasses
+import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -214,3 +217,19 @@ def test_weights_that_are_none_are_refused(weights, message, run, data):
 def test_weights_and_coldest_are_one_too_many(run, data):
     with pytest.raises(ValueError, match=r"give coldest=2 or weights, not both"):
         jaxpt.ensemble(*run, data.valid, METRICS, weights=WEIGHTS, coldest=2)
+
+
+@pytest.mark.slow
+def test_two_devices_equal_one_up_to_rounding():
+    """Scores and fitted weights, with replicas or seeds on different devices."""
+    command = [sys.executable, "-m", "tests.ensembles_on_devices"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    one = found.pop("one device")
+    assert set(found) == {"shard_map", "pmap", "seeds apart"}
+    for way, values in found.items():
+        for name, value in values.items():
+            np.testing.assert_allclose(value, one[name], rtol=1e-5, atol=1e-5, err_msg=f"{way}: {name}")
+    assert np.shape(one["weights"]) == (2, 4)
+    assert np.ptp(one["weights"]) > 0.01, "they are not just equal"
