@@ -20,6 +20,10 @@ CHECKS = {
         'assert Path("runs/watched/periods.jsonl").read_text().count("\\n") == len(stopped.trace.step)'
     ),
     "@jax.jit": "assert final._cache_size() == 1 and energy < 0.2 and 0 < acceptance < 1",
+    "load_ensemble": (
+        "assert (probabilities == mixed(test)).all() and 0 <= mixed.disagreement(test) < 0.2;"
+        'assert mixed.evaluate(test, metrics)["nll"] < 0.2 and abs(mixed.weights.sum() - 1) < 1e-5'
+    ),
     "grain": 'assert result.best().valid["energy"] < 0.2',
     "Transformer(": 'assert result.best().valid["energy"] < 3.5, "it has learned which characters are frequent"',
     'found = dataclasses.replace(engine, rule=jaxpt.Tempering("auto"': (

@@ -113,8 +113,8 @@ def _checked_weights(placed: Placement, weights: Any, shape: tuple[int, ...]) ->
         ) from error
     if given.shape not in (shape, (*given.shape[:1], *shape)) or not given.size:
         raise ValueError(
-            f"weights must have shape {shape}, one number per replica, or (K, {str(shape)[1:]} for K ensembles, but "
-            f"their shape is {given.shape}"
+            f"weights must have shape {shape}, one number per replica, or ({', '.join(map(str, ('K', *shape)))}) for K "
+            f"ensembles, but their shape is {given.shape}"
         )
     if not (np.isfinite(given).all() and (given >= 0).all() and given.any(-1).all()):
         raise ValueError(
