@@ -51,8 +51,8 @@ def test_confidences_on_the_edges_belong_to_the_bin_below_and_one_to_the_last():
     """Quarters, which are exact. 1/2 is alone in (1/4, 1/2]; 3/4 and 5/8 share (1/2, 3/4]; 1.0 is in (3/4, 1]."""
     top = np.array([0.5, 0.75, 0.625, 1.0, 1.0], np.float32)
     probabilities = np.stack([top, 1 - top], 1)
-    labels = np.array([1, 0, 1, 0, 1])
-    expected = (abs(0.5 - 0) + abs((0.75 - 1) + (0.625 - 0)) + abs((1 - 1) + (1 - 0))) / 5
+    labels = np.array([0, 0, 1, 0, 1])  # gaps of both signs, which cancel if they share a bin
+    expected = (abs(0.5 - 1) + abs((0.75 - 1) + (0.625 - 0)) + abs((1 - 1) + (1 - 0))) / 5
     np.testing.assert_allclose(computed(ece(4), probabilities, labels), expected, rtol=1e-6)
     np.testing.assert_allclose(by_hand(probabilities, labels, 4), expected)
 

@@ -273,7 +273,6 @@ def test_files_of_something_else_are_refused(result, tmp_path):
     [
         ({"best": 5}, r"best must be 1 \.\. 4, the number of replicas, but it is 5"),
         ({"best": 0}, r"best must be 1 \.\. 4"),
-        ({"best": 1.5}, r"best must be 1 \.\. 4"),
         ({"best": 2, "coldest": 2}, "coldest and best are different ways to choose an ensemble's replicas"),
         ({"best": 2, "weighted_on": {}}, "best and weighted_on are different ways"),
         ({"best": 2, "ladder": "rate"}, "ladder='rate' says on which ladder replicas are coldest; leave it out with"),

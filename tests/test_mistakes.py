@@ -145,6 +145,7 @@ MISTAKES = {
             weights=[1, 2, 3],
         )
     ),
+    "best must be 1 .. 2, the number of replicas, but it is 1.5": lambda: result().ensemble(best=1.5),
     "the problem has no predictions; give nnx_problem or linen_problem predict=": lambda: result().ensemble(best=1),
     "problem must be the jaxpt.Problem of the run, as nnx_problem returns it, but it is of": lambda: (
         jaxpt.load_ensemble("nowhere", NnxNet)

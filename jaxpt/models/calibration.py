@@ -53,7 +53,8 @@ def calibration_error(function: Callable[..., tuple[Float[Array, "B K"], Int[Arr
             raise ValueError(
                 f"function of calibration_error must return (probabilities [B, K], labels [B]), but it returns {shapes}"
             )
-        probabilities, labels = found
+        probabilities, labels = map(jnp.asarray, found)
+        probabilities = probabilities.astype(jnp.promote_types(probabilities.dtype, jnp.float32))
         confidence = probabilities.max(-1)
         gap = confidence - ~zero_one_loss(probabilities, labels)
         place = jnp.sum(confidence[:, None] > inner.astype(confidence.dtype), -1)

@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxpt.core import tree
-from jaxpt.core.decimals import shortest
 from jaxpt.core.extras import versions
 from jaxpt.core.ranges import check_numbers
 from jaxpt.core.types import AnyArray, Batch, ModelState, Params, Problem
@@ -59,7 +58,8 @@ class Ensemble:
         params: their weights stacked, leaves [K, ...].
         model_state: their models' other state (batch statistics), stacked likewise.
         weights: their shares in the mean prediction, [K], of sum 1.
-        scores: their scores at the end of the run, {"valid": {"energy": [K], metric: [K]}, "test": {...}}.
+        scores: their scores at the end of the run, {"valid": {"energy": [K], metric: [K]}, "test": {...}}; None in
+            place of a number that is not finite.
     """
 
     replicas: tuple[int, ...]
@@ -67,7 +67,7 @@ class Ensemble:
     params: PyTree = dataclasses.field(repr=False)
     model_state: PyTree = dataclasses.field(repr=False)
     weights: AnyArray
-    scores: dict[str, dict[str, list[float]]] = dataclasses.field(repr=False)
+    scores: dict[str, dict[str, list[float | None]]] = dataclasses.field(repr=False)
     _how: How = dataclasses.field(repr=False)
 
     def __call__(self, batch: Batch) -> Float[Array, "B *K"]:
@@ -144,7 +144,7 @@ class Ensemble:
         about = {
             "replicas": list(self.replicas),
             "seed": self.seed,
-            "weights": shortest(self.weights),
+            "weights": self.weights,
             "scores": self.scores,
             "execution": {
                 "replica_axis": how.lift.strategy,
@@ -183,8 +183,7 @@ def together(
     how = _alone(
         engine.problem, str(engine.replica_axis), engine.replicas_at_once, engine.precision, engine.evaluation_batch
     )
-    listed = {split: {name: shortest(v) for name, v in found.items()} for split, found in scores.items()}
-    return Ensemble(tuple(map(int, replicas)), seed, params, model_state, weights, listed, how)
+    return Ensemble(tuple(map(int, replicas)), seed, params, model_state, weights, plain(scores), how)
 
 
 def load_ensemble(path: str | os.PathLike[str], problem: Problem) -> Ensemble:

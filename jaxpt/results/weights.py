@@ -32,7 +32,7 @@ def ensemble_weights(engine: Engine, state: RunState, examples: PyTree) -> Float
 
     They maximise mean_i log sum_k w_k exp(-E_ki), where E_ki is the energy of replica k for example i; they are not
     negative, and their sum is 1. If the energy is the cross-entropy of the predicted classes, this is the log
-    likelihood of the weighted mean prediction.
+    likelihood of the weighted mean prediction. Any other energy is taken as minus the log of a likelihood.
 
     Fit them on validation data only: on training data the replicas that overfit most get the largest weights, and
     scores on the data of the fit are too good.
