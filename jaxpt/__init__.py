@@ -23,6 +23,7 @@ from jaxpt.diagnostics.lineage import Lineage, lineage
 from jaxpt.engine.engine import Engine
 from jaxpt.lowering.convolution import conv_by_products, conv_general_dilated, fast_convolutions
 from jaxpt.models import linen
+from jaxpt.models.calibration import calibration_error
 from jaxpt.models.dtype import with_compute_dtype
 from jaxpt.models.energy import energy_problem
 from jaxpt.models.linen import linen_problem
@@ -31,10 +32,12 @@ from jaxpt.models.nnx import Dropout, GaussianNoise, Hyperparameter, nnx_problem
 from jaxpt.models.noise import gradient_noise, langevin, with_weight_noise
 from jaxpt.models.scores import Metric
 from jaxpt.results.comparison import Arm, Comparison
-from jaxpt.results.ensemble import Ensemble, ensemble
+from jaxpt.results.ensemble import ensemble
 from jaxpt.results.loading import load_run
+from jaxpt.results.members import Ensemble, load_ensemble
 from jaxpt.results.result import Best, Result
 from jaxpt.results.summary import Summary
+from jaxpt.results.weights import ensemble_weights
 from jaxpt.rules import PBT, CopyBest, Independent, Rule, Tempering, exchange
 from jaxpt.rules.pairing import deo, random_adjacent, seo
 from jaxpt.saving.model_files import load_model
@@ -72,6 +75,7 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "negative_log_likelihood",
     "label_mean",
     "Metric",
+    "calibration_error",
     # Ladders of hyperparameters.
     "Ladder",
     "geometric",
@@ -102,6 +106,7 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "Best",
     "Summary",
     "load_model",
+    "load_ensemble",
     "load_run",
     "Data",
     "RunState",
@@ -117,6 +122,7 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "Lineage",
     "replay",
     "ensemble",
+    "ensemble_weights",
     "Ensemble",
     "compare",
     "Comparison",

@@ -71,6 +71,12 @@ def equal(directory):
     found["best"] = np.asarray(conftest.loss(best.model, data.valid))
     mixed = jaxpt.ensemble(tempered, results["grid"].state, data.test, METRICS, coldest=3)
     found["mixture"] = np.asarray(mixed["nll"])
+    weights = jaxpt.ensemble_weights(tempered, results["grid"].state, data.valid)
+    found["weights"] = np.asarray(weights)
+    mixed = jaxpt.ensemble(tempered, results["grid"].state, data.test, METRICS, weights=weights)
+    found["weighted"] = np.asarray(mixed["nll"])
+    results["grid"].ensemble(weighted_on=data.valid, seed=1).save(directory / "ensemble")
+    found["ensemble"] = np.asarray(jaxpt.load_ensemble(directory / "ensemble", PROBLEM)(data.test))
     results["grid"].save_model(directory / "model", seed=1)
     model = jaxpt.load_model(directory / "model")
     found |= {f"model{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree.leaves_with_path(model)}

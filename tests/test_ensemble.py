@@ -1,4 +1,7 @@
 import dataclasses
+import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +33,7 @@ def run(data):
     return engine, state
 
 
-def by_hand(engine, state, seed, slots, examples):
+def by_hand(engine, state, seed, slots, examples, weights=None):
     """Error rate and negative log likelihood of the mean of the models' own probabilities, in NumPy."""
     probabilities = []
     for slot in slots:
@@ -38,7 +41,7 @@ def by_hand(engine, state, seed, slots, examples):
             lambda leaf, slot=slot: leaf[seed, slot], (state.replicas.params, state.replicas.model_state)
         )
         probabilities.append(np.asarray(jax.nn.softmax(engine.problem.model(params, rest)(examples["x"])), np.float64))
-    mean, y = np.mean(probabilities, 0), examples["y"]
+    mean, y = np.average(probabilities, 0, weights), examples["y"]
     return (mean.argmax(-1) != y).mean(), -np.log(mean[np.arange(len(y)), y]).mean()
 
 
@@ -89,7 +92,53 @@ def test_a_diverged_replica_is_left_out(run, data):
     assert np.isnan(jaxpt.ensemble(engine, ruined, data.valid, METRICS)["nll"]).all()
 
 
-def test_another_number_of_replicas_compiles_nothing(run, data):
+WEIGHTS = np.array([[0.1, 0.0, 0.3, 0.6], [2.0, 1.0, 1.0, 4.0]])
+"""For two seeds; they need no sum of 1."""
+
+
+def test_weights_make_a_weighted_mean(run, data):
+    engine, state = run
+    for factor in (1, 1e30, 1e-30):
+        found = jaxpt.ensemble(engine, state, data.valid, METRICS, weights=factor * WEIGHTS)
+        for seed in (0, 1):
+            expected = by_hand(engine, state, seed, range(4), data.valid, WEIGHTS[seed])
+            np.testing.assert_allclose([found["error"][seed], found["nll"][seed]], expected, rtol=1e-5)
+
+
+def test_equal_weights_are_no_weights_and_zeros_leave_out(run, data):
+    engine, state = run
+    rung = np.asarray(next(iter(state.replicas.rung.values())))
+    for coldest in (4, 2):
+        usual = jaxpt.ensemble(engine, state, data.valid, METRICS, coldest=coldest)
+        found = jaxpt.ensemble(engine, state, data.valid, METRICS, weights=np.where(rung < coldest, 0.25, 0))
+        for name in METRICS:
+            np.testing.assert_allclose(found[name], usual[name], rtol=1e-6)
+
+
+def test_several_weights_cost_one_pass(run, data):
+    engine, state = run
+    several = np.stack([WEIGHTS, np.ones((2, 4)), WEIGHTS[::-1]])
+    found = jaxpt.ensemble(engine, state, data.valid, METRICS, weights=several)
+    for k, weights in enumerate(several):
+        alone = jaxpt.ensemble(engine, state, data.valid, METRICS, weights=jnp.asarray(weights))
+        for name in METRICS:
+            assert found[name].shape == (3, 2)
+            np.testing.assert_allclose(found[name][k], alone[name], rtol=1e-6)
+
+
+def test_weights_of_a_diverged_replica_go_to_the_others(run, data):
+    engine, state = run
+    broken = jax.tree.map(lambda w: w.at[0, 2].set(jnp.nan), state.replicas.params)
+    broken = state._replace(replicas=state.replicas._replace(params=broken))
+    found = jaxpt.ensemble(engine, broken, data.valid, METRICS, weights=WEIGHTS)
+    expected = by_hand(engine, state, 0, [0, 3], data.valid, [0.1, 0.6])
+    np.testing.assert_allclose(found["nll"][0], expected[1], rtol=1e-5)
+    only = jaxpt.ensemble(engine, broken, data.valid, METRICS, weights=np.eye(4)[[2, 2]])
+    assert np.isnan(only["nll"][0]), "the one replica with a weight has no prediction"
+    assert np.isfinite(only["nll"][1])
+
+
+def test_another_number_of_replicas_or_other_weights_compile_nothing(run, data):
     engine, state = run
     count = 0
 
@@ -100,6 +149,8 @@ def test_another_number_of_replicas_compiles_nothing(run, data):
 
     for coldest in (None, 1, 3):
         jaxpt.ensemble(engine, state, data.valid, {"error": counted}, coldest=coldest)
+    for weights in (WEIGHTS, jnp.asarray(WEIGHTS[::-1]), np.ones((2, 4), int), [[1, 0, 0, 1], [0, 0, 1, 1]]):
+        jaxpt.ensemble(engine, state, data.valid, {"error": counted}, weights=weights)
     assert count == 1
 
 
@@ -113,6 +164,10 @@ def test_one_seed_and_a_linen_model(data):
     lead = jax.tree.map(lambda leaf: leaf[None], state)
     np.testing.assert_allclose(found["nll"], by_hand(engine, lead, 0, range(4), data.valid)[1], rtol=1e-5)
     assert found["nll"].shape == ()
+    assert jaxpt.ensemble(engine, state, data.valid, METRICS, weights=[1, 2, 3, 4])["nll"].shape == ()
+    found = jaxpt.ensemble(engine, state, data.valid, METRICS, weights=WEIGHTS)["nll"]
+    expected = [by_hand(engine, lead, 0, range(4), data.valid, weights)[1] for weights in WEIGHTS]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_each_mistake_has_a_message(run, data):
@@ -137,3 +192,44 @@ def test_each_mistake_has_a_message(run, data):
     two = conftest.make_engine(PROBLEM, rungs)
     with pytest.raises(ValueError, match="on which ladder"):
         jaxpt.ensemble(two, two.init(jax.random.key(0)), data.valid, METRICS, coldest=1)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (
+            np.ones(4),
+            r"weights must have shape \(2, 4\), one number per replica, or \(K, 2, 4\) for K ensembles, but .*\(4,\)",
+        ),
+        (np.ones((2, 3)), r"weights must have shape \(2, 4\).*their shape is \(2, 3\)"),
+        (np.ones((0, 2, 4)), r"their shape is \(0, 2, 4\)"),
+        (-WEIGHTS, "weights must be 0 or positive and finite"),
+        (np.full((2, 4), np.nan), "weights must be 0 or positive and finite"),
+        (WEIGHTS * [[0], [1]], "one that is positive in each ensemble"),
+        ([["a"] * 4] * 2, r"weights must be numbers, one per replica, shape \(2, 4\), but they are \[\['a'"),
+    ],
+)
+def test_weights_that_are_none_are_refused(weights, message, run, data):
+    with pytest.raises(ValueError, match=message):
+        jaxpt.ensemble(*run, data.valid, METRICS, weights=weights)
+
+
+def test_weights_and_coldest_are_one_too_many(run, data):
+    with pytest.raises(ValueError, match=r"give coldest=2 or weights, not both"):
+        jaxpt.ensemble(*run, data.valid, METRICS, weights=WEIGHTS, coldest=2)
+
+
+@pytest.mark.slow
+def test_two_devices_equal_one_up_to_rounding():
+    """Scores and fitted weights, with replicas or seeds on different devices."""
+    command = [sys.executable, "-m", "tests.ensembles_on_devices"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    one = found.pop("one device")
+    assert set(found) == {"shard_map", "pmap", "seeds apart"}
+    for way, values in found.items():
+        for name, value in values.items():
+            np.testing.assert_allclose(value, one[name], rtol=1e-5, atol=1e-5, err_msg=f"{way}: {name}")
+    assert np.shape(one["weights"]) == (2, 4)
+    assert np.ptp(one["weights"]) > 0.01, "they are not just equal"

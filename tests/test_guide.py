@@ -28,6 +28,10 @@ CHECKS = {
         'assert all(found.values(arm, "error", what=what).max() < 0.2'
         ' for arm in arms for what in ("best replica", "ensemble"))'
     ),
+    "load_ensemble": (
+        "assert (probabilities == mixed(test)).all() and 0 <= mixed.disagreement(test) < 0.2;"
+        'assert mixed.evaluate(test, metrics)["nll"] < 0.2 and abs(mixed.weights.sum() - 1) < 1e-5'
+    ),
     "grain": 'assert result.best().valid["energy"] < 0.2',
     "Transformer(": 'assert result.best().valid["energy"] < 3.5, "it has learned which characters are frequent"',
     'found = dataclasses.replace(engine, rule=jaxpt.Tempering("auto"': (

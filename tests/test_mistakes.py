@@ -136,6 +136,21 @@ MISTAKES = {
     "examples holds no arrays": lambda: jaxpt.ensemble(
         conftest.make_engine(problem(), LADDER), result().state, None, {"error": lambda p, batch: p[:, 0]}
     ),
+    "weights must have shape (2,), one number per replica, or (K, 2) for K ensembles, but their shape is": lambda: (
+        jaxpt.ensemble(
+            conftest.make_engine(problem(), LADDER),
+            result().state,
+            conftest.examples().valid,
+            {"error": lambda p, batch: p[:, 0]},
+            weights=[1, 2, 3],
+        )
+    ),
+    "best must be 1 .. 2, the number of replicas, but it is 1.5": lambda: result().ensemble(best=1.5),
+    "the problem has no predictions; give nnx_problem or linen_problem predict=": lambda: result().ensemble(best=1),
+    "problem must be the jaxpt.Problem of the run, as nnx_problem returns it, but it is of": lambda: (
+        jaxpt.load_ensemble("nowhere", NnxNet)
+    ),
+    "bins must be an integer of at least 1, but it is 1.5": lambda: jaxpt.calibration_error(lambda p, b: (p, b), 1.5),
     "step_size must be positive, one number or one per rung, but it is 'a'": lambda: jaxpt.sampler(
         lambda w: w**2, jax.random.normal, temperature=[1.0, 2.0], step_size="a", every=5
     ),

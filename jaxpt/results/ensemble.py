@@ -1,6 +1,5 @@
-"""The ensemble of replicas: the mean of the predictions of all replicas, or of the coldest few."""
+"""Scores of ensembles: the mean of the predictions of all replicas, of the coldest few, or with weights."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,10 +13,10 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from jaxpt.core import tree
 from jaxpt.core.ladder import require_beta
 from jaxpt.core.ranges import check_numbers
-from jaxpt.core.state import Replicas, RunState
-from jaxpt.core.types import Batch, Problem
+from jaxpt.core.state import RunState
+from jaxpt.core.types import AnyArray, Batch, ModelState, Params, Problem
 from jaxpt.devices.execution import Lift
-from jaxpt.devices.placement import AXIS, EVERYWHERE, SEED, Placement, single
+from jaxpt.devices.placement import AXIS, EVERYWHERE, SEED, Placement
 from jaxpt.devices.precision import tracing_with
 from jaxpt.engine.engine import Engine
 from jaxpt.engine.scoring import combine, mean_in_chunks
@@ -35,6 +34,7 @@ def ensemble(
     *,
     coldest: int | Sequence[int] | None = None,
     ladder: str | None = None,
+    weights: AnyArray | Sequence[Any] | None = None,
 ) -> dict[str, Float[Array, "..."]]:
     """Returns {metric: []} for the mean prediction of several replicas, each averaged over all the examples.
 
@@ -47,7 +47,7 @@ def ensemble(
 
     Evaluated on the device, at most `engine.evaluation_batch` examples at a time. A replica is left out wherever its
     probabilities are not finite; if none is left, the metrics are computed from NaN. Later calls with the same
-    `metrics` object, or the same functions, compile nothing, whatever `coldest` is.
+    `metrics` object, or the same functions, compile nothing, whatever `coldest` and `weights` are.
 
     Args:
         engine: its problem needs `predict`.
@@ -60,25 +60,31 @@ def ensemble(
         coldest: use only the replicas that are now on this many coldest rungs; by default all. A sequence of K such
             numbers gives K ensembles, metrics [K], at the cost of one.
         ladder: the ladder whose rungs are meant; needed with `coldest` if there are several ladders.
+        weights: instead of `coldest`, each replica's share in the mean, [M] or with seeds [S, M]; for example those of
+            `jaxpt.ensemble_weights`. Not negative; 0 leaves a replica out. For each example they are divided by the sum
+            over the replicas whose predictions are finite. [K, M] or [K, S, M] gives K ensembles, as above.
 
     Raises:
         ValueError: the problem has no `predict`; `predict` or a metric returns another shape; coldest is not 1 .. M;
-            ladder is missing or not one of the engine's.
+            ladder is missing or not one of the engine's; weights have another shape, are negative or not finite, or
+            are all 0; both coldest and weights are given.
     """
-    _require_predict(engine)
-    if not isinstance(metrics, Mapping):
-        raise ValueError(f"metrics must be {{name: function(probabilities, batch)}}, but it is {metrics!r}")
-    if not metrics:
-        raise ValueError(
-            'metrics is empty; give one at least, e.g. {"error": lambda p, batch: zero_one_loss(p, batch["y"])}'
-        )
-    tree.leading(examples, "examples")
-    check_numbers(examples, "examples")
-    require_kind(engine.problem, examples)
+    require_predict(engine.problem)
+    check_metrics(metrics)
+    check_examples(engine.problem, examples)
     counts = np.asarray(engine.num_replicas if coldest is None else coldest)
     name = ladder_of(engine, ladder, coldest)
+    lead, several = state.key.shape, counts.ndim > 0
+    if weights is None:
+        shares: Any = np.ones((*lead, counts.size, engine.num_replicas), np.float32)
+    else:
+        if coldest is not None:
+            raise ValueError(f"give coldest={coldest!r} or weights, not both; the weight 0 leaves a replica out")
+        shares = _checked_weights(engine.placed, weights, (*lead, engine.num_replicas))
+        several = np.ndim(weights) > len(lead) + 1
+        counts = np.full(shares.shape[-2], engine.num_replicas)
     # Not the engine: the program is the same for every rule.
-    how = _How(
+    how = How(
         engine.problem,
         tuple(metrics.items()),
         engine.evaluation_batch,
@@ -86,49 +92,37 @@ def ensemble(
         engine.lift(state.key),
         engine.precision,
     )
-    rung = state.replicas.rung[name]
-    found = _ensemble(how, state.replicas, rung, examples, jnp.asarray(counts.ravel(), jnp.int32))
-    return found if counts.ndim else jax.tree.map(lambda metric: metric[0], found)
+    found = ensemble_scores(
+        how,
+        (state.replicas.params, state.replicas.model_state),
+        state.replicas.rung[name],
+        engine.placed.put(shares, P(*(SEED,) * len(lead))),
+        examples,
+        jnp.asarray(counts.ravel(), jnp.int32),
+    )
+    return found if several else jax.tree.map(lambda metric: metric[0], found)
 
 
-@dataclasses.dataclass(frozen=True)
-class Ensemble:
-    """An ensemble of replicas; a call returns the mean of their predictions.
-
-    A replica is left out wherever its probabilities are not finite. Compiled once for each shape of batch.
-
-    Attributes:
-        replicas: their slots, coldest first if they were selected by `coldest`.
-        seed: the seed whose ladder they belong to; None for a run with one seed.
-        params: their weights stacked, leaves [K, ...].
-        model_state: their models' other state (batch statistics), stacked likewise.
-    """
-
-    replicas: tuple[int, ...]
-    seed: int | None
-    params: PyTree = dataclasses.field(repr=False)
-    model_state: PyTree = dataclasses.field(repr=False)
-    _how: "_How" = dataclasses.field(repr=False)
-
-    def __call__(self, batch: Batch) -> Float[Array, "B *K"]:
-        """Returns the mean prediction for each example of a batch; the batch is what the problem's `predict` takes."""
-        check_numbers(batch, "batch")
-        return _together(self._how, self.params, self.model_state, batch)
-
-
-def together(
-    engine: Engine, replicas: Sequence[int], seed: int | None, params: PyTree, model_state: PyTree
-) -> Ensemble:
-    """Returns stacked replicas, on one device, as an `Ensemble`.
-
-    Raises:
-        ValueError: the problem has no `predict`.
-    """
-    _require_predict(engine)
-    where = single()
-    lift = Lift(engine.replica_axis, where.platform, where.num_devices, engine.replicas_at_once, False)
-    how = _How(engine.problem, (), 0, where, lift, engine.precision)
-    return Ensemble(tuple(replicas), seed, params, model_state, how)
+def _checked_weights(placed: Placement, weights: Any, shape: tuple[int, ...]) -> Float[np.ndarray, "*S K M"]:
+    """Returns weights of K ensembles, the largest of each 1; `shape` is that of one ensemble, (M,) or (S, M)."""
+    try:
+        given = np.asarray(placed.to_host(weights), np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"weights must be numbers, one per replica, shape {shape}, but they are {weights!r}"
+        ) from error
+    if given.shape not in (shape, (*given.shape[:1], *shape)) or not given.size:
+        raise ValueError(
+            f"weights must have shape {shape}, one number per replica, or ({', '.join(map(str, ('K', *shape)))}) for K "
+            f"ensembles, but their shape is {given.shape}"
+        )
+    if not (np.isfinite(given).all() and (given >= 0).all() and given.any(-1).all()):
+        raise ValueError(
+            f"weights must be 0 or positive and finite, with one that is positive in each ensemble, but they are "
+            f"{given.tolist()}; 0 leaves a replica out"
+        )
+    rows = np.moveaxis(given.reshape(-1, *shape), 0, -2)
+    return (rows / rows.max(-1, keepdims=True)).astype(np.float32)
 
 
 def ladder_of(engine: Engine, ladder: str | None, coldest: int | Sequence[int] | None) -> str:
@@ -150,16 +144,43 @@ def ladder_of(engine: Engine, ladder: str | None, coldest: int | Sequence[int] |
     return ladder or ladders[0]
 
 
-def _require_predict(engine: Engine) -> None:
-    if engine.problem.predict is None:
+def require_predict(problem: Problem) -> None:
+    """Raises ValueError if a problem has no predictions."""
+    if problem.predict is None:
         raise ValueError(
             "the problem has no predictions; give nnx_problem or linen_problem predict=..., a function "
             "(model, batch) -> logits [B, K], or other numbers and prediction=..."
         )
 
 
-class _How(NamedTuple):
-    """The static arguments that determine a compiled program."""
+def check_metrics(metrics: Any) -> None:
+    """Raises ValueError unless metrics are {name: function}, one at least."""
+    if not isinstance(metrics, Mapping):
+        raise ValueError(f"metrics must be {{name: function(probabilities, batch)}}, but it is {metrics!r}")
+    if not metrics:
+        raise ValueError(
+            'metrics is empty; give one at least, e.g. {"error": lambda p, batch: zero_one_loss(p, batch["y"])}'
+        )
+
+
+def check_examples(problem: Problem, examples: PyTree) -> None:
+    """Raises ValueError unless examples are arrays [N, ...] that JAX can represent, with labels if needed."""
+    tree.leading(examples, "examples")
+    check_numbers(examples, "examples")
+    require_kind(problem, examples)
+
+
+class How(NamedTuple):
+    """The static arguments that determine a compiled program.
+
+    Attributes:
+        problem: the problem.
+        metrics: (name, metric) of an ensemble.
+        chunk: most examples at a time.
+        placed: where the replicas are.
+        lift: how functions of one replica are executed.
+        precision: precision of float32 products.
+    """
 
     problem: Problem
     metrics: tuple[tuple[str, EnsembleMetric], ...]
@@ -169,68 +190,88 @@ class _How(NamedTuple):
     precision: str
 
 
-def _mean(each: Float[Array, "M B *K"], chosen: Bool[Array, " M"]) -> Float[Array, "B *K"]:
-    """Returns the mean over the chosen replicas, without those that are not finite."""
-    # `where` and not a weight of 0, since 0 times infinity or NaN is NaN.
-    known = chosen[:, None] & jnp.isfinite(each).all(tuple(range(2, each.ndim)))
-    return jnp.mean(each, 0, where=known.reshape(known.shape + (1,) * (each.ndim - 2)))
-
-
-def _check_count(each: Array, count: int) -> None:
+def predictions_of(how: How, params: Params, model_state: ModelState, batch: PyTree) -> Float[Array, "m B *K"]:
+    """Returns the predictions of each replica of one device; checks their shape."""
+    predict: Any = how.problem.predict
+    each = how.lift.replicas(lambda params, rest: predict(params, rest, batch))(params, model_state)
+    count = tree.leading(batch, "batch")
     if each.ndim < 2 or each.shape[1] != count:
         raise ValueError(
             f"predict must return a row for each example, shape ({count}, ...), but it returns {each.shape[1:]}"
         )
+    return each
+
+
+def is_known(each: Float[Array, "M B *K"]) -> Bool[Array, "M B"]:
+    """Returns whether a replica's prediction for an example is finite."""
+    return jnp.isfinite(each).all(tuple(range(2, each.ndim)))
+
+
+def weighted_mean(each: Float[Array, "M B *K"], weights: Float[Array, " M"]) -> Float[Array, "B *K"]:
+    """Returns the weighted mean over the replicas whose predictions are finite; NaN where there are none."""
+    shares = jnp.where(is_known(each), weights[:, None], 0)
+    shares = (shares / shares.sum(0)).reshape(shares.shape + (1,) * (each.ndim - 2))
+    # `where` and not a weight of 0, since 0 times infinity or NaN is NaN.
+    return jnp.sum(jnp.where(shares == 0, 0, shares * each), 0)
 
 
 @partial(jax.jit, static_argnums=0)
-def _together(how: _How, params: PyTree, model_state: PyTree, batch: Batch) -> Float[Array, "B *K"]:
-    predict: Any = how.problem.predict
-    with tracing_with(how.precision):
-        each = how.lift.replicas(lambda params, rest: predict(params, rest, batch))(params, model_state)
-        _check_count(each, tree.leading(batch, "batch"))
-        return _mean(each, jnp.ones(len(each), bool))
-
-
-@partial(jax.jit, static_argnums=0)
-def _ensemble(
-    how: _How, replicas: Replicas, rung: Int[Array, "*S M"], examples: PyTree, coldest: Int[Array, " K"]
+def ensemble_scores(
+    how: How,
+    replicas: tuple[Params, ModelState],
+    rung: Int[Array, "*S M"],
+    weights: Float[Array, "*S K M"],
+    examples: PyTree,
+    coldest: Int[Array, " K"],
 ) -> dict[str, Array]:
-    def all_seeds(replicas: Replicas, rung: Array, examples: PyTree, coldest: Array) -> dict[str, Array]:
+    """Returns {metric: [K, *S]} of K ensembles of each seed.
+
+    Args:
+        how: how it is computed.
+        replicas: params and model_state, stacked.
+        rung: the replicas' rungs.
+        weights: their shares in each ensemble, as `weighted_mean` takes them.
+        examples: leaves [N, ...].
+        coldest: number of coldest rungs that belong to each ensemble.
+    """
+
+    def all_seeds(replicas: Any, rung: Array, weights: Array, examples: PyTree, coldest: Array) -> dict[str, Array]:
         one = partial(_of_one_seed, how, examples=examples, coldest=coldest)
         if not how.lift.has_seeds:
-            return one(replicas, rung)
-        return jax.tree.map(lambda metric: jnp.moveaxis(metric, 0, 1), how.lift.replicas(one)(replicas, rung))
+            return one(replicas, rung, weights)
+        found = how.lift.replicas(one, (0, 0, 0))(replicas, rung, weights)
+        return jax.tree.map(lambda metric: jnp.moveaxis(metric, 0, 1), found)
 
     lead = (SEED,) * how.lift.has_seeds
     cut = P(*lead, AXIS)
     with tracing_with(how.precision):
-        run = how.placed.over_shards(all_seeds, (cut, cut, EVERYWHERE, EVERYWHERE), P(None, *lead))
-        return how.placed.readable(run(replicas, rung, examples, coldest))
+        run = how.placed.over_shards(all_seeds, (cut, cut, P(*lead), EVERYWHERE, EVERYWHERE), P(None, *lead))
+        return how.placed.readable(run(replicas, rung, weights, examples, coldest))
 
 
 def _of_one_seed(
-    how: _How, replicas: Replicas, rung: Int[Array, " m"], *, examples: PyTree, coldest: Int[Array, " K"]
+    how: How,
+    replicas: tuple[Params, ModelState],
+    rung: Int[Array, " m"],
+    weights: Float[Array, "K M"],
+    *,
+    examples: PyTree,
+    coldest: Int[Array, " K"],
 ) -> dict[str, Float[Array, " K"]]:
-    """Returns the metrics of the ensembles of one seed's replicas; `replicas` holds those of one device."""
-    predict: Any = how.problem.predict
-    rung = how.placed.all_gather(rung)
+    """Returns the metrics of the ensembles of one seed; `replicas` and `rung` are those of one device."""
+    shares = jnp.where(how.placed.all_gather(rung) < coldest[:, None], weights, 0)
     metrics = ((name, metric) for name, metric in how.metrics if isinstance(metric, Metric))
     combined = {name: metric for name, metric in metrics if metric.finish or metric.whole}
 
     def score(batch: PyTree) -> dict[str, Any]:
         count = tree.leading(batch, "examples")
-        each = how.lift.replicas(lambda params, rest: predict(params, rest, batch))(
-            replicas.params, replicas.model_state
-        )
-        each = how.placed.all_gather(each)
-        _check_count(each, count)
+        each = how.placed.all_gather(predictions_of(how, *replicas, batch))
 
-        def mixed(coldest: Int[Array, ""]) -> dict[str, Any]:
-            mean = _mean(each, rung < coldest)
+        def mixed(shares: Float[Array, " M"]) -> dict[str, Any]:
+            mean = weighted_mean(each, shares)
             return {name: metric(mean, batch) for name, metric in how.metrics}
 
-        found = jax.vmap(mixed)(coldest)
+        found = jax.vmap(mixed)(shares)
         for name, value in found.items():
             if name in combined:
                 found[name] = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, -1), value)

@@ -9,9 +9,10 @@ import numpy as np
 from jaxpt.core import tree
 from jaxpt.core.extras import extra, versions
 from jaxpt.devices.processes import is_first
-from jaxpt.results.ensemble import Ensemble, together
+from jaxpt.results.members import Ensemble, together
 from jaxpt.results.record import Best, Record, all_weights, best_ever, lead_of, on_rungs, pick, replicas_of
 from jaxpt.results.summary import Summary, about_replica, frame, summary
+from jaxpt.results.weights import chosen_members
 from jaxpt.saving.files import local_path
 from jaxpt.saving.keeping import best_kept
 from jaxpt.saving.model_files import save_model
@@ -90,25 +91,43 @@ class Result(Record):
         """
         return replicas_of(self, on_rungs(self, k, seed, ladder), seed)
 
-    def ensemble(self, coldest: int | None = None, seed: int | None = None, *, ladder: str | None = None) -> Ensemble:
-        """Returns the mean prediction of several replicas, as an object to call on a batch.
+    def ensemble(
+        self,
+        coldest: int | None = None,
+        seed: int | None = None,
+        *,
+        ladder: str | None = None,
+        best: int | None = None,
+        weighted_on: Any = None,
+    ) -> Ensemble:
+        """Returns the mean prediction of several replicas, as an object to call on a batch, to score and to save.
 
             probabilities = result.ensemble(coldest=3)({"image": images})  # [B, K]
+            result.ensemble(best=3).save("three")
+            result.ensemble(weighted_on=valid).weights  # their shares, those that predict the split best
 
         Args:
             coldest: use only the replicas on this many coldest rungs; by default all.
             seed: as in `best`.
             ladder: the ladder whose rungs are meant; needed with `coldest` if there are several.
+            best: instead, use only this many replicas, those with the lowest energies on the validation split at the
+                end.
+            weighted_on: instead, use all replicas with the weights of `jaxpt.ensemble_weights` on these examples,
+                leaves [N, ...], which should be validation data. Replicas of a weight below 1e-4 are left out.
 
         Raises:
-            ValueError: the problem has no `predict`; otherwise as in `coldest`.
+            ValueError: the problem has no `predict`; more than one way to choose is given; `best` is not 1 .. M;
+                weighted_on holds no arrays, or no replica has finite energies there; otherwise as in `coldest`.
         """
-        lead = lead_of(self, seed)
-        chosen = list(range(self.engine.num_replicas)) if coldest is None else on_rungs(self, coldest, seed, ladder)
+        chosen, weights = chosen_members(self, coldest, seed, ladder, best, weighted_on)
         # Selected on their own devices, so that only the chosen ones move to one device.
-        index: Any = (*lead, np.array(chosen))
-        weights = tree.take(all_weights(self), index)
-        return together(self.engine, chosen, seed, *self.engine.placed.gathered(weights))
+        index: Any = (*lead_of(self, seed), np.array(chosen))
+        scores = {
+            split: {name: v[index] for name, v in found.items()}
+            for split, found in (("valid", self.valid), ("test", self.test))
+        }
+        params, rest = self.engine.placed.gathered(tree.take(all_weights(self), index))
+        return together(self.engine, chosen, seed, weights, scores, params, rest)
 
     mixture = ensemble  # the earlier name, kept until 0.1.0 is released
 

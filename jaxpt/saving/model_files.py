@@ -1,4 +1,4 @@
-"""Files with one replica's weights, by Orbax or as safetensors, with a description of the replica."""
+"""Files with the weights of a replica or an ensemble, by Orbax or as safetensors, with a description."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 
 from jaxpt.core import tree
 from jaxpt.core.extras import extra
-from jaxpt.core.types import ModelState, Params
+from jaxpt.core.types import ModelState, Params, Problem
 from jaxpt.devices.processes import is_first, refuse_together
 from jaxpt.saving import files
 
@@ -26,11 +26,11 @@ FORMAT = 1
 
 
 def save_model(path: str | os.PathLike[str], params: Params, model_state: ModelState, about: Mapping[str, Any]) -> None:
-    """Writes one replica's weights; see `Result.save_model`.
+    """Writes one replica's weights, or the stacked ones of an ensemble; see `Result.save_model` and `Ensemble.save`.
 
     Args:
         path: a folder, or a file NAME.safetensors.
-        params: trained weights of one replica.
+        params: trained weights of one replica, or stacked.
         model_state: its model's other state.
         about: the description written beside the weights, ready for JSON.
     """
@@ -84,6 +84,60 @@ def load_model(path: str | os.PathLike[str]) -> PyTree:
         ValueError: path is a URL; there is no such model, it is incomplete, or it has the format of another release.
         ModuleNotFoundError: the path ends in .safetensors, and safetensors is not installed.
     """
+    about, arrays = _read(path)
+    if "ensemble" in about:
+        raise ValueError(f"{path} holds an ensemble; read it by jaxpt.load_ensemble(path, problem)")
+    return _nested(about["arrays"], arrays)
+
+
+def load_weights(path: str | os.PathLike[str], problem: Problem) -> tuple[dict[str, Any], Params, ModelState]:
+    """Returns the description of an ensemble, and its weights in the form that the problem takes, leaves [K, ...].
+
+    Args:
+        path: as in `load_model`.
+        problem: the problem of one replica; its `init` tells names, shapes and types.
+
+    Raises:
+        ValueError: the file holds one model, or an ensemble of another problem; otherwise as in `load_model`.
+        ModuleNotFoundError: as in `load_model`.
+    """
+    about, arrays = _read(path)
+    if "ensemble" not in about:
+        raise ValueError(f"{path} holds the model of one replica, not an ensemble; read it by jaxpt.load_model(path)")
+    found = {tuple(entry["path"]): array for entry, array in zip(about["arrays"], arrays, strict=True)}
+    shapes, structure = jax.tree.flatten(jax.eval_shape(problem.init, jax.random.key(0)))
+    # Numbers in place of the arrays show where `_weights` puts each of them.
+    numbered = jax.tree.unflatten(structure, [np.array(number) for number in range(len(shapes))])
+    order = {int(n): tuple(map(_key, place)) for place, n in jax.tree.leaves_with_path(_weights(*numbered))}
+    replicas = len(about["ensemble"]["replicas"])
+    wanted = {order[n]: (str(shape.dtype), (replicas, *shape.shape)) for n, shape in enumerate(shapes)}
+    _require_same({place: (str(array.dtype), array.shape) for place, array in found.items()}, wanted, path)
+    params, model_state = jax.tree.unflatten(structure, [found[order[n]] for n in range(len(shapes))])
+    return about, params, model_state
+
+
+def _require_same(found: Mapping[tuple[Any, ...], Any], wanted: Mapping[tuple[Any, ...], Any], path: Any) -> None:
+    """Raises ValueError unless the arrays of a file, {place: (type, shape)}, are those of a problem."""
+    differences = [
+        f"{_flat_name(list(place))}: {_shown(found.get(place))} in the file, {_shown(wanted.get(place))} in the problem"
+        for place in dict.fromkeys((*wanted, *found))
+        if found.get(place) != wanted.get(place)
+    ]
+    if differences:
+        more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise ValueError(
+            f"{path} holds an ensemble of another problem; give the problem of the run, with a model of the same size. "
+            f"{'; '.join(differences[:5])}{more}"
+        )
+
+
+def _shown(kind: tuple[str, tuple[int, ...]] | None) -> str:
+    """Returns a stacked array's type and its shape without the replicas, such as float32[6,16]."""
+    return "none" if kind is None else f"{kind[0]}[{','.join(map(str, kind[1][1:]))}]"
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Any]]:
+    """Returns the description of a model file, and the arrays in the order of its entries."""
     file = files.local_path("path", path).absolute()
     if not file.exists():
         raise ValueError(f"{file} does not exist; give the path that was given to save_model")
@@ -91,7 +145,7 @@ def load_model(path: str | os.PathLike[str]) -> PyTree:
         with extra("safetensors", "safetensors", "a .safetensors file").safe_open(file, framework="flax") as opened:
             about = _checked(file, (opened.metadata() or {}).get("jaxpt"))
             arrays = [opened.get_tensor(_flat_name(entry["path"])) for entry in about["arrays"]]
-        return _nested(about["arrays"], arrays)
+        return about, arrays
     described = file / "model.json"
     about = _checked(file, described.read_text() if described.exists() else None)
     like = [np.zeros(entry["shape"], jnp.dtype(entry["dtype"])) for entry in about["arrays"]]
@@ -101,7 +155,7 @@ def load_model(path: str | os.PathLike[str]) -> PyTree:
     names = [tuple(map(str, entry["path"])) or ("value",) for entry in about["arrays"]]
     # Arrays without elements are in no file.
     arrays = [jnp.asarray(found[name] if empty.size else empty) for name, empty in zip(names, like, strict=True)]
-    return _nested(about["arrays"], arrays)
+    return about, arrays
 
 
 def _weights(params: Params, model_state: ModelState) -> PyTree:
