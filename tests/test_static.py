@@ -50,7 +50,7 @@ MAKE = {
     "Tempering": [
         [jaxpt.Tempering(1.0), jaxpt.Tempering(30.0, target=0.1, settle=0), jaxpt.Tempering(np.array(2.0, np.float32))],
         [jaxpt.Tempering("auto"), jaxpt.Tempering("auto", target=0.3, settle=1)],
-        [jaxpt.Tempering(), jaxpt.Tempering(strength=0.0), jaxpt.Tempering("scaled", strength=30)],
+        [jaxpt.Tempering(), jaxpt.Tempering(strength=0.0), jaxpt.Tempering("scaled", strength=30.0)],
     ],
     "Cooldown": [
         [jaxpt.Cooldown(start=1, steps=2), jaxpt.Cooldown(start=0, steps=9, floor=0.5), jaxpt.Cooldown(0.3).over(100)],
