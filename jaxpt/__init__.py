@@ -13,6 +13,7 @@ from jaxpt.core.cooldown import Cooldown
 from jaxpt.core.data import Batches, Data
 from jaxpt.core.errors import CheckpointError, Diverged, Interrupted
 from jaxpt.core.ladder import Ladder, geometric, linear
+from jaxpt.core.search import Search
 from jaxpt.core.state import RunState, Trace
 from jaxpt.core.types import Info, Move, Observation, Problem
 from jaxpt.devices import allocator, placement
@@ -94,6 +95,7 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "exchange",
     # The run.
     "Engine",
+    "Search",
     "Cooldown",
     "fit",
     "Callback",

@@ -56,6 +56,10 @@ MAKE = {
         [jaxpt.Cooldown(start=1, steps=2), jaxpt.Cooldown(start=0, steps=9, floor=0.5), jaxpt.Cooldown(0.3).over(100)],
         [jaxpt.Cooldown(0.3), jaxpt.Cooldown(0.3, floor=0.1)],
     ],
+    "Search": [
+        [jaxpt.Search(steps=2), jaxpt.Search(steps=9, reach=0.5), jaxpt.Search(0.3).over(100, 10)],
+        [jaxpt.Search(0.3), jaxpt.Search(0.3, reach=0.0)],
+    ],
     "PBT": [[jaxpt.PBT(), jaxpt.PBT(0.5, 0.1, 3.0, 0.0), jaxpt.PBT(resample=1.0)]],
     "CopyBest": [[jaxpt.CopyBest(), jaxpt.CopyBest()]],
     "Independent": [[GRID, jaxpt.Independent()]],

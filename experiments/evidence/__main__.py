@@ -31,7 +31,7 @@ class Options:
     """What is trained."""
     ladder: LadderName = "careless"
     """careless: two decades of learning rates. placed: a factor of five around good ones."""
-    arms: tuple[str, ...] = ("grid", "grid-cosine", "grid-cooldown", "scaled-1")
+    arms: tuple[str, ...] = ("grid", "grid-cosine", "grid-cooldown", "tempering")
     """The arms; "?" lists them. "rate:0.19" is a deep ensemble of replicas that all have this rate."""
     seeds: int = 10
     """How many."""
@@ -56,7 +56,7 @@ def main(options: Options) -> None:
     folder = options.directory / f"{options.task}-{options.ladder}"
     folder.mkdir(parents=True, exist_ok=True)
     for name in options.arms:
-        run(task, name, options, folder / f"{name.replace(':', '-')}.json")
+        run(task, name, options, folder / arms.file_name(name))
     print(table(folder, list(options.arms)))
 
 

@@ -6,12 +6,10 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 import jaxpt
-from experiments.evidence.candidates import Candidate, Narrow, Sort, averaged, cooled_first
+from experiments.evidence.candidates import Candidate, Sort, averaged, cooled_first
 from experiments.evidence.tasks import Task
 
 Arm = Callable[[Task, int], jaxpt.Engine]
@@ -59,23 +57,10 @@ def of_cold_steps(made: Callable[[], jaxpt.Rule], steps: int) -> Arm:
     return engine
 
 
-def narrowing(share: float, width: float, strength: float | None = None, **options: Any) -> Arm:
-    """Returns an arm whose rates fall to zero once, in the first `share` of the run, and again from the best rate."""
-
-    def engine(task: Task, replicas: int) -> jaxpt.Engine:
-        turn = max(1, round(share * task.steps / task.every))
-        first = turn * task.every
-
-        def schedule(h: Mapping[str, Array], step: Array) -> dict[str, Array]:
-            falls = 0.5 * (1 + jnp.cos(jnp.pi * step / first))
-            return {**h, "learning_rate": h["learning_rate"] * jnp.where(step < first, falls, 1.0)}
-
-        rule = Narrow(turn, width, strength, **options)
-        # With exchanges the second fall comes at the end, otherwise at once.
-        rest = COOLDOWN if strength is not None else 1 - first / task.steps
-        return task.engine(rule, task.rates(replicas), cooldown=rest, schedule=schedule)
-
-    return engine
+def searched(rule: Callable[[], jaxpt.Rule], share: float, reach: float, cooldown: float) -> Arm:
+    """Returns an arm that begins with a search."""
+    search = jaxpt.Search(share, reach=reach)
+    return lambda task, replicas: task.engine(rule(), task.rates(replicas), cooldown=cooldown, search=search)
 
 
 def _rivals() -> dict[str, Arm]:
@@ -116,17 +101,26 @@ def _candidates() -> dict[str, Arm]:
     return found
 
 
-def _narrowed() -> dict[str, Arm]:
-    found: dict[str, Arm] = {}
-    for share in (0.05, 0.1, 0.2, 0.3):
-        for width in (1.0, 2.0):
-            found[f"narrow-{share:g}-{width:g}"] = narrowing(share, width)
-            found[f"narrow-{share:g}-{width:g}-best"] = narrowing(share, width, best_only=True)
-            found[f"narrow-{share:g}-{width:g}-scaled"] = narrowing(share, width, 1.0)
+def _searched() -> dict[str, Arm]:
+    found = {"tempering": searched(jaxpt.Tempering, 0.1, 1.0, COOLDOWN)}
+    found["search, grid-cooldown"] = searched(jaxpt.Independent, 0.1, 1.0, COOLDOWN)
+    found["search, grid-cosine"] = searched(jaxpt.Independent, 0.1, 1.0, 0.9)
+    found["search, one rate-cosine"] = searched(jaxpt.Independent, 0.1, 0.0, 0.9)
+    found["search, pbt-cooldown"] = searched(jaxpt.PBT, 0.1, 1.0, COOLDOWN)
+    for share in (0.05, 0.2):
+        found[f"tempering, search {share:g}"] = searched(jaxpt.Tempering, share, 1.0, COOLDOWN)
+    for reach in (0.5, 2.0):
+        found[f"tempering, reach {reach:g}"] = searched(jaxpt.Tempering, 0.1, reach, COOLDOWN)
+    for share in (0.5, 0.7):
+        found[f"tempering, cooldown {share:g}"] = searched(jaxpt.Tempering, 0.1, 1.0, share)
+    for strength in (0.3, 3.0):
+        rule = partial(jaxpt.Tempering, strength=strength)
+        found[f"tempering, strength {strength:g}"] = searched(rule, 0.1, 1.0, COOLDOWN)
+    found["tempering, deo"] = searched(partial(jaxpt.Tempering, pairing="deo"), 0.1, 1.0, COOLDOWN)
     return found
 
 
-ARMS: Mapping[str, Arm] = {**_rivals(), **_candidates(), **_narrowed()}
+ARMS: Mapping[str, Arm] = {**_rivals(), **_candidates(), **_searched()}
 """{name: function (task, replicas) -> engine}."""
 
 
@@ -140,3 +134,8 @@ def settings(engine: jaxpt.Engine) -> dict[str, Any]:
     made: Any = engine.rule
     about = {f.name: getattr(made, f.name) for f in dataclasses.fields(made) if f.init}
     return {"rule": type(engine.rule).__name__, **{k: v for k, v in about.items() if isinstance(v, int | float | str)}}
+
+
+def file_name(arm: str) -> str:
+    """Returns the name of an arm's file."""
+    return arm.replace(", ", "-").replace(" ", "-").replace(":", "-") + ".json"

@@ -4,7 +4,6 @@ All are written from outside the package. Those that won are in `jaxpt`; the oth
 be computed again.
 """
 
-import copy
 import dataclasses
 import math
 from typing import Any
@@ -119,55 +118,6 @@ class Sort(jaxpt.Rule):
         rung = jnp.where(seen.allowed, place, seen.rung[name]).astype(seen.rung[name].dtype)
         moved = {key: value[rung] for key, value in ladder.values.items()}
         return jaxpt.Move({name: rung}, {**seen.hyper, **moved}), self, jaxpt.Info.none(len(place))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Narrow(jaxpt.Rule):
-    """One move: after `turn` periods the ladder contracts around the best rate, and replicas take the new rates.
-
-    The best rate is the mean of log rates with weights exp(-(E - least E) / spread). Replicas keep their order. After
-    it neighbours may exchange by scaled energies.
-
-    Attributes:
-        turn: the period after which it happens; energies are best compared after rates have fallen to zero.
-        width: the new ladder goes from best / width to best * width.
-        strength: of exchanges afterwards; None: there are none.
-        best_only: the best rate is that of the lowest energy alone.
-    """
-
-    turn: int
-    width: float = 1.0
-    strength: float | None = _static(None)
-    best_only: bool = _static(False)
-
-    def propose(self, key: Key[Array, ""], seen: jaxpt.Observation) -> tuple[jaxpt.Move, "Narrow", jaxpt.Info]:
-        """Contracts the ladder, or exchanges (see `jaxpt.Rule`)."""
-        (name, ladder), *others = seen.ladders.items()
-        assert not others, "one ladder only"
-        assert list(ladder.values) == ["learning_rate"], "learning rates only"
-        energy = jnp.where(jnp.isfinite(seen.energy), seen.energy, jnp.inf)
-        weight = jnp.exp(-(energy - energy.min()) / spread_of(seen.energy))
-        if self.best_only:
-            weight = (energy == energy.min()).astype(jnp.float32)
-        weight = weight / weight.sum()
-        rungs = len(energy)
-        now = seen.turn == self.turn - 1
-        rate = jnp.log(seen.hyper["learning_rate"])
-        centre = jnp.sum(jnp.where(weight > 0, weight * rate, 0.0))
-        reach = jnp.log(self.width) * jnp.linspace(-1.0, 1.0, rungs)
-        values = jnp.where(now, jnp.exp(centre + reach), ladder.values["learning_rate"])
-        rung, info = seen.rung[name], jaxpt.Info.none(rungs)
-        if self.strength is not None:
-            C = self.strength / spread_of(seen.energy)
-            beta = jnp.arange(rungs, 0, -1, dtype=jnp.float32)
-            allowed = seen.allowed & (seen.turn >= self.turn)
-            rung, info = jaxpt.exchange(key, beta, seen.energy, rung, C=C, turn=seen.turn, allowed=allowed)
-        moved = copy.copy(ladder)
-        object.__setattr__(moved, "values", {"learning_rate": values})
-        object.__setattr__(moved, "beta", 1 / values)
-        hyper = {**seen.hyper, "learning_rate": values[rung]}
-        return jaxpt.Move({name: rung}, hyper, ladders={name: moved}), self, info
 
 
 def averaged(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.evidence.arms import file_name
 from experiments.report import markdown
 from jaxpt.diagnostics import interval
 
@@ -21,9 +22,9 @@ def table(folder: Path, names: Sequence[str], score: str = "error", to: str = "g
     rows: list[tuple[str, ...]] = [
         ("arm", "seeds", "best replica", "ensemble", "weighted", "best half", f"ensemble minus {to}")
     ]
-    base = folder / f"{to}.json"
+    base = folder / file_name(to)
     for name in names:
-        file = folder / f"{name.replace(':', '-')}.json"
+        file = folder / file_name(name)
         cells = [_cell(list(values(file, which, score).values())) for which in ("best", "all", "weighted", "half")]
         paired = "-"
         if base.exists() and base != file:

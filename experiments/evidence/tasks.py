@@ -17,7 +17,6 @@ from experiments.augment import Standardise, pixel_mean
 from experiments.classification import channels_of, classes_of, classifier
 from experiments.models import LeNetCIFAR10, LeNetEMNIST, SmallConvNet
 from jaxpt.core.data import Data
-from jaxpt.core.types import Schedule
 
 TaskName = Literal["digits", "letters14", "letters", "cifar10"]
 LadderName = Literal["careless", "placed"]
@@ -76,7 +75,7 @@ class Task:
         rates: np.ndarray,
         *,
         cooldown: float | jaxpt.Cooldown | None = None,
-        schedule: Schedule | None = None,
+        search: jaxpt.Search | None = None,
         problem: jaxpt.Problem | None = None,
     ) -> jaxpt.Engine:
         """Returns the engine of an arm.
@@ -85,7 +84,7 @@ class Task:
             rule: the arm's.
             rates: a learning rate for each replica.
             cooldown: share of the run; 1 lets rates fall along half a cosine from the first step.
-            schedule: of the rates, before the cooldown.
+            search: with which it begins.
             problem: instead of the task's.
         """
         momentum = self.momentum or None
@@ -100,7 +99,7 @@ class Task:
             fixed=self.fixed,
             probe=self.probe,
             cooldown=cooldown,
-            schedule=schedule,
+            search=search,
         )
 
 

@@ -1,8 +1,10 @@
-"""Checks that a user's argument is a function and accepts the arguments of later calls."""
+"""Checks of users' arguments: functions that accept the arguments of later calls, shares, names."""
 
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 
 def check_takes(
@@ -30,3 +32,30 @@ def check_takes(
         raise ValueError(
             f"{name} is called as {call}, but what was given does not take that: {error}{hint and f'; {hint}'}"
         ) from error
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a value is a real number, and not a yes or no."""
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def check_share(name: str, value: Any, most: float) -> None:
+    """Raises ValueError unless a value is None or a number above 0 and at most `most`."""
+    if value is not None and not (is_number(value) and 0 < value <= most):
+        raise ValueError(
+            f"{name} must be above 0 and at most {most:g}, a share of the run's steps, but it is {value!r}"
+        )
+
+
+def as_names(names: str | Sequence[str], of: str) -> tuple[str, ...]:
+    """Returns names of hyperparameters that fall to zero as a tuple.
+
+    Raises:
+        ValueError: there is none, or one is not a name or is batch_size.
+    """
+    found = (names,) if isinstance(names, str) else tuple(names)
+    if not found or not all(isinstance(name, str) for name in found):
+        raise ValueError(f"names must be hyperparameters, such as ('learning_rate',), but it is {names!r}")
+    if "batch_size" in found:
+        raise ValueError(f"a batch size cannot fall to zero; leave batch_size out of the names of the {of}")
+    return found

@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpt.core import tree
+from jaxpt.core.arguments import as_names, check_share, is_number
+from jaxpt.core.search import Search
 from jaxpt.core.types import Schedule
 
 Shape = Literal["cosine", "linear"]
@@ -58,22 +60,16 @@ class Cooldown:
                 "a cooldown takes either a share of the run, Cooldown(0.3), or both start and steps, "
                 f"Cooldown(start=700, steps=300), but share={self.share!r}, start={self.start!r}, steps={self.steps!r}"
             )
-        if self.share is not None and not (_is_number(self.share) and 0 < self.share <= 1):
-            raise ValueError(f"share must be above 0 and at most 1, a share of the steps, but it is {self.share!r}")
+        check_share("share", self.share, most=1)
         for name, low in {"start": 0, "steps": 1}.items():
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | np.integer) and value >= low):
                 raise ValueError(f"{name} of a cooldown must be an integer of at least {low}, but it is {value!r}")
-        names = (self.names,) if isinstance(self.names, str) else tuple(self.names)
-        if not names or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"names must be hyperparameters, such as ('learning_rate',), but it is {self.names!r}")
-        if "batch_size" in names:
-            raise ValueError("a batch size cannot fall to zero; leave batch_size out of the cooldown's names")
         if self.shape not in ("cosine", "linear"):
             raise ValueError(f"shape must be cosine or linear, but it is {self.shape!r}")
-        if not (_is_number(self.floor) and 0 <= self.floor < 1):
+        if not (is_number(self.floor) and 0 <= self.floor < 1):
             raise ValueError(f"floor must be at least 0 and below 1, a share of the value, but it is {self.floor!r}")
-        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "names", as_names(self.names, "cooldown"))
 
     def over(self, steps: int | None) -> "Cooldown":
         """Returns the same cooldown with `start` and `steps`, for a run of so many steps; None: it never begins.
@@ -119,18 +115,20 @@ class Cooldown:
         return self.start, self.steps
 
 
-def in_force(schedule: Schedule | None, cooldown: Cooldown | None) -> Schedule | None:
-    """Returns the schedule of a run: the given one, followed by the cooldown; None if there is neither."""
-    return schedule if cooldown is None else partial(_cooled, schedule, cooldown)
+def in_force(schedule: Schedule | None, falls: Sequence[Search | Cooldown | None]) -> Schedule | None:
+    """Returns the schedule of a run: the given one, followed by search and cooldown; None if there is none of them."""
+    given = tuple(fall for fall in falls if fall is not None)
+    return partial(_lowered, schedule, given) if given else schedule
 
 
-def _cooled(
-    schedule: Schedule | None, cooldown: Cooldown, hyper: Mapping[str, Array], step: Int[Array, ""]
+def _lowered(
+    schedule: Schedule | None,
+    falls: Sequence[Search | Cooldown],
+    hyper: Mapping[str, Array],
+    step: Int[Array, ""],
 ) -> dict[str, Any]:
     values = dict(hyper) if schedule is None else dict(schedule(dict(hyper), step))
-    factor = cooldown.factor(step)
-    return {**values, **{name: values[name] * factor for name in cooldown.names}}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    for fall in falls:
+        factor = fall.factor(step)
+        values |= {name: values[name] * factor for name in fall.names}
+    return values

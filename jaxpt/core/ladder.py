@@ -228,6 +228,34 @@ def respaced(ladder: Ladder, beta: Float[Array, " M"]) -> Ladder:
     return moved
 
 
+def contracted(ladder: Ladder, place: Float[Array, ""], reach: Float[Array, ""] | float) -> Ladder:
+    """Returns the ladder with its M rungs laid out anew around a place; see `jaxpt.Search`. May be traced.
+
+    Args:
+        ladder: ladder whose numbers are arrays.
+        place: the middle of the new ladder, in rungs of the old one; moved as far inside as the reach needs.
+        reach: the new ladder's length on each side, in rungs of the old one.
+    """
+    last = ladder.num_rungs - 1
+    where = jnp.clip(place, reach, last - reach) + reach * jnp.linspace(-1.0, 1.0, ladder.num_rungs)
+
+    def between(old: Array) -> Array:
+        rungs = jnp.arange(last + 1)
+        geometric = jnp.exp(jnp.interp(where, rungs, jnp.log(jnp.abs(old))))
+        return jnp.where((old > 0).all(), geometric, jnp.interp(where, rungs, old))
+
+    values = {name: between(value) for name, value in ladder.values.items()}
+    if "batch_size" in values:
+        values["batch_size"] = jnp.round(values["batch_size"])
+    beta = between(ladder.beta)
+    if ladder.source is not None:
+        beta = jnp.asarray(BETA[ladder.source](values[ladder.source]))  # type: ignore[arg-type]
+    moved = copy.copy(ladder)
+    object.__setattr__(moved, "values", values)
+    object.__setattr__(moved, "beta", beta)
+    return moved
+
+
 def _row(name: str, values: Any) -> np.ndarray:
     """Returns numbers as an array.
 

@@ -62,7 +62,7 @@ class Observation(NamedTuple):
         rung: {ladder: rung of each replica}.
         hyper: each replica's hyperparameters, fixed ones included.
         ladders: {name: Ladder} as arrays.
-        allowed: false during burn-in and in the cooldown: no replica moves then.
+        allowed: false during burn-in, in the search and in the cooldown: no replica moves then.
         variance: the variance of each difference of two replicas' energies due to the probe batch; given only to rules
             with `noise_corrected`, else None.
         cooldown: true in the cooldown, where `allowed` is false again; None for an engine without one.

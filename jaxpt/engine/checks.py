@@ -16,6 +16,7 @@ from jaxpt.core.cooldown import Cooldown
 from jaxpt.core.data import Batches, Data
 from jaxpt.core.labels import extremes
 from jaxpt.core.ladder import Ladder, check_values, require_beta
+from jaxpt.core.search import Search
 from jaxpt.core.state import RunState
 from jaxpt.core.types import Problem
 from jaxpt.devices import execution, precision
@@ -48,6 +49,7 @@ def check_engine(engine: Spec) -> None:
         if not isinstance(value, int | np.integer) or value < low:
             raise ValueError(f"{name} must be an integer of at least {low}, but it is {value!r}")
     _check_execution(engine)
+    _check_search(engine)
     engine.rule.check(engine)
     for name, value in engine.fixed.items():
         if isinstance(value, str) or not (np.ndim(value) == 0 and math.isfinite(value)):
@@ -91,6 +93,10 @@ def _check_types(engine: Spec) -> None:
         raise ValueError(
             f"cooldown must be a share of the run, such as 0.3, or a jaxpt.Cooldown, but it is {engine.cooldown!r}"
         )
+    if not isinstance(engine.search, Search | None):
+        raise ValueError(
+            f"search must be a share of the run, such as 0.1, or a jaxpt.Search, but it is {engine.search!r}"
+        )
     if jax.tree_util.all_leaves([engine.rule]):
         raise ValueError(
             "rule must be a pytree, so that the run can carry its state; put @jax.tree_util.register_dataclass above "
@@ -124,6 +130,26 @@ def _check_ladders(engine: Spec) -> None:
             f"{type(engine.rule).__name__} needs at least two rungs, but the ladder has one; add rungs, or give "
             "rule=Independent()"
         )
+
+
+def _check_search(engine: Spec) -> None:
+    """Raises ValueError if the search does not fit ladders, periods, rule or cooldown."""
+    search, cooldown = engine.beginning, engine.ending
+    if search is None:
+        return
+    most = (engine.num_replicas - 1) / 2
+    if search.reach > most:
+        raise ValueError(
+            f"reach of the search must be at most {most:g}, half of a ladder of {engine.num_replicas} rungs, but it is "
+            f"{search.reach!r}"
+        )
+    if getattr(engine.rule, "adapt_ladder", False):
+        raise ValueError("both search and adapt_ladder=True move the rungs; leave out one of them")
+    if engine.rule.swap_while_tuning:
+        raise ValueError("swap_while_tuning=True would swap the rungs that the search compares; leave out one of them")
+    begin = cooldown.begin if cooldown is not None and cooldown.share is None else None
+    if search.share is None and begin is not None and begin < search.end:
+        raise ValueError(f"the cooldown begins at step {begin}, before the search ends at step {search.end}")
 
 
 def _check_execution(engine: Spec) -> None:

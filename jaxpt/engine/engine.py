@@ -14,6 +14,7 @@ from jaxpt.core.cooldown import Cooldown
 from jaxpt.core.data import Batches, Data
 from jaxpt.core.ladder import as_arrays
 from jaxpt.core.ranges import check_numbers
+from jaxpt.core.search import Search
 from jaxpt.core.state import RunState, Trace
 from jaxpt.devices import placement
 from jaxpt.devices.execution import Execution, choose
@@ -28,7 +29,7 @@ from jaxpt.engine.spec import Spec, abstract_hyper
 
 
 @tree.register(
-    data=("ladder", "rule", "burn_in", "fixed", "cooldown"),
+    data=("ladder", "rule", "burn_in", "fixed", "search", "cooldown"),
     meta=(
         *("problem", "optimizer", "every", "batch_size", "schedule", "own_batches"),
         *("drop_remainder", "probe", "evaluation_batch", "rescale_momentum"),
@@ -39,8 +40,8 @@ from jaxpt.engine.spec import Spec, abstract_hyper
 class Engine(Spec):
     """Trains M replicas as one program, one replica per rung, and applies a rule to them after each period.
 
-    The engine is a pytree. Its numbers (ladder values, the rule's C, burn_in, fixed, the steps of a cooldown) are
-    traced, so an engine made by `dataclasses.replace` with other numbers reuses the compiled program. `init` copies
+    The engine is a pytree. Its numbers (ladder values, the rule's C, burn_in, fixed, the steps of search and cooldown)
+    are traced, so an engine made by `dataclasses.replace` with other numbers reuses the compiled program. `init` copies
     ladder, rule and fixed values into the state; a run uses those in the state.
 
     >>> ladder = jaxpt.Ladder(learning_rate=jaxpt.geometric(0.05, 0.3, 4))
@@ -63,6 +64,8 @@ class Engine(Spec):
             then counts only as many examples as its hyperparameter, while batch normalisation sees all of them.
         fixed: hyperparameters that all replicas share, {name: value}.
         schedule: (hyperparameters, step) -> hyperparameters in force at that step; by default the rung's.
+        search: the share of the run, such as its first 0.1, that is a short grid search; the ladder then contracts
+            around its best rung. Or a `jaxpt.Search`. By default there is none.
         cooldown: the share of the run, such as its last 0.3, in which exchanges stop and learning rates fall to zero;
             or a `jaxpt.Cooldown`, for other hyperparameters, another shape, or given steps. By default there is none.
         own_batches: each replica draws its own minibatches; by default all replicas share them.
@@ -94,19 +97,27 @@ class Engine(Spec):
     def __post_init__(self) -> None:
         if isinstance(self.cooldown, int | float | np.number) and not isinstance(self.cooldown, bool):
             object.__setattr__(self, "cooldown", Cooldown(float(self.cooldown)))
+        if isinstance(self.search, int | float | np.number) and not isinstance(self.search, bool):
+            object.__setattr__(self, "search", Search(float(self.search)))
         checks.check_engine(self)
 
     def over(self, steps: int | None) -> "Engine":
-        """Returns the engine for a run of so many steps, which a cooldown needs that is a share of them.
+        """Returns the engine for a run of so many steps, which search and cooldown need if they are shares of it.
 
-        `fit` calls it. Without such a cooldown it is the same engine.
+        `fit` calls it. Without such a share it is the same engine.
 
         Args:
             steps: optimiser steps of the run; None: so many that the cooldown never begins.
+
+        Raises:
+            ValueError: the cooldown would begin before the search ends.
         """
-        if self.ending is None or self.ending.share is None:
+        search, cooldown = self.beginning, self.ending
+        if all(part is None or part.share is None for part in (search, cooldown)):
             return self
-        return dataclasses.replace(self, cooldown=self.ending.over(steps))
+        return dataclasses.replace(
+            self, search=search and search.over(steps, self.every), cooldown=cooldown and cooldown.over(steps)
+        )
 
     def init(self, key: Key[Array, ""] | Key[Array, " S"]) -> RunState:
         """Returns the state before the first step: fresh weights, replica k on rung k of every ladder.

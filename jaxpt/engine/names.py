@@ -33,11 +33,12 @@ def check_names(engine: Spec) -> None:
     after = jax.eval_shape(lambda h: dict(scheduled(engine.schedule, h, jnp.zeros((), jnp.int32))), hyper)
     if lost := sorted(set(hyper) & engine.problem.hyperparameters - set(after)):
         raise ValueError(f"the schedule drops {', '.join(lost)}, which the model reads; return {{**h, ...}}")
-    if engine.ending is not None and (lost := sorted(set(engine.ending.names) - set(after))):
-        raise ValueError(
-            f"the cooldown lowers {', '.join(lost)}, but ladders and fixed hold {given}; name what it lowers, such as "
-            f"cooldown=jaxpt.Cooldown(0.3, names={next(iter(hyper))!r})"
-        )
+    for part, hint in ((engine.beginning, "search=jaxpt.Search(0.1"), (engine.ending, "cooldown=jaxpt.Cooldown(0.3")):
+        if part is not None and (lost := sorted(set(part.names) - set(after))):
+            raise ValueError(
+                f"the {hint.partition('=')[0]} lowers {', '.join(lost)}, but ladders and fixed hold {given}; name what "
+                f"it lowers, such as {hint}, names={next(iter(hyper))!r})"
+            )
     if not engine.problem.reads_hyper:
         check_all_read(engine, known)
     if has_state(found.opt_state, _INJECTED):

@@ -10,13 +10,15 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxpt.core import tree
 from jaxpt.core.data import Batches, Data, minibatches, probe_batch
-from jaxpt.core.ladder import Ladder
+from jaxpt.core.ladder import Ladder, contracted
+from jaxpt.core.search import Search, best_place
 from jaxpt.core.state import Replicas, RunState, Trace
 from jaxpt.core.types import Info, Move, Observation
 from jaxpt.devices.execution import Lift
 from jaxpt.engine.replica import rescale_momentum, scheduled, train_step
 from jaxpt.engine.scoring import mean_scores, paired_variance
 from jaxpt.engine.spec import Spec
+from jaxpt.rules.exchange import energy_spread
 
 T = TypeVar("T")
 INIT, DATA, EXCHANGE, PROBE = range(4)  # folded into the run's key, one number per purpose
@@ -87,9 +89,14 @@ def period(engine: Spec, state: RunState, data: Data, batches: Batches | None) -
         energy, rung, hyper = engine.placed.all_gather((energy, replicas.rung, replicas.hyper))
         # burn_in and the cooldown's start are traced: whether swaps are allowed is data, not another program.
         allowed, cooling = step > engine.burn_in, None
+        if engine.beginning is not None:
+            allowed = allowed & ~engine.beginning.running(step, engine.every)
         if engine.ending is not None:
             cooling = engine.ending.begun(step)
             allowed = allowed & ~cooling
+        if engine.beginning is not None:
+            ends = engine.beginning.ends(step, engine.every)
+            ladders, hyper = _searched(engine.beginning, energy, rung, hyper, ladders, ends)
         seen = Observation(turn, energy, rung, hyper, ladders, allowed, variance, cooling)
         move, rule, info = rule.propose(key, seen)
         if engine.diverged == "respawn":
@@ -174,6 +181,23 @@ def _respawned(
     # A rule that copies weights may already have replaced a diverged replica. Without a healthy one nothing is copied.
     parents = jnp.where(~healthy & healthy.any() & (parents == own), nearest, parents)
     return move._replace(parents=parents), info._replace(parents=parents)
+
+
+def _searched(
+    search: Search,
+    energy: Float[Array, " M"],
+    rung: dict[str, Int[Array, " M"]],
+    hyper: dict[str, Float[Array, " M"]],
+    ladders: dict[str, Ladder],
+    ends: Bool[Array, ""],
+) -> tuple[dict[str, Ladder], dict[str, Float[Array, " M"]]]:
+    """Returns ladders and hyperparameters; where the search ends, contracted around the best rung."""
+    spread, made, hyper = energy_spread(energy), {}, dict(hyper)
+    for name, ladder in ladders.items():
+        new = contracted(ladder, best_place(energy, rung[name], spread), search.reach)
+        made[name] = jax.tree.map(lambda new, old: jnp.where(ends, new, old), new, ladder)
+        hyper |= {key: jnp.where(ends, value[rung[name]], hyper[key]) for key, value in new.values.items()}
+    return made, hyper
 
 
 def _apply(engine: Spec, replicas: Replicas, move: Move, step: Int[Array, ""]) -> Replicas:

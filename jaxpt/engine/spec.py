@@ -10,6 +10,7 @@ from jaxtyping import Array, Key
 
 from jaxpt.core.cooldown import Cooldown, in_force
 from jaxpt.core.ladder import Ladder
+from jaxpt.core.search import Search
 from jaxpt.core.types import Optimizer, Problem, Schedule
 from jaxpt.devices import placement
 from jaxpt.devices.execution import Lift, ReplicaAxis
@@ -31,6 +32,7 @@ class Spec:
     batch_size: int = dataclasses.field(default=128, kw_only=True)
     fixed: Mapping[str, float] = dataclasses.field(default_factory=dict, kw_only=True)
     schedule: Schedule | None = dataclasses.field(default=None, kw_only=True)
+    search: Search | float | None = dataclasses.field(default=None, kw_only=True)
     cooldown: Cooldown | float | None = dataclasses.field(default=None, kw_only=True)
     own_batches: bool = dataclasses.field(default=False, kw_only=True)
     drop_remainder: bool = dataclasses.field(default=False, kw_only=True)
@@ -60,9 +62,14 @@ class Spec:
         return self.cooldown if isinstance(self.cooldown, Cooldown) else None
 
     @property
+    def beginning(self) -> Search | None:
+        """The search: `Engine` turns a number into one."""
+        return self.search if isinstance(self.search, Search) else None
+
+    @property
     def in_force(self) -> Schedule | None:
-        """The schedule of a step: the engine's, followed by the cooldown; None if it has neither."""
-        return in_force(self.schedule, self.ending)
+        """The schedule of a step: the engine's, followed by search and cooldown; None if it has none of them."""
+        return in_force(self.schedule, (self.beginning, self.ending))
 
     def lift(self, key: Key[Array, "..."]) -> Lift:
         """Returns how functions of one replica and one seed are executed, given the run's key or keys."""

@@ -54,7 +54,7 @@ def load_run(
         key = _key(store.settings()["seeds"])
         form, row = engine.abstract(key), _trace(store.rows(chosen))
         _check_engine(engine, settings.shapes(engine, form), store.settings(), place)
-        engine = _cooled(engine, store.settings())
+        engine = _timed(engine, store.settings())
         state, trace, progress, kept = store.load(form, row, jax.random.key_impl(key), chosen)
     finally:
         store.close()
@@ -77,13 +77,15 @@ def load_run(
     )
 
 
-def _cooled(engine: Engine, then: dict[str, Any]) -> Engine:
-    """Returns the engine with the steps of the run's cooldown, if its own is a share of a run."""
-    held, cooldown = then.get("cooldown"), engine.ending
-    if held is None or cooldown is None or cooldown.share is None:
-        return engine.over(None)
-    timed = dataclasses.replace(cooldown, share=None, start=int(held["start"]), steps=int(held["steps"]))
-    return dataclasses.replace(engine, cooldown=timed)
+def _timed(engine: Engine, then: dict[str, Any]) -> Engine:
+    """Returns the engine with the steps of the run's search and cooldown, where its own are shares of a run."""
+    engine, shares = engine.over(None), engine
+    for name, fields in {"search": ("steps",), "cooldown": ("start", "steps")}.items():
+        part, held = getattr(shares, name), then.get(name)
+        if part is not None and part.share is not None and held is not None:
+            timed = dataclasses.replace(part, share=None, **{field: int(held[field]) for field in fields})
+            engine = dataclasses.replace(engine, **{name: timed})
+    return engine
 
 
 def _check_engine(engine: Engine, now: dict[str, Any], then: dict[str, Any], place: Any) -> None:

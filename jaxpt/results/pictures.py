@@ -19,6 +19,7 @@ def pictures(result: Record, seed: int | None = None) -> dict[str, Figure]:
     best = pick(result, "energy", shown)
     ladders = engine.placed.to_host(result.state.ladders)
     cooldown = None if engine.ending is None else engine.ending.begin
+    burn_in = max(int(engine.burn_in), 0 if engine.beginning is None else engine.beginning.end)
     found: dict[str, Figure] = {}
     for name, ladder in sorted(ladders.items()):
         last = "" if len(ladders) == 1 else f"-{name}"
@@ -29,7 +30,7 @@ def pictures(result: Record, seed: int | None = None) -> dict[str, Figure]:
         moves = bool(len(exchanges(trace, name).step))
         if moves:
             found[f"paths{last}"] = plots.exchange_picture(
-                trace.step, path, values, best, name=label, burn_in=int(engine.burn_in), cooldown=cooldown
+                trace.step, path, values, best, name=label, burn_in=burn_in, cooldown=cooldown
             )
             found[f"acceptance{last}"] = plots.acceptance_picture(acceptance(trace, name), values, name=label)
             found[f"flow{last}"] = plots.flow_picture(flow(trace, name), values, name=label)
@@ -44,13 +45,13 @@ def pictures(result: Record, seed: int | None = None) -> dict[str, Figure]:
             trace.step,
             curves,
             ylabel=f"{score.replace('_', ' ')} of the replica\nthen best on validation",
-            burn_in=int(engine.burn_in),
+            burn_in=burn_in,
             cooldown=cooldown,
             window=max(1, len(trace.step) // 20),
             least_span=0.0,
         )
     led = result.lineage(best, shown)
-    found["lineage"] = plots.lineage_picture(led, burn_in=int(engine.burn_in), cooldown=cooldown)
+    found["lineage"] = plots.lineage_picture(led, burn_in=burn_in, cooldown=cooldown)
     return found
 
 

@@ -178,6 +178,7 @@ def _settings(result: Record, summary: Summary) -> dict[str, dict[str, Any]]:
     return {
         "engine": dict(sorted(simple.items())),
         "rule": {**rule_in_words(engine.rule), "C at the end": summary["C"]},
+        **({} if engine.beginning is None else {"search": rule_in_words(engine.beginning)}),
         **({} if engine.ending is None else {"cooldown": rule_in_words(engine.ending)}),
         **ladders,
         "versions": {**summary["versions"], "device": summary["device"]},

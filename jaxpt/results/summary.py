@@ -35,6 +35,8 @@ class Summary(dict[str, Any]):
                 swaps += f", {ladder['round_trips']} round trip{'s' * (ladder['round_trips'] != 1)}"
             named = "" if list(ladder["values"]) == [name] else f"{name}: "
             lines.append(f"{self['rule']} over {named}{ends}: {swaps}")
+        if self["search"] is not None:
+            lines.append(f"search until step {self['search']['steps']:,}: the ladders above are as contracted after it")
         if self["cooldown"] is not None:
             cooled = self["cooldown"]
             names = ", ".join(name.replace("_", " ") for name in cooled["names"])
@@ -73,6 +75,9 @@ def summary(result: Record) -> Summary:
         "rule": type(engine.rule).__name__,
         "moves_values": engine.rule.moves_values,
         "C": None if trace.info.C is None else trace.info.C[-1],
+        "search": None
+        if engine.beginning is None
+        else {"steps": engine.beginning.end, "reach": engine.beginning.reach},
         "cooldown": None if engine.ending is None else _about(engine.ending),
         "copies": copies,
         "ladders": ladders,

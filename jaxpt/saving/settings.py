@@ -50,6 +50,7 @@ def describe(engine: Engine, state: RunState, key: Array, data: Data) -> dict[st
         "engine": {name: _words(getattr(engine, name)) for name in _NUMBERS}
         # "keep" and "stop" compute the same numbers, so a run may change from one to the other.
         | {"diverged": "respawn" if engine.diverged == "respawn" else "keep or stop"},
+        **({} if engine.beginning is None else {"search": rule_in_words(engine.beginning)}),
         **({} if engine.ending is None else {"cooldown": rule_in_words(engine.ending)}),
         "fixed": {name: _words(value) for name, value in engine.fixed.items()},
         "ladders": {

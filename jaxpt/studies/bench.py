@@ -118,7 +118,7 @@ class Bench:
 
 def _shortened(engine: Engine, data: Data) -> Engine:
     """Returns an engine whose periods are almost training alone, and short: the evaluation is timed by itself."""
-    short = dataclasses.replace(engine.over(None), every=min(engine.every, _STEPS))
+    short = dataclasses.replace(engine.over(None), every=min(engine.every, _STEPS), search=None)
     if data.valid is None:
         return short
     probe = min(_PROBED, tree.leading(data.valid), engine.probe or _PROBED)

@@ -80,6 +80,7 @@ def diffusion(
         ladder=ladder,
         rule=Independent(),
         burn_in=0,
+        search=None,
         cooldown=None,
         probe=None,
         rescale_momentum=None,

@@ -223,14 +223,16 @@ def _periods(engine: Engine, steps: int) -> tuple[int, int]:
     """Returns the whole periods of a run and the steps of its short last one; warns if no exchange follows burn-in."""
     whole, rest = divmod(steps, engine.every)
     begin = NEVER if engine.ending is None else engine.ending.begin
+    quiet = max(int(engine.burn_in), 0 if engine.beginning is None else engine.beginning.end)
     if begin >= steps and engine.ending is not None:
         warnings.warn(f"the cooldown begins at step {begin}, but the run has steps={steps} only", stacklevel=3)
     last = min(begin // engine.every, whole)  # the last period that may end with an exchange
-    if engine.rule.exchanges and not engine.rule.swap_while_tuning and engine.every * last <= engine.burn_in:
+    if engine.rule.exchanges and not engine.rule.swap_while_tuning and engine.every * last <= quiet:
         cooled = "" if begin >= steps else f", and the cooldown begins at step {begin}"
+        searched = "" if quiet == engine.burn_in else f", a search of {quiet} steps"
         warnings.warn(
-            f"no exchange will happen: with every={engine.every} and burn_in={engine.burn_in} the first comes after "
-            f"{(engine.burn_in // engine.every + 1) * engine.every} steps, but steps={steps}{cooled}",
+            f"no exchange will happen: with every={engine.every}{searched} and burn_in={engine.burn_in} the first "
+            f"comes after {(quiet // engine.every + 1) * engine.every} steps, but steps={steps}{cooled}",
             stacklevel=3,
         )
     return whole, rest

@@ -1,0 +1,222 @@
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxpt
+from jaxpt.core.ladder import as_arrays, contracted
+from jaxpt.core.search import best_place
+from tests import conftest
+from tests.conftest import make_engine, small_problem
+
+STEPS, END = 60, 15
+NAME = "learning_rate+dropout_rate"
+
+
+def engine(**settings):
+    settings = {"search": jaxpt.Search(steps=END, reach=0.5), **settings}
+    return make_engine(small_problem(), **settings)
+
+
+def fit(searched, data, **options):
+    return jaxpt.fit(searched, data.train, data.valid, steps=STEPS, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def run(data):
+    """Twelve periods, of which three are a search, and a cooldown of two."""
+    return fit(engine(cooldown=jaxpt.Cooldown(start=50, steps=10)), data)
+
+
+def assert_same(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        a, b = (jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in (a, b))
+        np.testing.assert_array_equal(a, b)
+
+
+def test_rates_fall_to_zero_and_come_back():
+    search = jaxpt.Search(steps=8)
+    expected = [*(1 + np.cos(np.pi * np.arange(8) / 8)) / 2, 1, 1]
+    np.testing.assert_allclose(search.factor(np.arange(10)), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("energy", [[0.5, 0.2, 0.3, 0.9], [1.0, np.nan, 0.1, np.inf], [2.0, 2.0, 2.0, 2.0]])
+def test_the_best_place_is_a_weighted_mean(energy):
+    energy = np.array(energy)
+    known = np.isfinite(energy)
+    spread = 0.2
+    weight = np.where(known, np.exp(-(np.where(known, energy, 0) - energy[known].min()) / spread), 0)
+    rung = np.array([2, 0, 1, 3])
+    found = best_place(jnp.asarray(energy, jnp.float32), jnp.asarray(rung), jnp.float32(spread))
+    np.testing.assert_allclose(found, (weight * rung).sum() / weight.sum(), rtol=1e-5)
+
+
+def test_without_a_healthy_replica_the_place_is_a_number():
+    assert float(best_place(jnp.full(4, jnp.nan), jnp.arange(4), jnp.float32(1))) == 0
+
+
+def test_a_ladder_contracts_around_a_place():
+    ladder = as_arrays(jaxpt.Ladder(learning_rate=np.geomspace(0.01, 0.16, 5)))
+    same = contracted(ladder, jnp.float32(2.0), 2.0)
+    np.testing.assert_allclose(same.values["learning_rate"], ladder.values["learning_rate"], rtol=1e-6)
+    for place, middle in ((2.0, 0.04), (1.5, 0.04 / np.sqrt(2)), (0.1, 0.02), (4.0, 0.08)):  # not beyond the ends
+        new = contracted(ladder, jnp.float32(place), 1.0)
+        np.testing.assert_allclose(new.values["learning_rate"], middle * np.geomspace(0.5, 2, 5), rtol=1e-5)
+        np.testing.assert_allclose(new.beta, 1 / new.values["learning_rate"], rtol=1e-6)
+    alike = contracted(ladder, jnp.float32(3.0), 0.0)
+    np.testing.assert_allclose(alike.values["learning_rate"], [0.08] * 5, rtol=1e-6)
+
+
+def test_coupled_and_unnamed_values_follow():
+    ladder = as_arrays(jaxpt.Ladder(rate=[1.0, 2.0, 4.0], shift=[-1.0, 0.0, 2.0], beta=[4.0, 2.0, 1.0]))
+    new = contracted(ladder, jnp.float32(1.0), 0.5)
+    np.testing.assert_allclose(new.values["rate"], [np.sqrt(2), 2, np.sqrt(8)], rtol=1e-6)
+    np.testing.assert_allclose(new.values["shift"], [-0.5, 0, 1], atol=1e-6)
+    np.testing.assert_allclose(new.beta, [np.sqrt(8), 2, np.sqrt(2)], rtol=1e-6)
+    batches = contracted(as_arrays(jaxpt.Ladder(batch_size=[64, 32, 16])), jnp.float32(1.0), 0.3)
+    assert batches.values["batch_size"].tolist() == np.round(batches.values["batch_size"]).tolist()
+    np.testing.assert_array_equal(batches.beta, batches.values["batch_size"])
+
+
+def test_the_run_contracts_once_by_the_energies_at_the_end(run):
+    trace = run.trace
+    rates = trace.hyper["learning_rate"]
+    np.testing.assert_array_equal(trace.info.attempted.any(-1), (trace.step > END) & (trace.step <= 50))
+    assert (rates[:3] == rates[0]).all()
+    energy = trace.valid["energy"][2].astype(np.float64)
+    spread = np.median(np.abs(energy - np.median(energy)))
+    weight = np.exp(-(energy - energy.min()) / spread)
+    place = np.clip((weight * np.arange(4)).sum() / weight.sum(), 0.5, 2.5)
+    expected = 0.02 * 10 ** ((place + 0.5 * np.linspace(-1, 1, 4)) / 3)
+    np.testing.assert_allclose(rates[3], expected, rtol=1e-4)
+    for row in rates[4:]:
+        np.testing.assert_allclose(np.sort(row), expected, rtol=1e-4)
+    np.testing.assert_array_equal(trace.rung[NAME][3], np.arange(4), "every replica keeps the number of its rung")
+    dropout = 0.05 + 0.35 / 3 * np.arange(4)
+    between = np.exp(np.interp(place + 0.5 * np.linspace(-1, 1, 4), np.arange(4), np.log(dropout)))
+    np.testing.assert_allclose(trace.hyper["dropout_rate"][3], between, rtol=1e-4)
+    held = run.state.ladders[NAME]
+    np.testing.assert_allclose(held.values["learning_rate"], expected, rtol=1e-4)
+    np.testing.assert_allclose(held.beta, 1 / held.values["learning_rate"], rtol=1e-6)
+
+
+def test_the_path_has_the_fall_and_the_new_rates(run, data):
+    path = run.lineage(1)
+    step = np.arange(STEPS)
+    factor = np.asarray(run.engine.beginning.factor(step)) * np.asarray(run.engine.ending.factor(step))
+    rates = np.repeat(path.hyper["learning_rate"], 5) * factor
+    np.testing.assert_allclose(path.scheduled["learning_rate"], rates, rtol=1e-6)
+    alone = jaxpt.replay(path, run.engine, data.train, data.valid, progress=False)
+    np.testing.assert_array_equal(alone.trace.hyper["learning_rate"][:, 0], path.hyper["learning_rate"])
+    np.testing.assert_array_equal(alone.lineage(0).scheduled["learning_rate"], path.scheduled["learning_rate"])
+
+
+def test_a_share_is_whole_periods(run, data, tmp_path):
+    """Of the same run, resumed after it was stopped, with the same bits."""
+    shared = engine(search=jaxpt.Search(0.25, reach=0.5), cooldown=1 / 6)
+
+    class Stop(Exception):
+        pass
+
+    def stop(status):
+        if status.step >= 30:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(shared, data, directory=tmp_path, save_every=1, callbacks=[stop], keep_best=True)
+    again = fit(shared, data, directory=tmp_path, keep_best=True)
+    assert_same((run.trace, run.state), (again.trace, again.state))
+    assert again.engine.beginning.end == END
+    loaded = jaxpt.load_run(shared, tmp_path)
+    assert (loaded.engine.beginning.end, loaded.engine.ending.begin) == (END, 50)
+    assert_same(loaded.lineage(1).scheduled, run.lineage(1).scheduled)
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert settings["search"]["steps"] == "15"
+    assert jaxpt.Search(0.001).over(100, 10).end == 10, "one period at least"
+
+
+@pytest.mark.parametrize("rule", [jaxpt.Independent(), jaxpt.PBT(), jaxpt.Tempering(30.0, "deo")], ids=str)
+def test_any_rule_goes_on_from_it(rule, data):
+    result = fit(engine(rule=rule), data)
+    rates = result.trace.hyper["learning_rate"]
+    assert (rates[:3] == rates[0]).all()
+    low, high = rates[3].min(), rates[3].max()
+    np.testing.assert_allclose(high / low, 10 ** (1 / 3), rtol=1e-4)
+    assert (rates[3:] >= low * 0.999).all()
+    assert (rates[3:] <= high * 1.001).all(), "PBT explores between the ends of the new ladder"
+
+
+def test_each_seed_finds_its_own(data):
+    both = fit(engine(), data, seeds=[0, 7])
+    one, other = both.trace.hyper["learning_rate"][3]
+    assert (one != other).all()
+    alone = fit(engine(), data, seed=7)
+    np.testing.assert_allclose(other, alone.trace.hyper["learning_rate"][3], rtol=1e-4)
+
+
+def test_several_ladders_contract_together(data):
+    ladders = [
+        jaxpt.Ladder(learning_rate=jaxpt.geometric(0.02, 0.2, 4)),
+        jaxpt.Ladder(dropout_rate=jaxpt.geometric(0.05, 0.4, 4)),
+    ]
+    result = fit(make_engine(small_problem(), ladders, search=jaxpt.Search(steps=END, reach=0.0)), data)
+    rates, dropout = result.trace.hyper["learning_rate"][3], result.trace.hyper["dropout_rate"][3]
+    assert len(set(rates.tolist())) == len(set(dropout.tolist())) == 1
+    place = 3 * np.log10(rates[0] / 0.02)
+    np.testing.assert_allclose(dropout[0], 0.05 * 8 ** (place / 3), rtol=1e-4)
+
+
+def test_other_numbers_compile_nothing(data):
+    traces = 0
+
+    def counted(h):
+        nonlocal traces
+        traces += 1
+        return conftest.sgd(h)
+
+    def trained(search):
+        made = dataclasses.replace(engine(), optimizer=counted, search=search)
+        before = traces
+        made.run(made.init(jax.random.key(0)), data, periods=2, max_periods=4)
+        return traces - before
+
+    first = trained(jaxpt.Search(steps=5))
+    again = trained(jaxpt.Search(steps=20, reach=0.2))
+    assert again < first
+    assert again == trained(jaxpt.Search(steps=5)), "only the checks at construction trace again"
+
+
+def test_it_is_in_everything_that_a_run_shows(run, tmp_path):
+    assert "search until step 15" in str(run.summary())
+    run.report(tmp_path / "report.html")
+    assert '<th colspan="2">search</th>' in (tmp_path / "report.html").read_text()
+
+
+MISTAKES = [
+    (lambda: jaxpt.Search(), "either a share of the run"),
+    (lambda: jaxpt.Search(0.1, steps=5), "either a share of the run"),
+    (lambda: jaxpt.Search(1.0), "above 0 and at most 0.9"),
+    (lambda: jaxpt.Search(steps=0), "steps of a search must be an integer of at least 1"),
+    (lambda: jaxpt.Search(0.1, reach=-1.0), "reach must be a number of rungs"),
+    (lambda: jaxpt.Search(0.1, names="batch_size"), "leave batch_size out of the names of the search"),
+    (lambda: engine(search="early"), "search must be a share"),
+    (lambda: engine(search=jaxpt.Search(0.1, reach=1.6)), "at most 1.5, half of a ladder of 4 rungs"),
+    (lambda: engine(search=jaxpt.Search(0.1, names="lr")), "the search lowers lr, but"),
+    (lambda: engine(rule=jaxpt.Tempering("auto", adapt_ladder=True), burn_in=500), "both search and adapt_ladder"),
+    (lambda: engine(rule=jaxpt.Tempering("auto", swap_while_tuning=True)), "swap the rungs that the search compares"),
+    (
+        lambda: engine(cooldown=jaxpt.Cooldown(start=10, steps=5)),
+        "begins at step 10, before the search ends at step 15",
+    ),
+    (lambda: engine(search=0.5, cooldown=0.6).over(100), "begins at step 40, before the search ends at step 50"),
+    (lambda: engine(search=0.1).run(engine().init(jax.random.key(0)), conftest.examples(), periods=1), "only fit"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "message"), MISTAKES, ids=[message for _, message in MISTAKES])
+def test_each_mistake_has_a_message(mistake, message):
+    with pytest.raises(ValueError, match=message):
+        mistake()
