@@ -29,7 +29,7 @@ class Search:
 
     Args:
         share: the share of the run's steps, above 0 and at most 0.9; `fit` turns it into `steps`, in whole periods.
-        steps: instead of a share, the number of its steps (traced); the ladder contracts when their last period is over.
+        steps: instead of a share, the number of its steps (traced); the ladder contracts after their last period.
         reach: old rungs on each side of the best place, from 0 to (M - 1) / 2 (traced).
         names: the hyperparameters that fall during the search; by default the learning rate.
 
