@@ -1,7 +1,7 @@
 """Tables of the evidence, from its JSON files: means over seeds and paired differences, with 95 % intervals."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,27 @@ from experiments.evidence.arms import file_name
 from experiments.report import markdown
 from jaxpt.diagnostics import interval
 
+WORDS = {
+    "grid": "grid, constant rates",
+    "grid-cosine": "grid, cosine",
+    "grid-cooldown": "grid, cooldown",
+    "tempering": "search, tempering, cooldown",
+    "search, grid-cooldown": "search, no exchange, cooldown",
+    "search, grid-cosine": "search, no exchange, cosine",
+    "scaled-1": "tempering, cooldown",
+    "C-100": "tempering with C = 100, cooldown",
+    "auto-deo": 'tempering with "auto", DEO, cooldown',
+    "pbt": "PBT",
+    "pbt-cooldown": "PBT, cooldown",
+    "pbt-tuned": "PBT, long periods, cooldown",
+    "copybest-cooldown": "copying the best, cooldown",
+    "swa": "grid, weights averaged over the last 30 %",
+    "middle-cosine": "all at the ladder's middle, cosine",
+}
+"""{arm: words in a table}, in their order."""
+GROUPS = {"best": "best replica", "all": "mean of all", "weighted": "weighted mean"}
+"""{scored: title}."""
+
 
 def values(file: Path, which: str, score: str) -> dict[str, float]:
     """Returns {seed: score} of an arm; NaN where all replicas have diverged."""
@@ -17,26 +38,72 @@ def values(file: Path, which: str, score: str) -> dict[str, float]:
     return {seed: one[which][score] if one["healthy"] else float("nan") for seed, one in held.items()}
 
 
-def table(folder: Path, names: Sequence[str], score: str = "error", to: str = "grid-cosine") -> str:
+def difference(folder: Path, arm: str, other: str, which: str, score: str) -> np.ndarray:
+    """Returns an arm's scores minus another's, of the seeds that both have."""
+    own, base = (values(folder / file_name(name), which, score) for name in (arm, other))
+    return np.array([own[seed] - base[seed] for seed in sorted(set(own) & set(base))])
+
+
+def found(folder: Path) -> list[str]:
+    """Returns the arms that have a file, in the order of `WORDS`; deep ensembles at a rate come last."""
+    known = [name for name in WORDS if (folder / file_name(name)).exists()]
+    return known + [f"rate:{file.stem.removeprefix('rate-')}" for file in sorted(folder.glob("rate-*.json"))]
+
+
+def table(folder: Path, names: Sequence[str] | None = None) -> str:
     """Returns the table of one task and ladder."""
-    rows: list[tuple[str, ...]] = [
-        ("arm", "seeds", "best replica", "ensemble", "weighted", "best half", f"ensemble minus {to}")
-    ]
-    base = folder / file_name(to)
-    for name in names:
-        file = folder / file_name(name)
-        cells = [_cell(list(values(file, which, score).values())) for which in ("best", "all", "weighted", "half")]
-        paired = "-"
-        if base.exists() and base != file:
-            own, other = values(file, "all", score), values(base, "all", score)
-            shared = sorted(set(own) & set(other))
-            if len(shared) > 1:
-                paired = _cell([own[seed] - other[seed] for seed in shared], "+.2f")
-        rows.append((name, str(len(values(file, "best", score))), *cells, paired))
+    has = lambda name: (folder / file_name(name)).exists()  # noqa: E731
+    rivals = {"best": "grid-cosine", "all": "grid-cooldown", "weighted": "grid-cooldown"}
+    title = ["test error, %"]
+    for which, group in GROUPS.items():
+        title += [group, f"minus {WORDS[rivals[which]]}"]
+    rows: list[tuple[str, ...]] = [(*title, "weighted: likelihood", "calibration, %")]
+    for name in names or found(folder):
+        file, cells = folder / file_name(name), []
+        for which, rival in rivals.items():
+            cells.append(plus_minus(list(values(file, which, "error").values())))
+            paired = name != rival and has(rival)
+            cells.append(between(difference(folder, name, rival, which, "error")) if paired else "-")
+        nll, ece = (np.mean(list(values(file, "weighted", score).values())) for score in ("nll", "ece"))
+        rows.append((in_words(name), *cells, f"{nll:.3f}", f"{ece:.1f}"))
     return "\n".join(markdown(rows))
 
 
-def _cell(found: Sequence[float], form: str = ".2f") -> str:
+def in_words(name: str) -> str:
+    """Returns what an arm is called in a table."""
+    return WORDS.get(name, f"all at the rate {name[5:]}, cosine (twice the compute)" if ":" in name else name)
+
+
+def headline(folders: Mapping[str, Path]) -> str:
+    """Returns what the recommended settings gain, one row for each task and ladder."""
+    rows: list[tuple[str, ...]] = [
+        (
+            "test error, %",
+            "seeds",
+            "best replica",
+            "minus grid, cosine",
+            "minus grid, constant rates",
+            "mean of all",
+            "minus grid, cooldown",
+            "minus the same, both weighted",
+        )
+    ]
+    for title, folder in folders.items():
+        best, every = (values(folder / "tempering.json", which, "error") for which in ("best", "all"))
+        pairs = (("grid-cosine", "best"), ("grid", "best"), ("grid-cooldown", "all"), ("grid-cooldown", "weighted"))
+        gains = [between(difference(folder, "tempering", rival, which, "error")) for rival, which in pairs]
+        shown = [f"{np.mean(list(one.values())):.2f}" for one in (best, every)]
+        rows.append((title, str(len(best)), shown[0], *gains[:2], shown[1], *gains[2:]))
+    return "\n".join(markdown(rows))
+
+
+def plus_minus(found: Sequence[float]) -> str:
+    """Returns a mean and half the width of its interval."""
     mean, low, high = interval(np.asarray(found))
-    half = (high - low) / 2
-    return f"{mean:{form}} ± {half:.2f}" if np.isfinite(half) else f"{mean:{form}}"
+    return f"{mean:.2f} ± {(high - low) / 2:.2f}" if np.isfinite(low) else f"{mean:.2f}"
+
+
+def between(found: np.ndarray) -> str:
+    """Returns a mean difference and its interval."""
+    mean, low, high = interval(found)
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" if np.isfinite(low) else f"{mean:+.2f} (one seed)"

@@ -234,9 +234,10 @@ def contracted(ladder: Ladder, place: Float[Array, ""], reach: Float[Array, ""] 
     Args:
         ladder: ladder whose numbers are arrays.
         place: the middle of the new ladder, in rungs of the old one; moved as far inside as the reach needs.
-        reach: the new ladder's length on each side, in rungs of the old one.
+        reach: the new ladder's length on each side, in rungs of the old one; at most half of it.
     """
     last = ladder.num_rungs - 1
+    reach = jnp.minimum(reach, last / 2)
     where = jnp.clip(place, reach, last - reach) + reach * jnp.linspace(-1.0, 1.0, ladder.num_rungs)
 
     def between(old: Array) -> Array:

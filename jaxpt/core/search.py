@@ -30,7 +30,7 @@ class Search:
     Args:
         share: the share of the run's steps, above 0 and at most 0.9; `fit` turns it into `steps`, in whole periods.
         steps: instead of a share, the number of its steps (traced); the ladder contracts after their last period.
-        reach: old rungs on each side of the best place, from 0 to (M - 1) / 2 (traced).
+        reach: old rungs on each side of the best place, 0 or more (traced); half a ladder and more leave it as it is.
         names: the hyperparameters that fall during the search; by default the learning rate.
 
     Raises:

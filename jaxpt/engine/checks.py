@@ -137,12 +137,6 @@ def _check_search(engine: Spec) -> None:
     search, cooldown = engine.beginning, engine.ending
     if search is None:
         return
-    most = (engine.num_replicas - 1) / 2
-    if search.reach > most:
-        raise ValueError(
-            f"reach of the search must be at most {most:g}, half of a ladder of {engine.num_replicas} rungs, but it is "
-            f"{search.reach!r}"
-        )
     if getattr(engine.rule, "adapt_ladder", False):
         raise ValueError("both search and adapt_ladder=True move the rungs; leave out one of them")
     if engine.rule.swap_while_tuning:
