@@ -4,6 +4,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxpt
@@ -233,3 +234,14 @@ def test_a_cooldown_that_leaves_no_exchange_is_noticed(data):
         fit(engine(burn_in=30), data)
     with pytest.warns(UserWarning, match="the cooldown begins at step 100, but the run has steps=53 only"):
         fit(engine(cooldown=jaxpt.Cooldown(start=100, steps=5)), data)
+
+
+@pytest.mark.parametrize("settings", [{"cooldown": 0.3}, {"cooldown": None, "search": 0.1}], ids=str)
+def test_an_optimiser_that_keeps_its_first_rate_is_refused(settings):
+    engine(rule=jaxpt.Independent(), cooldown=None)
+    with pytest.raises(ValueError, match="the optimizer reads learning_rate when it begins and never again"):
+        dataclasses.replace(
+            engine(rule=jaxpt.Independent(), cooldown=None),
+            optimizer=lambda h: optax.rprop(h["learning_rate"]),
+            **settings,
+        )

@@ -47,7 +47,9 @@ def check_names(engine: Spec) -> None:
             "leave it out: the optimizer is built anew from the hyperparameters in every step"
         )
     on_ladders = {name for ladder in engine.ladders.values() for name in ladder.values}
-    check_kept(found, on_ladders if engine.rule.exchanges or engine.diverged == "respawn" else set())
+    changes = engine.rule.exchanges or engine.diverged == "respawn" or engine.beginning is not None
+    lowered = {name for part in (engine.beginning, engine.ending) if part is not None for name in part.names}
+    check_kept(found, (on_ladders if changes else set()) | lowered)
     if engine.rescale_momentum is None:
         return
     if engine.rescale_momentum not in hyper:

@@ -109,8 +109,8 @@ def check_kept(found: Reading, moving: set[str]) -> None:
         if stuck := sorted({name} if "" in sources else sources & moving):
             raise ValueError(
                 f"the optimizer reads {', '.join(stuck)} when it begins and never again (it keeps the first value in "
-                "its state, as optax.rprop does), so no exchange, copy or schedule would reach it; take another "
-                "optimizer, or rule=Independent() without a schedule of it"
+                "its state, as optax.rprop does), so no exchange, copy, schedule, search or cooldown would reach "
+                "it; take another optimizer, or rule=Independent() without any of them"
             )
 
 
