@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks import reproduce_tables
 from experiments import report
+from experiments.evidence import tables as of_arms
 
 HOME = Path(__file__).resolve().parents[1]
 RESULTS = HOME / "benchmarks" / "results"
@@ -78,6 +79,14 @@ SAME = (
     "dropout_rate",
     "momentum",
 )
+
+TASKS = {
+    "letters14-careless": "EMNIST letters at 14 x 14, rates 0.0064 to 0.64",
+    "letters14-placed": "EMNIST letters at 14 x 14, rates 0.1 to 0.5",
+    "digits-careless": "digits, rates 0.003 to 0.3",
+    "digits-placed": "digits, rates 0.02 to 0.1",
+}
+"""{folder of the evidence: task and ladder}."""
 
 PEERS = {
     "grid": "jaxpt, grid search",
@@ -215,6 +224,16 @@ def evidence() -> str:
     return "\n".join(report.markdown(lines))
 
 
+def arms(folder: str) -> str:
+    """Returns all arms of the evidence on one task and ladder."""
+    return of_arms.table(RESULTS / "evidence" / folder)
+
+
+def recommended() -> str:
+    """Returns what search, tempering and cooldown gain over grids on each task and ladder."""
+    return of_arms.headline({title: RESULTS / "evidence" / folder for folder, title in TASKS.items()})
+
+
 def errors_of(summary: Any, rule: str) -> np.ndarray:
     """Returns the test error of each seed under a rule, in percent; NaN for a seed that diverged."""
     return np.array(summary["arms"][rule]["test_error"]["per_seed"], float)
@@ -260,6 +279,8 @@ def optimizers() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "compiled": compiled,
     "evidence": evidence,
+    "recommended": recommended,
+    **{f"arms_{folder.replace('-', '_')}": partial(arms, folder) for folder in TASKS},
     "optimizers": optimizers,
     "peers": peers,
     "throughput": throughput,

@@ -34,7 +34,7 @@ CHECKS = {
     ),
     "grain": 'assert result.best().valid["energy"] < 0.2',
     "Transformer(": 'assert result.best().valid["energy"] < 3.5, "it has learned which characters are frequent"',
-    'found = dataclasses.replace(engine, rule=jaxpt.Tempering("auto"': (
+    'rule = jaxpt.Tempering("auto", "deo")  # or a number': (
         'assert result.best().valid["energy"] < 0.1 and result.trace.info.C[-1] > 1;'
         "assert 0.2 < result.trace.info.accepted.sum() / result.trace.info.attempted.sum() < 0.9"
     ),
