@@ -172,7 +172,7 @@ def test_json_holds_the_exact_numbers(found):
 def test_the_picture_draws_scores_and_differences(found, tmp_path):
     left, right = found.picture().axes
     assert left.get_xlabel() == "error on test, lower is better"
-    assert right.get_xlabel() == "minus tempering, paired by seed"
+    assert right.get_xlabel() == "minus tempering,\npaired by seed"
     means = [line.get_xdata()[0] for line in left.lines if line.get_marker() == "D"]
     expected = [found.values(arm, what=w).mean() for w in ("best replica", "ensemble") for arm in found.arms]
     np.testing.assert_allclose(means, expected)

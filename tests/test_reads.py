@@ -64,7 +64,7 @@ def test_an_optimizer_that_reads_its_rate_only_at_the_start_is_refused_where_the
     for rule in (jaxpt.Tempering(1.0), jaxpt.PBT(), jaxpt.CopyBest()):
         with pytest.raises(ValueError, match="reads learning_rate when it begins and never again"):
             make(rprop, rule)
-    with pytest.raises(ValueError, match="so no exchange, copy or schedule would reach it"):
+    with pytest.raises(ValueError, match="so no exchange, copy, schedule, search or cooldown would reach it"):
         make(rprop, jaxpt.Independent(), schedule=lambda h, t: {**h, "learning_rate": h["learning_rate"] / (t + 1)})
     # In a grid every rate stays: each replica is optax alone.
     found = jaxpt.fit(make(rprop, jaxpt.Independent()), DATA, DATA, steps=2, progress=False)

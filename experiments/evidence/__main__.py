@@ -18,7 +18,7 @@ import tyro
 import jaxpt
 from experiments import report
 from experiments.evidence import arms, scores
-from experiments.evidence.tables import table
+from experiments.evidence.tables import picture, table
 from experiments.evidence.tasks import TASKS, LadderName, Task, TaskName
 from jaxpt.saving import files
 
@@ -58,6 +58,7 @@ def main(options: Options) -> None:
     for name in options.arms:
         run(task, name, options, folder / arms.file_name(name))
     print(table(folder, list(options.arms)))
+    picture(folder, list(options.arms)).savefig(folder / "errors.png")
 
 
 def run(task: Task, name: str, options: Options, file: Path) -> None:

@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from experiments.evidence.arms import file_name
 from experiments.report import markdown
 from jaxpt.diagnostics import interval
+from jaxpt.results.plots import comparison_picture
 
 WORDS = {
     "grid": "grid, constant rates",
@@ -95,6 +97,21 @@ def headline(folders: Mapping[str, Path]) -> str:
         shown = [f"{np.mean(list(one.values())):.2f}" for one in (best, every)]
         rows.append((title, str(len(best)), shown[0], *gains[:2], shown[1], *gains[2:]))
     return "\n".join(markdown(rows))
+
+
+def picture(folder: Path, names: Sequence[str] | None = None) -> Figure:
+    """Draws the test errors of one task and ladder, and their differences to the grid of cosines.
+
+    Only the seeds that all arms have; without that grid there are no differences.
+    """
+    arms = list(names or found(folder))
+    held = {name: {which: values(folder / file_name(name), which, "error") for which in GROUPS} for name in arms}
+    seeds = sorted(set.intersection(*(set(own["best"]) for own in held.values())))
+    rows = {
+        title: {in_words(name): np.array([own[which][seed] for seed in seeds]) for name, own in held.items()}
+        for which, title in GROUPS.items()
+    }
+    return comparison_picture(rows, in_words("grid-cosine"), what="test error, %", better="lower", unit="points")
 
 
 def plus_minus(found: Sequence[float]) -> str:

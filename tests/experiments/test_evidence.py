@@ -189,5 +189,6 @@ def test_files_and_tables(task, tmp_path, monkeypatch, capsys):
     difference = tables.difference(file.parent, "tempering", "grid-cosine", "best", "error")
     np.testing.assert_allclose(difference, [own[seed] - other[seed] for seed in ("5", "6", "7")])
     assert "search, tempering, cooldown" in tables.table(file.parent)
+    assert (file.parent / "errors.png").stat().st_size > 10_000
     with pytest.raises(SystemExit, match="no arm tempring; there are: grid"):
         program.main(program.dataclasses.replace(options, arms=("tempring",)))

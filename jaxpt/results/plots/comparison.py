@@ -42,8 +42,10 @@ def comparison_picture(
             raise ValueError(f"every arm needs the same seeds, but of {scored} they have: {counts}")
     arms = list(dict.fromkeys(name for scores in values.values() for name in scores))
     halves = 2 if any(baseline in scores and len(scores) > 1 for scores in values.values()) else 1
+    longest = max(len(scored) + len(arm) for scored, scores in values.items() for arm in scores)
+    width = 4.5 * halves + 0.08 * max(0, longest - 24)  # inches; the names of rows stand beside the left half
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.5 * halves, 1.3 + 0.34 * len(arms) * len(values)), dpi=150, layout="constrained")
+        figure = Figure(figsize=(width, 1.3 + 0.34 * len(arms) * len(values)), dpi=150, layout="constrained")
         left, *right = figure.subplots(1, halves, sharey=True, squeeze=False)[0]
     labels = []
     for group, (scored, scores) in enumerate(values.items()):
@@ -59,7 +61,7 @@ def comparison_picture(
     left.set(xlabel=what if better is None else f"{what}, {better} is better")
     for axes in right:
         axes.axvline(0, color="#555555", linestyle=":")
-        axes.set(xlabel=f"minus {baseline}, paired by seed" + (unit and f", {unit}"))
+        axes.set(xlabel=f"minus {baseline},\npaired by seed" + (unit and f", {unit}"))
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
