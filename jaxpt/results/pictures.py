@@ -19,7 +19,8 @@ def pictures(result: Record, seed: int | None = None) -> dict[str, Figure]:
     best = pick(result, "energy", shown)
     ladders = engine.placed.to_host(result.state.ladders)
     cooldown = None if engine.ending is None else engine.ending.begin
-    burn_in = max(int(engine.burn_in), 0 if engine.beginning is None else engine.beginning.end)
+    searched = 0 if engine.beginning is None else engine.beginning.end
+    burn_in, start = max(int(engine.burn_in), searched), "search" if searched > engine.burn_in else "burn-in"
     found: dict[str, Figure] = {}
     for name, ladder in sorted(ladders.items()):
         last = "" if len(ladders) == 1 else f"-{name}"
@@ -30,7 +31,7 @@ def pictures(result: Record, seed: int | None = None) -> dict[str, Figure]:
         moves = bool(len(exchanges(trace, name).step))
         if moves:
             found[f"paths{last}"] = plots.exchange_picture(
-                trace.step, path, values, best, name=label, burn_in=burn_in, cooldown=cooldown
+                trace.step, path, values, best, name=label, burn_in=burn_in, cooldown=cooldown, start=start
             )
             found[f"acceptance{last}"] = plots.acceptance_picture(acceptance(trace, name), values, name=label)
             found[f"flow{last}"] = plots.flow_picture(flow(trace, name), values, name=label)
@@ -47,6 +48,7 @@ def pictures(result: Record, seed: int | None = None) -> dict[str, Figure]:
             ylabel=f"{score.replace('_', ' ')} of the replica\nthen best on validation",
             burn_in=burn_in,
             cooldown=cooldown,
+            start=start,
             window=max(1, len(trace.step) // 20),
             least_span=0.0,
         )

@@ -21,6 +21,7 @@ def error_curves(
     ylabel: str,
     burn_in: int = 0,
     cooldown: int | None = None,
+    start: str = "burn-in",
     window: int = 1,
     least_span: float = 1.0,
 ) -> Figure:
@@ -34,6 +35,7 @@ def error_curves(
         ylabel: label of the y axis.
         burn_in: steps of burn-in; a dotted line marks its end, if positive.
         cooldown: the step at which the cooldown begins, which is shaded to the end.
+        start: name of the steps of burn-in, "search" if they are one.
         window: periods of the running mean; 1: no smoothing.
         least_span: least range of the y axis, so that noise does not fill it; the default suits percent.
     """
@@ -45,7 +47,7 @@ def error_curves(
         axes.plot(step, mean, color=color, linewidth=1.8, label=name)
         axes.fill_between(step, low, high, color=color, alpha=0.18, linewidth=0)
     if burn_in > 0:
-        axes.axvline(burn_in, color="#555555", linestyle=":", label="end of burn-in")
+        axes.axvline(burn_in, color="#555555", linestyle=":", label=f"end of {start}")
     shade_cooldown(axes, cooldown, int(step[-1]))
     means = np.concatenate([np.mean(curve, -1).ravel() for curve in curves.values()])
     if np.isfinite(means).any():

@@ -24,6 +24,7 @@ def exchange_picture(
     name: str = "value",
     burn_in: int = 0,
     cooldown: int | None = None,
+    start: str = "burn-in",
 ) -> Figure:
     """Draws each replica's path along the ladder (figure 2, right, of arXiv 1909.04013).
 
@@ -35,6 +36,7 @@ def exchange_picture(
         name: the hyperparameter's name, for the axis.
         burn_in: steps of burn-in, shaded if positive.
         cooldown: the step at which the cooldown begins, which is shaded to the end.
+        start: name of the steps of burn-in, "search" if they are one.
     """
     figure, axes = new_axes(8, min(8.0, max(3.2, 1.6 + 0.4 * len(values))))
     few = best is None or rung.shape[1] <= len(COLORS)  # only then do colours identify replicas
@@ -56,7 +58,7 @@ def exchange_picture(
         if chosen:
             line.set_path_effects([Stroke(linewidth=7, foreground="#bbbbbb"), Normal()])
     if burn_in > 0:
-        axes.axvspan(0, min(burn_in, int(step[-1])), color="#000000", alpha=0.06, zorder=0, label="burn-in")
+        axes.axvspan(0, min(burn_in, int(step[-1])), color="#000000", alpha=0.06, zorder=0, label=start)
     shade_cooldown(axes, cooldown, int(step[-1]))
     every = -(-len(values) // 20)
     axes.set_yticks(range(0, len(values), every), [f"{v:.3g}" for v in values[::every]])
