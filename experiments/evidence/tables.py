@@ -25,18 +25,19 @@ def table(folder: Path, names: Sequence[str], score: str = "error", to: str = "g
     base = folder / file_name(to)
     for name in names:
         file = folder / file_name(name)
-        cells = [_cell(list(values(file, which, score).values())) for which in ("best", "all", "weighted", "half")]
+        cells = [cell(list(values(file, which, score).values())) for which in ("best", "all", "weighted", "half")]
         paired = "-"
         if base.exists() and base != file:
             own, other = values(file, "all", score), values(base, "all", score)
             shared = sorted(set(own) & set(other))
             if len(shared) > 1:
-                paired = _cell([own[seed] - other[seed] for seed in shared], "+.2f")
+                paired = cell([own[seed] - other[seed] for seed in shared], "+.2f")
         rows.append((name, str(len(values(file, "best", score))), *cells, paired))
     return "\n".join(markdown(rows))
 
 
-def _cell(found: Sequence[float], form: str = ".2f") -> str:
+def cell(found: Sequence[float], form: str = ".2f") -> str:
+    """Returns the mean over seeds and half its 95 % interval."""
     mean, low, high = interval(np.asarray(found))
     half = (high - low) / 2
     return f"{mean:{form}} ± {half:.2f}" if np.isfinite(half) else f"{mean:{form}}"
