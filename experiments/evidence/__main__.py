@@ -85,7 +85,7 @@ def run(task: Task, name: str, options: Options, file: Path) -> None:
             "dataset": task.dataset,
             "rates": [float(rate) for rate in engine.ladders["learning_rate"].values["learning_rate"]],
             "steps": task.steps,
-            "every": task.every,
+            "every": engine.every,
             "burn_in": task.burn_in,
             "batch_size": task.batch_size,
             "cooldown": None if engine.ending is None else engine.ending.share,

@@ -21,6 +21,11 @@ def rule(made: Callable[[], jaxpt.Rule], cooldown: float | None = COOLDOWN) -> A
     return lambda task, replicas: task.engine(made(), task.rates(replicas), cooldown=cooldown)
 
 
+def seldom(made: Callable[[], jaxpt.Rule]) -> Arm:
+    """Returns an arm whose periods are a sixth of the run, with a cooldown: four moves, for rules that copy weights."""
+    return lambda task, replicas: task.engine(made(), task.rates(replicas), cooldown=COOLDOWN, every=task.steps // 6)
+
+
 def same(place: float | None, cooldown: float | None) -> Arm:
     """Returns an arm whose replicas all have one rate: at a place on the ladder, from 0 to 1; a deep ensemble."""
 
@@ -69,8 +74,8 @@ def _rivals() -> dict[str, Arm]:
         "grid-cosine": rule(jaxpt.Independent, 1.0),
         "grid-cooldown": rule(jaxpt.Independent),
         "pbt": rule(jaxpt.PBT, None),
-        "pbt-cosine": rule(jaxpt.PBT, 1.0),
         "pbt-cooldown": rule(jaxpt.PBT),
+        "pbt-tuned": seldom(jaxpt.PBT),
         "copybest-cooldown": rule(jaxpt.CopyBest),
         "middle-cosine": same(0.5, 1.0),
         "swa": of_average(jaxpt.Independent, None, None, energy_only=False),
@@ -93,7 +98,6 @@ def _candidates() -> dict[str, Arm]:
     for C in (10.0, 100.0, 1000.0):
         found[f"C-{C:g}"] = rule(partial(jaxpt.Tempering, C))
     found["C-100-constant"] = rule(partial(jaxpt.Tempering, 100.0), None)
-    found["C-100-cosine"] = rule(partial(jaxpt.Tempering, 100.0), 1.0)
     found["auto-deo"] = rule(partial(jaxpt.Tempering, "auto", "deo"))
     found["sort"] = rule(Sort)
     found["scaled-1-averages"] = of_average(partial(Candidate, 1.0), 0.99, COOLDOWN, energy_only=True)

@@ -76,6 +76,7 @@ class Task:
         *,
         cooldown: float | jaxpt.Cooldown | None = None,
         search: jaxpt.Search | None = None,
+        every: int | None = None,
         problem: jaxpt.Problem | None = None,
     ) -> jaxpt.Engine:
         """Returns the engine of an arm.
@@ -85,6 +86,7 @@ class Task:
             rates: a learning rate for each replica.
             cooldown: share of the run; 1 lets rates fall along half a cosine from the first step.
             search: with which it begins.
+            every: instead of the task's.
             problem: instead of the task's.
         """
         momentum = self.momentum or None
@@ -93,7 +95,7 @@ class Task:
             lambda h: optax.sgd(h["learning_rate"], momentum=momentum),
             jaxpt.Ladder(learning_rate=rates),
             rule,
-            every=self.every,
+            every=every or self.every,
             burn_in=self.burn_in,
             batch_size=self.batch_size,
             fixed=self.fixed,

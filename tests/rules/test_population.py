@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jaxpt
+from experiments.evidence.plain_pbt import select
 from tests.test_engine import slope
 
 RATES = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], np.float32)
@@ -47,6 +48,26 @@ def test_the_worst_quarter_goes_on_as_explored_copies_of_the_best_quarter():
     np.testing.assert_array_equal(move.hyper["learning_rate"][:, rest], np.broadcast_to(RATES[rest], (2000, 6)))
     np.testing.assert_array_equal(move.hyper["other"], np.broadcast_to(np.arange(8.0), (2000, 8)))
     np.testing.assert_array_equal(move.rung["learning_rate"], np.broadcast_to(np.arange(8), (2000, 8)))
+
+
+def test_a_move_has_the_distribution_of_a_plain_loop_on_the_host():
+    n, energy = 4000, np.array([3.0, 0.0, 7.0, 1.0, 6.0, 2.0, 4.0, 5.0])
+    move, _ = many(jaxpt.PBT(), jnp.asarray(energy), n)
+    random = np.random.default_rng(0)
+    parents, rates = (np.stack(x) for x in zip(*(select(random, energy, RATES, True) for _ in range(n)), strict=True))
+
+    def shares(parents, rates):
+        """Share of each parent and kind of rate in each slot: kept, times 0.8, times 1.2, or drawn anew."""
+        ratio = rates / RATES[parents]
+        kinds = [np.isclose(ratio, factor, rtol=1e-4) for factor in (1, 0.8, 1.2)]
+        kinds.append(~np.any(kinds[1:], 0) & (parents != np.arange(8)))
+        kinds[0] &= parents == np.arange(8)
+        return np.array([[((parents == k) & kind).mean(0) for k in range(8)] for kind in kinds])
+
+    ours, plain = shares(move.parents, move.hyper["learning_rate"]), shares(parents, rates)
+    np.testing.assert_allclose(ours.sum((0, 1)), 1)
+    # No value of the ladder is 0.8 or 1.2 times 0.2 or 0.4, the rates of the parents, so draws are told apart.
+    assert (abs(ours - plain) <= 4 * np.sqrt(2 * plain * (1 - plain) / n)).all()
 
 
 def test_resampling_draws_from_the_ladder_and_exploration_stays_within_its_ends():
