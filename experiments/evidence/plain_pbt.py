@@ -25,7 +25,7 @@ import jaxpt
 from experiments import report
 from experiments.evidence import tasks
 from experiments.evidence.__main__ import scored
-from experiments.evidence.tables import cell
+from experiments.evidence.tables import plus_minus
 from jaxpt.saving import files
 
 REPLICAS, BATCH, STEPS, BURN_IN = 8, 16, 6000, 300
@@ -269,7 +269,7 @@ def main(options: Options) -> None:
         runs[name] = {"seeds": seeds, "setting": dataclasses.asdict(setting), **scores, "course": course}
         about = {"task": "letters14", "ladder": "careless", "dataset": task.dataset, "steps": STEPS, "seeds": seeds}
         files.write(options.out, json.dumps({**about, **report.provenance(), "runs": runs}, indent=1) + "\n")
-        best, together = (cell(scores[name]) for name in ("best", "ensemble"))
+        best, together = (plus_minus(scores[name]) for name in ("best", "ensemble"))
         print(f"{name}: best {best}, ensemble {together} ({time.perf_counter() - started:.0f} s)", flush=True)
         print(f"  rates {course['rate']}, ancestors {course['ancestors']}", flush=True)
 

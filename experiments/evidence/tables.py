@@ -54,7 +54,6 @@ def found(folder: Path) -> list[str]:
 
 def table(folder: Path, names: Sequence[str] | None = None) -> str:
     """Returns the table of one task and ladder."""
-<<<<<<< HEAD
     has = lambda name: (folder / file_name(name)).exists()  # noqa: E731
     rivals = {"best": "grid-cosine", "all": "grid-cooldown", "weighted": "grid-cooldown"}
     title = ["test error, %"]
@@ -117,27 +116,6 @@ def picture(folder: Path, names: Sequence[str] | None = None) -> Figure:
 
 def plus_minus(found: Sequence[float]) -> str:
     """Returns a mean and half the width of its interval."""
-=======
-    rows: list[tuple[str, ...]] = [
-        ("arm", "seeds", "best replica", "ensemble", "weighted", "best half", f"ensemble minus {to}")
-    ]
-    base = folder / file_name(to)
-    for name in names:
-        file = folder / file_name(name)
-        cells = [cell(list(values(file, which, score).values())) for which in ("best", "all", "weighted", "half")]
-        paired = "-"
-        if base.exists() and base != file:
-            own, other = values(file, "all", score), values(base, "all", score)
-            shared = sorted(set(own) & set(other))
-            if len(shared) > 1:
-                paired = cell([own[seed] - other[seed] for seed in shared], "+.2f")
-        rows.append((name, str(len(values(file, "best", score))), *cells, paired))
-    return "\n".join(markdown(rows))
-
-
-def cell(found: Sequence[float], form: str = ".2f") -> str:
-    """Returns the mean over seeds and half its 95 % interval."""
->>>>>>> pbt
     mean, low, high = interval(np.asarray(found))
     return f"{mean:.2f} ± {(high - low) / 2:.2f}" if np.isfinite(low) else f"{mean:.2f}"
 
