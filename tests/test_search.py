@@ -150,6 +150,17 @@ def test_any_rule_goes_on_from_it(rule, data):
     assert (rates[3:] <= high * 1.001).all(), "PBT explores between the ends of the new ladder"
 
 
+def test_C_is_found_after_it(data):
+    """The energies of the search are not among those that C="auto" goes by."""
+    result = fit(engine(rule=jaxpt.Tempering("auto", "deo", window=4), burn_in=30), data)
+    held = result.state.rule.tuning
+    assert held.rows.tolist() == [4], "three periods of burn-in and one more, as exchanges begin"
+    log_ratio, beta = np.asarray(held.log_ratio[0]), result.state.ladders[NAME].beta
+    energy = result.trace.valid["energy"][3:7]  # of the periods that end at steps 20 to 35
+    expected = (beta[:-1] - beta[1:]) * (energy[:, :-1] - energy[:, 1:])
+    np.testing.assert_allclose(log_ratio, expected, rtol=1e-4)
+
+
 def test_each_seed_finds_its_own(data):
     both = fit(engine(), data, seeds=[0, 7])
     one, other = both.trace.hyper["learning_rate"][3]
@@ -197,6 +208,7 @@ def test_it_is_in_everything_that_a_run_shows(run, tmp_path):
 
 
 MISTAKES = [
+    (lambda: engine(rule=jaxpt.Tempering("auto"), burn_in=15), "give burn_in=175, say, or the default rule"),
     (lambda: jaxpt.Search(), "either a share of the run"),
     (lambda: jaxpt.Search(0.1, steps=5), "either a share of the run"),
     (lambda: jaxpt.Search(1.0), "above 0 and at most 0.9"),

@@ -66,6 +66,7 @@ class Observation(NamedTuple):
         variance: the variance of each difference of two replicas' energies due to the probe batch; given only to rules
             with `noise_corrected`, else None.
         cooldown: true in the cooldown, where `allowed` is false again; None for an engine without one.
+        search: true in the search, whose energies tell nothing of the later ladder; None for an engine without one.
     """
 
     turn: Int[Array, ""]
@@ -76,6 +77,7 @@ class Observation(NamedTuple):
     allowed: Bool[Array, ""]
     variance: Float[Array, "M M"] | None = None
     cooldown: Bool[Array, ""] | None = None
+    search: Bool[Array, ""] | None = None
 
 
 class Info(NamedTuple):

@@ -88,16 +88,17 @@ def period(engine: Spec, state: RunState, data: Data, batches: Batches | None) -
         # Small arrays are gathered on all devices, and each computes the same exchange.
         energy, rung, hyper = engine.placed.all_gather((energy, replicas.rung, replicas.hyper))
         # burn_in and the cooldown's start are traced: whether swaps are allowed is data, not another program.
-        allowed, cooling = step > engine.burn_in, None
+        allowed, cooling, searching = step > engine.burn_in, None, None
         if engine.beginning is not None:
-            allowed = allowed & ~engine.beginning.running(step, engine.every)
+            searching = engine.beginning.running(step, engine.every)
+            allowed = allowed & ~searching
         if engine.ending is not None:
             cooling = engine.ending.begun(step)
             allowed = allowed & ~cooling
         if engine.beginning is not None:
             ends = engine.beginning.ends(step, engine.every)
             ladders, hyper = _searched(engine.beginning, energy, rung, hyper, ladders, ends)
-        seen = Observation(turn, energy, rung, hyper, ladders, allowed, variance, cooling)
+        seen = Observation(turn, energy, rung, hyper, ladders, allowed, variance, cooling, searching)
         move, rule, info = rule.propose(key, seen)
         if engine.diverged == "respawn":
             move, info = _respawned(energy, rung, move, info)

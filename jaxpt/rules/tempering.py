@@ -148,6 +148,12 @@ class Tempering(Rule):
                 f"adapt_ladder=True adapts once in window={self.window} periods of burn-in per ladder, but burn_in="
                 f"{engine.burn_in} holds {turns}; take a longer burn_in or a shorter window"
             )
+        search = getattr(engine, "beginning", None)
+        if self.auto and search is not None and search.share is None and engine.burn_in < search.end + engine.every:
+            raise ValueError(
+                f'C="auto" is found in burn-in after the search, which ends at step {search.end}; give burn_in='
+                f"{search.end + self.window * engine.every}, say, or the default rule, Tempering(), which needs none"
+            )
         if self.noise_corrected and (engine.probe or 0) < 2:
             raise ValueError(
                 "noise_corrected=True allows for the noise of energies on a probe batch; give the engine probe=512, "
@@ -171,6 +177,8 @@ class Tempering(Rule):
         rule = self
         if self.tuning is not None:
             rule = self._observe(ladder, beta, energy, before[ladder], seen.variance)
+            if seen.search is not None:  # its energies are those of another ladder, whose rates fall to zero
+                rule = jax.tree.map(partial(jnp.where, seen.search), self, rule)
         if self.scaled:
             C, beta = self.strength / energy_spread(energy), jnp.arange(len(energy), 0, -1, dtype=beta.dtype)
         else:
