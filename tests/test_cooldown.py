@@ -44,9 +44,9 @@ def test_the_factor_is_the_formula(floor):
     shapes = {"cosine": (1 + np.cos(np.pi * done)) / 2, "linear": 1 - done}
     for shape, left in shapes.items():
         cooldown = jaxpt.Cooldown(start=3, steps=5, shape=shape, floor=floor)
-        np.testing.assert_allclose(cooldown.factor(step), floor + (1 - floor) * left, atol=1e-7)
-        assert (np.asarray(cooldown.factor(step[:4])) == 1).all(), "exactly one until it begins"
-        assert float(cooldown.factor(8)) == float(cooldown.factor(1000)) == np.float32(floor)
+        np.testing.assert_allclose(cooldown.fall(step), floor + (1 - floor) * left, atol=1e-7)
+        assert (np.asarray(cooldown.fall(step[:4])) == 1).all(), "exactly one until it begins"
+        assert float(cooldown.fall(8)) == float(cooldown.fall(1000)) == np.float32(floor)
 
 
 def test_it_is_a_schedule_that_anybody_could_write(run, data):
@@ -124,7 +124,7 @@ def test_it_follows_a_schedule(data):
     result = fit(engine(rule=jaxpt.Independent(), schedule=warm), data)
     path = result.lineage(2)
     step = np.arange(STEPS)
-    rates = path.hyper["learning_rate"][0] * np.minimum(1, (step + 1) / 10) * np.asarray(COOLED.factor(step))
+    rates = path.hyper["learning_rate"][0] * np.minimum(1, (step + 1) / 10) * np.asarray(COOLED.fall(step))
     np.testing.assert_allclose(path.scheduled["learning_rate"], rates, rtol=1e-6)
     assert (path.scheduled["dropout_rate"] == path.hyper["dropout_rate"][0]).all()
 

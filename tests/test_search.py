@@ -13,11 +13,13 @@ from tests import conftest
 from tests.conftest import make_engine, small_problem
 
 STEPS, END = 60, 15
+FACTOR = 10 ** (1 / 6)
+"""Half a rung on each side: the ladder has four rungs over a factor of ten."""
 NAME = "learning_rate+dropout_rate"
 
 
 def engine(**settings):
-    settings = {"search": jaxpt.Search(steps=END, reach=0.5), **settings}
+    settings = {"search": jaxpt.Search(steps=END, factor=FACTOR), **settings}
     return make_engine(small_problem(), **settings)
 
 
@@ -40,7 +42,7 @@ def assert_same(one, other):
 def test_rates_fall_to_zero_and_come_back():
     search = jaxpt.Search(steps=8)
     expected = [*(1 + np.cos(np.pi * np.arange(8) / 8)) / 2, 1, 1]
-    np.testing.assert_allclose(search.factor(np.arange(10)), expected, atol=1e-7)
+    np.testing.assert_allclose(search.fall(np.arange(10)), expected, atol=1e-7)
 
 
 @pytest.mark.parametrize("energy", [[0.5, 0.2, 0.3, 0.9], [1.0, np.nan, 0.1, np.inf], [2.0, 2.0, 2.0, 2.0]])
@@ -60,26 +62,29 @@ def test_without_a_healthy_replica_the_place_is_a_number():
 
 def test_a_ladder_contracts_around_a_place():
     ladder = as_arrays(jaxpt.Ladder(learning_rate=np.geomspace(0.01, 0.16, 5)))
-    for place, reach in ((2.0, 2.0), (0.3, 2.5), (4.0, 100.0)):
-        same = contracted(ladder, jnp.float32(place), reach)
+    for place, factor in ((2.0, 4.0), (0.3, 5.0), (4.0, 100.0)):
+        same = contracted(ladder, jnp.float32(place), factor)
         np.testing.assert_allclose(same.values["learning_rate"], ladder.values["learning_rate"], rtol=1e-6)
     for place, middle in ((2.0, 0.04), (1.5, 0.04 / np.sqrt(2)), (0.1, 0.02), (4.0, 0.08)):  # not beyond the ends
-        new = contracted(ladder, jnp.float32(place), 1.0)
+        new = contracted(ladder, jnp.float32(place), 2.0)
         np.testing.assert_allclose(new.values["learning_rate"], middle * np.geomspace(0.5, 2, 5), rtol=1e-5)
         np.testing.assert_allclose(new.beta, 1 / new.values["learning_rate"], rtol=1e-6)
-    alike = contracted(ladder, jnp.float32(3.0), 0.0)
+    alike = contracted(ladder, jnp.float32(3.0), 1.0)
     np.testing.assert_allclose(alike.values["learning_rate"], [0.08] * 5, rtol=1e-6)
 
 
 def test_coupled_and_unnamed_values_follow():
     ladder = as_arrays(jaxpt.Ladder(rate=[1.0, 2.0, 4.0], shift=[-1.0, 0.0, 2.0], beta=[4.0, 2.0, 1.0]))
-    new = contracted(ladder, jnp.float32(1.0), 0.5)
+    new = contracted(ladder, jnp.float32(1.0), 2**0.5)
     np.testing.assert_allclose(new.values["rate"], [np.sqrt(2), 2, np.sqrt(8)], rtol=1e-6)
     np.testing.assert_allclose(new.values["shift"], [-0.5, 0, 1], atol=1e-6)
     np.testing.assert_allclose(new.beta, [np.sqrt(8), 2, np.sqrt(2)], rtol=1e-6)
-    batches = contracted(as_arrays(jaxpt.Ladder(batch_size=[64, 32, 16])), jnp.float32(1.0), 0.3)
+    batches = contracted(as_arrays(jaxpt.Ladder(batch_size=[64, 32, 16])), jnp.float32(1.0), 1.25)
     assert batches.values["batch_size"].tolist() == np.round(batches.values["batch_size"]).tolist()
     np.testing.assert_array_equal(batches.beta, batches.values["batch_size"])
+    for beta in ([2.0, 1.0, 0.0], [1.0, 1.0, 1.0]):  # no ratio of betas: the ladder stays
+        ladder = as_arrays(jaxpt.Ladder(x=[1.0, 2.0, 4.0], beta=beta))
+        np.testing.assert_allclose(contracted(ladder, jnp.float32(0.0), 1.5).values["x"], [1, 2, 4], rtol=1e-6)
 
 
 def test_the_run_contracts_once_by_the_energies_at_the_end(run):
@@ -107,7 +112,7 @@ def test_the_run_contracts_once_by_the_energies_at_the_end(run):
 def test_the_path_has_the_fall_and_the_new_rates(run, data):
     path = run.lineage(1)
     step = np.arange(STEPS)
-    factor = np.asarray(run.engine.beginning.factor(step)) * np.asarray(run.engine.ending.factor(step))
+    factor = np.asarray(run.engine.beginning.fall(step)) * np.asarray(run.engine.ending.fall(step))
     rates = np.repeat(path.hyper["learning_rate"], 5) * factor
     np.testing.assert_allclose(path.scheduled["learning_rate"], rates, rtol=1e-6)
     alone = jaxpt.replay(path, run.engine, data.train, data.valid, progress=False)
@@ -117,7 +122,7 @@ def test_the_path_has_the_fall_and_the_new_rates(run, data):
 
 def test_a_share_is_whole_periods(run, data, tmp_path):
     """Of the same run, resumed after it was stopped, with the same bits."""
-    shared = engine(search=jaxpt.Search(0.25, reach=0.5), cooldown=1 / 6)
+    shared = engine(search=jaxpt.Search(0.25, factor=FACTOR), cooldown=1 / 6)
 
     class Stop(Exception):
         pass
@@ -174,7 +179,7 @@ def test_several_ladders_contract_together(data):
         jaxpt.Ladder(learning_rate=jaxpt.geometric(0.02, 0.2, 4)),
         jaxpt.Ladder(dropout_rate=jaxpt.geometric(0.05, 0.4, 4)),
     ]
-    result = fit(make_engine(small_problem(), ladders, search=jaxpt.Search(steps=END, reach=0.0)), data)
+    result = fit(make_engine(small_problem(), ladders, search=jaxpt.Search(steps=END, factor=1.0)), data)
     rates, dropout = result.trace.hyper["learning_rate"][3], result.trace.hyper["dropout_rate"][3]
     assert len(set(rates.tolist())) == len(set(dropout.tolist())) == 1
     place = 3 * np.log10(rates[0] / 0.02)
@@ -196,7 +201,7 @@ def test_other_numbers_compile_nothing(data):
         return traces - before
 
     first = trained(jaxpt.Search(steps=5))
-    again = trained(jaxpt.Search(steps=20, reach=0.2))
+    again = trained(jaxpt.Search(steps=20, factor=1.2))
     assert again < first
     assert again == trained(jaxpt.Search(steps=5)), "only the checks at construction trace again"
 
@@ -213,7 +218,7 @@ MISTAKES = [
     (lambda: jaxpt.Search(0.1, steps=5), "either a share of the run"),
     (lambda: jaxpt.Search(1.0), "above 0 and at most 0.9"),
     (lambda: jaxpt.Search(steps=0), "steps of a search must be an integer of at least 1"),
-    (lambda: jaxpt.Search(0.1, reach=-1.0), "reach must be a number of rungs"),
+    (lambda: jaxpt.Search(0.1, factor=0.5), "factor of a search must be a number of at least 1"),
     (lambda: jaxpt.Search(0.1, names="batch_size"), "leave batch_size out of the names of the search"),
     (lambda: engine(search="early"), "search must be a share"),
     (lambda: engine(search=jaxpt.Search(0.1, names="lr")), "the search lowers lr, but"),

@@ -57,8 +57,8 @@ MAKE = {
         [jaxpt.Cooldown(0.3), jaxpt.Cooldown(0.3, floor=0.1)],
     ],
     "Search": [
-        [jaxpt.Search(steps=2), jaxpt.Search(steps=9, reach=0.5), jaxpt.Search(0.3).over(100, 10)],
-        [jaxpt.Search(0.3), jaxpt.Search(0.3, reach=0.0)],
+        [jaxpt.Search(steps=2), jaxpt.Search(steps=9, factor=1.5), jaxpt.Search(0.3).over(100, 10)],
+        [jaxpt.Search(0.3), jaxpt.Search(0.3, factor=1.0)],
     ],
     "PBT": [[jaxpt.PBT(), jaxpt.PBT(0.5, 0.1, 3.0, 0.0), jaxpt.PBT(resample=1.0)]],
     "CopyBest": [[jaxpt.CopyBest(), jaxpt.CopyBest()]],

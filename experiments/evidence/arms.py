@@ -62,9 +62,9 @@ def of_cold_steps(made: Callable[[], jaxpt.Rule], steps: int) -> Arm:
     return engine
 
 
-def searched(rule: Callable[[], jaxpt.Rule], share: float, reach: float, cooldown: float) -> Arm:
+def searched(rule: Callable[[], jaxpt.Rule], share: float, factor: float, cooldown: float) -> Arm:
     """Returns an arm that begins with a search."""
-    search = jaxpt.Search(share, reach=reach)
+    search = jaxpt.Search(share, factor=factor)
     return lambda task, replicas: task.engine(rule(), task.rates(replicas), cooldown=cooldown, search=search)
 
 
@@ -106,21 +106,21 @@ def _candidates() -> dict[str, Arm]:
 
 
 def _searched() -> dict[str, Arm]:
-    found = {"tempering": searched(jaxpt.Tempering, 0.1, 1.0, COOLDOWN)}
-    found["search, grid-cooldown"] = searched(jaxpt.Independent, 0.1, 1.0, COOLDOWN)
-    found["search, grid-cosine"] = searched(jaxpt.Independent, 0.1, 1.0, 0.9)
-    found["search, one rate-cosine"] = searched(jaxpt.Independent, 0.1, 0.0, 0.9)
-    found["search, pbt-cooldown"] = searched(jaxpt.PBT, 0.1, 1.0, COOLDOWN)
+    found = {"tempering": searched(jaxpt.Tempering, 0.1, 2.0, COOLDOWN)}
+    found["search, grid-cooldown"] = searched(jaxpt.Independent, 0.1, 2.0, COOLDOWN)
+    found["search, grid-cosine"] = searched(jaxpt.Independent, 0.1, 2.0, 0.9)
+    found["search, one rate-cosine"] = searched(jaxpt.Independent, 0.1, 1.0, 0.9)
+    found["search, pbt-cooldown"] = searched(jaxpt.PBT, 0.1, 2.0, COOLDOWN)
     for share in (0.05, 0.2):
-        found[f"tempering, search {share:g}"] = searched(jaxpt.Tempering, share, 1.0, COOLDOWN)
-    for reach in (0.5, 2.0):
-        found[f"tempering, reach {reach:g}"] = searched(jaxpt.Tempering, 0.1, reach, COOLDOWN)
+        found[f"tempering, search {share:g}"] = searched(jaxpt.Tempering, share, 2.0, COOLDOWN)
+    for factor in (1.5, 4.0):
+        found[f"tempering, factor {factor:g}"] = searched(jaxpt.Tempering, 0.1, factor, COOLDOWN)
     for share in (0.5, 0.7):
-        found[f"tempering, cooldown {share:g}"] = searched(jaxpt.Tempering, 0.1, 1.0, share)
+        found[f"tempering, cooldown {share:g}"] = searched(jaxpt.Tempering, 0.1, 2.0, share)
     for strength in (0.3, 3.0):
         rule = partial(jaxpt.Tempering, strength=strength)
-        found[f"tempering, strength {strength:g}"] = searched(rule, 0.1, 1.0, COOLDOWN)
-    found["tempering, deo"] = searched(partial(jaxpt.Tempering, pairing="deo"), 0.1, 1.0, COOLDOWN)
+        found[f"tempering, strength {strength:g}"] = searched(rule, 0.1, 2.0, COOLDOWN)
+    found["tempering, deo"] = searched(partial(jaxpt.Tempering, pairing="deo"), 0.1, 2.0, COOLDOWN)
     return found
 
 

@@ -91,7 +91,7 @@ class Cooldown:
         """Returns whether any of the first `step` steps belongs to it; no exchange follows them then."""
         return jnp.asarray(step > self._timed()[0])
 
-    def factor(self, step: Int[Array, "..."] | int) -> Float[Array, "..."]:
+    def fall(self, step: Int[Array, "..."] | int) -> Float[Array, "..."]:
         """Returns the factor on the named hyperparameters in a step, from 1 before it begins to `floor` at its end.
 
         Args:
@@ -129,6 +129,6 @@ def _lowered(
 ) -> dict[str, Any]:
     values = dict(hyper) if schedule is None else dict(schedule(dict(hyper), step))
     for fall in falls:
-        factor = fall.factor(step)
-        values |= {name: values[name] * factor for name in fall.names}
+        left = fall.fall(step)
+        values |= {name: values[name] * left for name in fall.names}
     return values

@@ -228,16 +228,20 @@ def respaced(ladder: Ladder, beta: Float[Array, " M"]) -> Ladder:
     return moved
 
 
-def contracted(ladder: Ladder, place: Float[Array, ""], reach: Float[Array, ""] | float) -> Ladder:
+def contracted(ladder: Ladder, place: Float[Array, ""], factor: Float[Array, ""] | float) -> Ladder:
     """Returns the ladder with its M rungs laid out anew around a place; see `jaxpt.Search`. May be traced.
 
     Args:
         ladder: ladder whose numbers are arrays.
-        place: the middle of the new ladder, in rungs of the old one; moved as far inside as the reach needs.
-        reach: the new ladder's length on each side, in rungs of the old one; at most half of it.
+        place: the middle of the new ladder, in rungs of the old one; moved as far inside as the new length needs.
+        factor: the new ladder's length on each side, a factor in beta, 1 or more. At most the old ladder is returned;
+            also if its betas are not positive.
     """
     last = ladder.num_rungs - 1
-    reach = jnp.minimum(reach, last / 2)
+    span = jnp.log(jnp.where(ladder.beta[-1] > 0, ladder.beta[0] / ladder.beta[-1], 1.0))
+    # As if all rungs were at equal ratios; a span of 0 gives the whole ladder.
+    reach = jnp.minimum(jnp.nan_to_num(last * jnp.log(factor) / span, nan=jnp.inf), last / 2)
+    reach = jnp.where(span > 0, reach, last / 2)
     where = jnp.clip(place, reach, last - reach) + reach * jnp.linspace(-1.0, 1.0, ladder.num_rungs)
 
     def between(old: Array) -> Array:

@@ -12,7 +12,7 @@ from jaxpt.core import tree
 from jaxpt.core.arguments import as_names, check_share, is_number
 
 
-@tree.register(data=("steps", "reach"), meta=("share", "names"))
+@tree.register(data=("steps", "factor"), meta=("share", "names"))
 @dataclasses.dataclass(frozen=True)
 class Search:
     """The start of a run: each replica trains on its own rung, and then the ladder contracts around the best one.
@@ -20,17 +20,18 @@ class Search:
     During its steps there are no exchanges, and each named hyperparameter falls to zero along half a cosine, so that
     energies at its end tell which rate is good and not which rate is low. The best place on the ladder is the mean of
     the rungs' numbers, weighted by exp(-(E - lowest E) / spread); the spread is the median absolute deviation of the
-    energies. The M rungs are then laid out anew from `reach` old rungs below it to `reach` above it, within the old
+    energies. The M rungs are then laid out anew around it, within a factor in beta on each side and within the old
     ends, and every replica goes on with its weights, on the rung of the same number. Values between old rungs are
     interpolated, geometrically if they are positive. Several ladders contract around the same place.
 
         >>> searched = dataclasses.replace(engine, search=0.1, cooldown=0.3)  # shares of the steps of `fit`
-        >>> all_alike = jaxpt.Search(0.1, reach=0.0)  # afterwards all replicas have one rate
+        >>> all_alike = jaxpt.Search(0.1, factor=1.0)  # afterwards all replicas have one rate
 
     Args:
         share: the share of the run's steps, above 0 and at most 0.9; `fit` turns it into `steps`, in whole periods.
         steps: instead of a share, the number of its steps (traced); the ladder contracts after their last period.
-        reach: old rungs on each side of the best place, 0 or more (traced); half a ladder and more leave it as it is.
+        factor: the factor in beta on each side of the best place, 1 or more (traced). For a learning rate the default,
+            2, means from half the best rate to twice the best. If the ladder has a smaller span, it stays as it is.
         names: the hyperparameters that fall during the search; by default the learning rate.
 
     Raises:
@@ -39,7 +40,7 @@ class Search:
 
     share: float | None = None
     steps: Int[Array, ""] | int | None = dataclasses.field(default=None, kw_only=True)
-    reach: Float[Array, ""] | float = dataclasses.field(default=1.0, kw_only=True)
+    factor: Float[Array, ""] | float = dataclasses.field(default=2.0, kw_only=True)
     names: str | Sequence[str] = dataclasses.field(default=("learning_rate",), kw_only=True)
 
     def __post_init__(self) -> None:
@@ -51,8 +52,8 @@ class Search:
         check_share("share", self.share, most=0.9)
         if self.steps is not None and not (isinstance(self.steps, int | np.integer) and self.steps >= 1):
             raise ValueError(f"steps of a search must be an integer of at least 1, but it is {self.steps!r}")
-        if not (is_number(self.reach) and 0 <= self.reach < np.inf):
-            raise ValueError(f"reach must be a number of rungs, 0 or more, but it is {self.reach!r}")
+        if not (is_number(self.factor) and 1 <= self.factor < np.inf):
+            raise ValueError(f"factor of a search must be a number of at least 1, but it is {self.factor!r}")
         object.__setattr__(self, "names", as_names(self.names, "search"))
 
     def over(self, steps: int | None, every: int) -> "Search":
@@ -70,7 +71,7 @@ class Search:
         """The number of its steps."""
         return int(self._length())
 
-    def factor(self, step: Int[Array, "..."] | int) -> Float[Array, "..."]:
+    def fall(self, step: Int[Array, "..."] | int) -> Float[Array, "..."]:
         """Returns the factor on the named hyperparameters in a step: from 1 towards 0 in the search, 1 after it.
 
         Args:

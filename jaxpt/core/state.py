@@ -62,7 +62,7 @@ class Trace(NamedTuple):
         hyper: {name: value} during the period, before its exchange; what a schedule and the cooldown make of it is not
             recorded (see `Lineage.scheduled`).
         info: record of the period's exchange; leaves [P, M-1], `ladder` [P] (with seeds [P, S, M-1] and [P, S]).
-        cooldown: the cooldown's factor at the period's end, [P], see `Cooldown.factor`; None without a cooldown.
+        cooldown: the cooldown's factor at the period's end, [P], see `Cooldown.fall`; None without a cooldown.
     """
 
     step: Int[Array, " P"]

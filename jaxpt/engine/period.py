@@ -108,7 +108,7 @@ def period(engine: Spec, state: RunState, data: Data, batches: Batches | None) -
         state.key, valid["energy"], replicas, state.ladders, state.rule
     )
     # Rungs and hyperparameters of `replicas`, not of `moved`: those during the period.
-    factor = None if engine.ending is None else engine.ending.factor(step)
+    factor = None if engine.ending is None else engine.ending.fall(step)
     trace = Trace(step, losses, valid, test, replicas.rung, replicas.hyper, info, factor)
     return state._replace(replicas=moved, step=step, period=turn + 1, ladders=ladders, rule=rule), trace
 
@@ -195,7 +195,7 @@ def _searched(
     """Returns ladders and hyperparameters; where the search ends, contracted around the best rung."""
     spread, made, hyper = energy_spread(energy), {}, dict(hyper)
     for name, ladder in ladders.items():
-        new = contracted(ladder, best_place(energy, rung[name], spread), search.reach)
+        new = contracted(ladder, best_place(energy, rung[name], spread), search.factor)
         made[name] = jax.tree.map(lambda new, old: jnp.where(ends, new, old), new, ladder)
         hyper |= {key: jnp.where(ends, value[rung[name]], hyper[key]) for key, value in new.values.items()}
     return made, hyper

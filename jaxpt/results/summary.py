@@ -77,7 +77,7 @@ def summary(result: Record) -> Summary:
         "C": None if trace.info.C is None else trace.info.C[-1],
         "search": None
         if engine.beginning is None
-        else {"steps": engine.beginning.end, "reach": engine.beginning.reach},
+        else {"steps": engine.beginning.end, "factor": engine.beginning.factor},
         "cooldown": None if engine.ending is None else _about(engine.ending),
         "copies": copies,
         "ladders": ladders,

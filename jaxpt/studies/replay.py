@@ -66,6 +66,6 @@ def replay(
     ]
     rule = Replay({name: jnp.asarray(path.hyper[name]) for name in sorted(wanted)})
     # The path holds the values that the search led to; what is left of it is the fall of rates in its steps.
-    search = engine.beginning and dataclasses.replace(engine.beginning, reach=0.0)
+    search = engine.beginning and dataclasses.replace(engine.beginning, factor=1.0)
     alone = dataclasses.replace(engine, ladder=ladders, rule=rule, burn_in=0, placement=single(), search=search)
     return fit(alone, train, valid, steps=int(path.step[-1]) if steps is None else steps, **options)
