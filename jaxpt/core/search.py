@@ -22,14 +22,15 @@ class Search:
     the rungs' numbers, weighted by exp(-(E - lowest E) / spread); the spread is the median absolute deviation of the
     energies. The M rungs are then laid out anew from `reach` old rungs below it to `reach` above it, within the old
     ends, and every replica goes on with its weights, on the rung of the same number. Values between old rungs are
-    interpolated, geometrically if they are positive. Several ladders contract around the same place.
+    interpolated, geometrically if they are positive. Several ladders contract around the same place. The values of a
+    ladder without inverse temperatures must rise or fall from rung to rung.
 
         >>> searched = dataclasses.replace(engine, search=0.1, cooldown=0.3)  # shares of the steps of `fit`
         >>> all_alike = jaxpt.Search(0.1, reach=0.0)  # afterwards all replicas have one rate
 
     Args:
         share: the share of the run's steps, above 0 and at most 0.9; `fit` turns it into `steps`, in whole periods.
-        steps: instead of a share, the number of its steps (traced); the ladder contracts after their last period.
+        steps: instead of a share, the number of its steps (traced), a multiple of the engine's `every`.
         reach: old rungs on each side of the best place, from 0 to (M - 1) / 2 (traced).
         names: the hyperparameters that fall during the search; by default the learning rate.
 
@@ -54,15 +55,20 @@ class Search:
         if not (is_number(self.reach) and 0 <= self.reach < np.inf):
             raise ValueError(f"reach must be a number of rungs, 0 or more, but it is {self.reach!r}")
         object.__setattr__(self, "names", as_names(self.names, "search"))
+        object.__setattr__(self, "reach", float(self.reach))  # numbers of one type: another one compiles nothing
+        if self.steps is not None:
+            object.__setattr__(self, "steps", int(self.steps))
 
-    def over(self, steps: int | None, every: int) -> "Search":
+    def over(self, steps: int | None, every: int, most: int | None = None) -> "Search":
         """Returns the same search with `steps`, for a run of so many steps in periods of `every`; None: one period.
 
-        Rounded to whole periods, at least one. A search that is given in steps stays as it is.
+        Rounded to whole periods, at least one, and if `most` is given to no more than so many steps. A search that is
+        given in steps stays as it is.
         """
         if self.share is None:
             return self
-        periods = 1 if steps is None else max(1, round(self.share * steps / every))
+        periods = 1 if steps is None else round(self.share * steps / every)
+        periods = max(1, periods if most is None else min(periods, most // every))
         return dataclasses.replace(self, share=None, steps=every * periods)
 
     @property

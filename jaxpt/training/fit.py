@@ -226,6 +226,12 @@ def _periods(engine: Engine, steps: int) -> tuple[int, int]:
     quiet = max(int(engine.burn_in), 0 if engine.beginning is None else engine.beginning.end)
     if begin >= steps and engine.ending is not None:
         warnings.warn(f"the cooldown begins at step {begin}, but the run has steps={steps} only", stacklevel=3)
+    if engine.beginning is not None and engine.beginning.end >= steps:
+        warnings.warn(
+            f"the search ends at step {engine.beginning.end}, but the run has steps={steps} only, so nothing is "
+            "trained with what it finds; run longer, or leave it out",
+            stacklevel=3,
+        )
     last = min(begin // engine.every, whole)  # the last period that may end with an exchange
     if engine.rule.exchanges and not engine.rule.swap_while_tuning and engine.every * last <= quiet:
         cooled = "" if begin >= steps else f", and the cooldown begins at step {begin}"
