@@ -114,6 +114,20 @@ def test_other_numbers_compile_nothing(data):
     assert again == unchanged < first, "only the checks at construction trace again"
 
 
+def test_numbers_have_one_type():
+    """So that NumPy's numbers find the program that was compiled for Python's."""
+    made = [
+        (
+            jaxpt.Cooldown(start=3, steps=5, floor=kind(0.5)),
+            jaxpt.Search(0.1, reach=kind(1)),
+            jaxpt.Tempering(strength=kind(2)),
+        )
+        for kind in (float, np.float64)
+    ]
+    plain, given = ([type(leaf) for leaf in jax.tree.leaves(one)] for one in made)
+    assert plain == given
+
+
 def test_it_follows_a_schedule(data):
     """A warm-up comes first; the cooldown multiplies its result, and the path holds what was in force."""
 

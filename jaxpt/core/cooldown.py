@@ -70,6 +70,10 @@ class Cooldown:
         if not (is_number(self.floor) and 0 <= self.floor < 1):
             raise ValueError(f"floor must be at least 0 and below 1, a share of the value, but it is {self.floor!r}")
         object.__setattr__(self, "names", as_names(self.names, "cooldown"))
+        object.__setattr__(self, "floor", float(self.floor))  # numbers of one type: another one compiles nothing
+        for name in ("start", "steps"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, int(getattr(self, name)))
 
     def over(self, steps: int | None) -> "Cooldown":
         """Returns the same cooldown with `start` and `steps`, for a run of so many steps; None: it never begins.

@@ -111,6 +111,7 @@ class Tempering(Rule):
                 raise ValueError(f"{name} must be an integer of at least {low}, but it is {value!r}")
         set_field = partial(object.__setattr__, self)
         set_field("C", C)
+        set_field("strength", float(self.strength))  # numbers of one type: another one compiles nothing
         set_field("pairing", named(self.pairing))
         set_field("tuning", begin(1, 1, self.window, auto=auto) if auto or self.adapt_ladder else None)
         if self.adapt_ladder and self.scaled:
