@@ -205,6 +205,16 @@ def test_one_model_trains_along_its_path(run, data):
     )
 
 
+def test_a_path_that_ended_early_is_not_cooled_anew(run, data):
+    """A share of the shorter run would lower rates where the path's run had not begun to."""
+    early = dataclasses.replace(run, trace=jax.tree.map(lambda leaf: leaf[:4], run.trace)).lineage(1)
+    with pytest.raises(ValueError, match="over 20 steps they are not those of the path's run"):
+        jaxpt.replay(early, engine(cooldown=SHARE), data.train, data.valid, progress=False)
+    with pytest.warns(UserWarning, match="the cooldown begins at step 32, but the run has steps=20 only"):
+        alone = jaxpt.replay(early, run.engine, data.train, data.valid, progress=False)
+    np.testing.assert_array_equal(alone.lineage(0).scheduled["learning_rate"], early.scheduled["learning_rate"])
+
+
 def test_it_is_in_everything_that_a_run_shows(run, tmp_path):
     assert "cooldown from step 32: learning rate falls to 0 of its value" in str(run.summary())
     assert json.loads(json.dumps(run.summary()))["cooldown"]["start"] == START
