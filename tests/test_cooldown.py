@@ -237,6 +237,7 @@ MISTAKES = [
     (lambda: jaxpt.Cooldown(0.3, shape="exp"), "cosine or linear"),
     (lambda: jaxpt.Cooldown(0.3, floor=1.0), "below 1"),
     (lambda: jaxpt.Cooldown(0.3, names=()), "names must be"),
+    (lambda: jaxpt.Cooldown(start=2**31, steps=5), "at least 0 that 32 bits hold"),
     (lambda: jaxpt.Cooldown(0.3, names="batch_size"), "cannot fall to zero"),
     (lambda: engine(cooldown=1.5), "above 0 and at most 1"),
     (lambda: engine(cooldown="late"), "cooldown must be a share"),

@@ -104,6 +104,7 @@ def test_a_run_that_ends_in_its_search_is_noticed(steps, data):
     """Its short last period is no end of the search: the ladder does not move after it."""
     with pytest.warns(UserWarning, match=f"the search ends at step 15, but the run has steps={steps} only"):
         result = jaxpt.fit(engine(rule=jaxpt.Independent()), data.train, data.valid, steps=steps, progress=False)
+    assert ("have not contracted yet" in str(result.summary())) == (steps == 14)
     moved = np.asarray(result.state.replicas.hyper["learning_rate"]) != result.trace.hyper["learning_rate"][-1]
     assert moved.any() == (steps == 15)
     factor = np.asarray(jaxpt.Search(steps=15).factor(np.arange(steps)))
@@ -259,6 +260,7 @@ MISTAKES = [
     (lambda: jaxpt.Search(0.1, steps=5), "either a share of the run"),
     (lambda: jaxpt.Search(1.0), "above 0 and at most 0.9"),
     (lambda: jaxpt.Search(steps=0), "steps of a search must be an integer of at least 1"),
+    (lambda: jaxpt.Search(steps=2**31), "at least 1 that 32 bits hold"),
     (lambda: jaxpt.Search(0.1, reach=-1.0), "reach must be a number of rungs"),
     (lambda: jaxpt.Search(0.1, names="batch_size"), "leave batch_size out of the names of the search"),
     (lambda: engine(search="early"), "search must be a share"),

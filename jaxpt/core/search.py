@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpt.core import tree
-from jaxpt.core.arguments import as_names, check_share, is_number
+from jaxpt.core.arguments import as_names, check_share, check_steps, is_number
 
 
 @tree.register(data=("steps", "reach"), meta=("share", "names"))
@@ -50,8 +50,7 @@ class Search:
                 f"share={self.share!r}, steps={self.steps!r}"
             )
         check_share("share", self.share, most=0.9)
-        if self.steps is not None and not (isinstance(self.steps, int | np.integer) and self.steps >= 1):
-            raise ValueError(f"steps of a search must be an integer of at least 1, but it is {self.steps!r}")
+        check_steps("steps", self.steps, "search", 1)
         if not (is_number(self.reach) and 0 <= self.reach < np.inf):
             raise ValueError(f"reach must be a number of rungs, 0 or more, but it is {self.reach!r}")
         object.__setattr__(self, "names", as_names(self.names, "search"))

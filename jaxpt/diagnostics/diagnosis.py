@@ -69,7 +69,7 @@ def diagnosis(trace: Trace, ladder: str | None = None) -> Diagnosis:
     made = exchanges(trace, name)
     count = len(made.step)
     if not count:
-        verdict = "no swap was offered: the rule makes none, or the run ended within its burn-in"
+        verdict = "no swap was offered: the rule makes none, or the run ended within its burn-in or search"
         nothing = np.full(np.shape(trace.rung[name])[-1] - 1, np.nan)
         page = f"ladder {name}: {verdict}\n"
         return Diagnosis(name, 0, nothing, float("nan"), 0, 0.0, 0.0, (verdict,), page)

@@ -114,7 +114,7 @@ def fit(
             run. With several processes each calls its own callbacks, and one true result ends the run.
         patience: end the run after this many whole periods without a new lowest energy on the validation split (or
             probe batches); with seeds, once this holds for each seed. The run ends at the same period however it is
-            divided into dispatches.
+            divided into dispatches. It may end before the engine's cooldown begins, or soon after its search.
         keep_best: keep the weights of the best replica of all periods, for `result.best(ever=True)`; by default true
             if patience is given. Each period is then a separate dispatch, which costs some milliseconds; better
             weights are copied to the host, and to the checkpoints.
