@@ -324,6 +324,9 @@ MISTAKES = {
     "valid is missing, but the replica of each seed is chosen on it": lambda: jaxpt.compare(
         engines(), SPLITS.train, steps=5
     ),
+    "each of the 2 runs would replace what the one before it recorded in": lambda: compared(
+        recorders=[jaxpt.JsonLines("periods.jsonl")]
+    ),
     "train is an iterator, which only the first arm could read": lambda: jaxpt.compare(
         engines(), iter([SPLITS.train]), SPLITS.valid, steps=5
     ),

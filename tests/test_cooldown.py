@@ -115,6 +115,20 @@ def test_other_numbers_compile_nothing(data):
     assert again == unchanged < first, "only the checks at construction trace again"
 
 
+def test_numbers_have_one_type():
+    """So that NumPy's numbers find the program that was compiled for Python's."""
+    made = [
+        (
+            jaxpt.Cooldown(start=3, steps=5, floor=kind(0.5)),
+            jaxpt.Search(0.1, factor=kind(2)),
+            jaxpt.Tempering(strength=kind(2)),
+        )
+        for kind in (float, np.float64)
+    ]
+    plain, given = ([type(leaf) for leaf in jax.tree.leaves(one)] for one in made)
+    assert plain == given
+
+
 def test_it_follows_a_schedule(data):
     """A warm-up comes first; the cooldown multiplies its result, and the path holds what was in force."""
 
@@ -192,6 +206,16 @@ def test_one_model_trains_along_its_path(run, data):
     )
 
 
+def test_a_path_that_ended_early_is_not_cooled_anew(run, data):
+    """A share of the shorter run would lower rates where the path's run had not begun to."""
+    early = dataclasses.replace(run, trace=jax.tree.map(lambda leaf: leaf[:4], run.trace)).lineage(1)
+    with pytest.raises(ValueError, match="over 20 steps they are not those of the path's run"):
+        jaxpt.replay(early, engine(cooldown=SHARE), data.train, data.valid, progress=False)
+    with pytest.warns(UserWarning, match="the cooldown begins at step 32, but the run has steps=20 only"):
+        alone = jaxpt.replay(early, run.engine, data.train, data.valid, progress=False)
+    np.testing.assert_array_equal(alone.lineage(0).scheduled["learning_rate"], early.scheduled["learning_rate"])
+
+
 def test_it_is_in_everything_that_a_run_shows(run, tmp_path):
     assert "cooldown from step 32: learning rate falls to 0 of its value" in str(run.summary())
     assert json.loads(json.dumps(run.summary()))["cooldown"]["start"] == START
@@ -214,6 +238,7 @@ MISTAKES = [
     (lambda: jaxpt.Cooldown(0.3, shape="exp"), "cosine or linear"),
     (lambda: jaxpt.Cooldown(0.3, floor=1.0), "below 1"),
     (lambda: jaxpt.Cooldown(0.3, names=()), "names must be"),
+    (lambda: jaxpt.Cooldown(start=2**31, steps=5), "at least 0 that 32 bits hold"),
     (lambda: jaxpt.Cooldown(0.3, names="batch_size"), "cannot fall to zero"),
     (lambda: engine(cooldown=1.5), "above 0 and at most 1"),
     (lambda: engine(cooldown="late"), "cooldown must be a share"),

@@ -292,3 +292,18 @@ def test_metrics_that_are_none_are_refused(result, data):
         found.evaluate(data.test, METRICS["error"])
     with pytest.raises(ValueError, match="examples holds no arrays"):
         found.evaluate(None, METRICS)
+
+
+def test_splits_without_examples_are_refused(result, data):
+    """Before there was a division by zero."""
+    none = jax.tree.map(lambda leaf: leaf[:0], data.test)
+    found = result.ensemble(seed=0)
+    for scored in (
+        lambda: found.evaluate(none, METRICS),
+        lambda: found.disagreement(none),
+        lambda: jaxpt.ensemble(result.engine, result.state, none, METRICS),
+        lambda: jaxpt.ensemble_weights(result.engine, result.state, none),
+        lambda: result.engine.evaluate(result.state, none),
+    ):
+        with pytest.raises(ValueError, match="there are no examples to average over"):
+            scored()

@@ -73,6 +73,65 @@ def test_a_ladder_contracts_around_a_place():
     np.testing.assert_allclose(alike.values["learning_rate"], [0.08] * 5, rtol=1e-6)
 
 
+def test_old_rungs_and_ends_stay_exact():
+    """Through logarithms 0.1 would become 0.09999999, which is below the ladder."""
+    for values in (np.geomspace(0.02, 0.1, 4), [0.1, 0.1, 0.3, 0.3], [0.3]):
+        ladder = as_arrays(jaxpt.Ladder(learning_rate=values))
+        same = contracted(ladder, jnp.float32(0.7), 1000.0)
+        np.testing.assert_array_equal(same.values["learning_rate"][jnp.array([0, -1])], np.float32(values)[[0, -1]])
+        np.testing.assert_array_equal(
+            contracted(ladder, jnp.float32(0), 1.0).values["learning_rate"], ladder.values["learning_rate"][0]
+        )
+    near = contracted(ladder, jnp.float32(0.0), 1.0)
+    assert near.values["learning_rate"].tolist() == ladder.values["learning_rate"].tolist()
+
+
+def test_values_keep_their_type_in_float64_mode():
+    ladder = as_arrays(jaxpt.Ladder(learning_rate=[0.1, 0.2, 0.4]))
+    with jax.enable_x64(True):
+        new = contracted(ladder, jnp.float64(1.0), 1.4)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(new)} == {"float32"}
+
+
+def test_a_ladder_without_temperatures_stays_without():
+    """A dropout rate of 0 has none; a grid search takes it all the same."""
+    ladder = as_arrays(jaxpt.Ladder(dropout_rate=[0.0, 0.1, 0.2, 0.4]))
+    new = contracted(ladder, jnp.float32(0.0), 4 ** (1 / 3))
+    np.testing.assert_allclose(new.values["dropout_rate"], [0, 0.2 / 3, 0.4 / 3, 0.2], rtol=1e-5)
+    assert new.beta[::3].tolist() == [4, 2], "they number the old rungs"
+    assert (np.diff(new.beta) < 0).all()
+
+
+@pytest.mark.parametrize("steps", [14, 15])
+def test_a_run_that_ends_in_its_search_is_noticed(steps, data):
+    """Its short last period is no end of the search: the ladder does not move after it."""
+    with pytest.warns(UserWarning, match=f"the search ends at step 15, but the run has steps={steps} only"):
+        result = jaxpt.fit(engine(rule=jaxpt.Independent()), data.train, data.valid, steps=steps, progress=False)
+    assert ("have not contracted yet" in str(result.summary())) == (steps == 14)
+    moved = np.asarray(result.state.replicas.hyper["learning_rate"]) != result.trace.hyper["learning_rate"][-1]
+    assert moved.any() == (steps == 15)
+    factor = np.asarray(jaxpt.Search(steps=15).fall(np.arange(steps)))
+    path = result.lineage(0)
+    np.testing.assert_allclose(path.scheduled["learning_rate"], factor * path.hyper["learning_rate"][0], rtol=1e-6)
+
+
+def test_the_short_last_period_lowers_rates_as_the_others_do(data):
+    """A run of 14 steps in a search of 15 ends with the weights of a schedule that does the same."""
+    fall = lambda h, step: {**h, "learning_rate": h["learning_rate"] * jaxpt.Search(steps=15).fall(step)}
+    grid = {"rule": jaxpt.Independent(), "every": 5}
+    with pytest.warns(UserWarning, match="the search ends"):
+        one = jaxpt.fit(engine(**grid), data.train, data.valid, steps=14, progress=False)
+    other = jaxpt.fit(engine(**grid, search=None, schedule=fall), data.train, data.valid, steps=14, progress=False)
+    np.testing.assert_allclose(one.trace.loss, other.trace.loss, rtol=1e-5)
+
+
+def test_shares_that_fit_the_run_fit_it_rounded():
+    """Half of 60 steps is one and a half periods of 20; two of them would reach into the cooldown."""
+    timed = engine(search=0.5, cooldown=0.5, every=20).over(60)
+    assert (timed.beginning.end, timed.ending.begin) == (20, 30)
+    assert engine(search=0.5, cooldown=0.5, every=20).over(80).beginning.end == 40
+
+
 def test_coupled_and_unnamed_values_follow():
     ladder = as_arrays(jaxpt.Ladder(rate=[1.0, 2.0, 4.0], shift=[-1.0, 0.0, 2.0], beta=[4.0, 2.0, 1.0]))
     new = contracted(ladder, jnp.float32(1.0), 2**0.5)
@@ -212,15 +271,19 @@ def test_it_is_in_everything_that_a_run_shows(run, tmp_path):
     assert '<th colspan="2">search</th>' in (tmp_path / "report.html").read_text()
 
 
+UNSORTED = jaxpt.Ladder(learning_rate=[0.1, 0.001, 0.3, 0.01], dropout_rate=[0.1, 0.3, 0.2, 0.4])
 MISTAKES = [
     (lambda: engine(rule=jaxpt.Tempering("auto"), burn_in=15), "give burn_in=175, say, or the default rule"),
     (lambda: jaxpt.Search(), "either a share of the run"),
     (lambda: jaxpt.Search(0.1, steps=5), "either a share of the run"),
     (lambda: jaxpt.Search(1.0), "above 0 and at most 0.9"),
     (lambda: jaxpt.Search(steps=0), "steps of a search must be an integer of at least 1"),
+    (lambda: jaxpt.Search(steps=2**31), "at least 1 that 32 bits hold"),
     (lambda: jaxpt.Search(0.1, factor=0.5), "factor of a search must be a number of at least 1"),
     (lambda: jaxpt.Search(0.1, names="batch_size"), "leave batch_size out of the names of the search"),
     (lambda: engine(search="early"), "search must be a share"),
+    (lambda: engine(search=jaxpt.Search(steps=17)), "steps of the search must be a multiple of every=5"),
+    (lambda: engine(rungs=UNSORTED, rule=jaxpt.Independent()), "sort the values, which are learning_rate .0.1, 0.001,"),
     (lambda: engine(search=jaxpt.Search(0.1, names="lr")), "the search lowers lr, but"),
     (lambda: engine(rule=jaxpt.Tempering("auto", adapt_ladder=True), burn_in=500), "both search and adapt_ladder"),
     (lambda: engine(rule=jaxpt.Tempering("auto", swap_while_tuning=True)), "swap the rungs that the search compares"),

@@ -1,7 +1,7 @@
 """Checks of users' arguments: functions that accept the arguments of later calls, shares, names."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,13 +47,24 @@ def check_share(name: str, value: Any, most: float) -> None:
         )
 
 
+NEVER = np.iinfo(np.int32).max
+"""A step that no run reaches."""
+
+
+def check_steps(name: str, value: Any, of: str, least: int) -> None:
+    """Raises ValueError unless a value is None or a number of steps, at least `least`, that int32 holds."""
+    if value is not None and not (isinstance(value, int | np.integer) and least <= value <= NEVER):
+        beyond = " that 32 bits hold" if isinstance(value, int | np.integer) and value > NEVER else ""
+        raise ValueError(f"{name} of a {of} must be an integer of at least {least}{beyond}, but it is {value!r}")
+
+
 def as_names(names: str | Sequence[str], of: str) -> tuple[str, ...]:
     """Returns names of hyperparameters that fall to zero as a tuple.
 
     Raises:
         ValueError: there is none, or one is not a name or is batch_size.
     """
-    found = (names,) if isinstance(names, str) else tuple(names)
+    found = (names,) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
     if not found or not all(isinstance(name, str) for name in found):
         raise ValueError(f"names must be hyperparameters, such as ('learning_rate',), but it is {names!r}")
     if "batch_size" in found:

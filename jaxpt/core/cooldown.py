@@ -6,17 +6,14 @@ from functools import partial
 from typing import Any, Literal
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpt.core import tree
-from jaxpt.core.arguments import as_names, check_share, is_number
+from jaxpt.core.arguments import NEVER, as_names, check_share, check_steps, is_number
 from jaxpt.core.search import Search
 from jaxpt.core.types import Schedule
 
 Shape = Literal["cosine", "linear"]
-NEVER = np.iinfo(np.int32).max
-"""A step that no run reaches."""
 
 
 @tree.register(data=("start", "steps", "floor"), meta=("share", "names", "shape"))
@@ -62,14 +59,16 @@ class Cooldown:
             )
         check_share("share", self.share, most=1)
         for name, low in {"start": 0, "steps": 1}.items():
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | np.integer) and value >= low):
-                raise ValueError(f"{name} of a cooldown must be an integer of at least {low}, but it is {value!r}")
+            check_steps(name, getattr(self, name), "cooldown", low)
         if self.shape not in ("cosine", "linear"):
             raise ValueError(f"shape must be cosine or linear, but it is {self.shape!r}")
         if not (is_number(self.floor) and 0 <= self.floor < 1):
             raise ValueError(f"floor must be at least 0 and below 1, a share of the value, but it is {self.floor!r}")
         object.__setattr__(self, "names", as_names(self.names, "cooldown"))
+        object.__setattr__(self, "floor", float(self.floor))  # numbers of one type: another one compiles nothing
+        for name in ("start", "steps"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, int(getattr(self, name)))
 
     def over(self, steps: int | None) -> "Cooldown":
         """Returns the same cooldown with `start` and `steps`, for a run of so many steps; None: it never begins.

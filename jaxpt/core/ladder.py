@@ -242,19 +242,24 @@ def contracted(ladder: Ladder, place: Float[Array, ""], factor: Float[Array, ""]
     # As if all rungs were at equal ratios; a span of 0 gives the whole ladder.
     reach = jnp.minimum(jnp.nan_to_num(last * jnp.log(factor) / span, nan=jnp.inf), last / 2)
     reach = jnp.where(span > 0, reach, last / 2)
-    where = jnp.clip(place, reach, last - reach) + reach * jnp.linspace(-1.0, 1.0, ladder.num_rungs)
+    where = jnp.clip(jnp.clip(place, reach, last - reach) + reach * jnp.linspace(-1.0, 1.0, last + 1), 0, last)
+    below, above = jnp.floor(where).astype(jnp.int32), jnp.ceil(where).astype(jnp.int32)
 
     def between(old: Array) -> Array:
-        rungs = jnp.arange(last + 1)
+        rungs, low, high = jnp.arange(last + 1), old[below], old[above]
         geometric = jnp.exp(jnp.interp(where, rungs, jnp.log(jnp.abs(old))))
-        return jnp.where((old > 0).all(), geometric, jnp.interp(where, rungs, old))
+        found = jnp.where((old > 0).all(), geometric, jnp.interp(where, rungs, old))
+        # Logarithms round: exactly the old value on an old rung, and never outside two neighbours.
+        return jnp.clip(found, jnp.minimum(low, high), jnp.maximum(low, high)).astype(old.dtype)
 
     values = {name: between(value) for name, value in ladder.values.items()}
     if "batch_size" in values:
         values["batch_size"] = jnp.round(values["batch_size"])
     beta = between(ladder.beta)
     if ladder.source is not None:
-        beta = jnp.asarray(BETA[ladder.source](values[ladder.source]))  # type: ignore[arg-type]
+        known = jnp.asarray(BETA[ladder.source](values[ladder.source]))  # type: ignore[arg-type]
+        # A ladder without inverse temperatures (a dropout rate of 0, say) keeps those that number its rungs.
+        beta = jnp.where(jnp.isfinite(known).all() & (jnp.diff(known) <= 0).all(), known, beta)
     moved = copy.copy(ladder)
     object.__setattr__(moved, "values", values)
     object.__setattr__(moved, "beta", beta)

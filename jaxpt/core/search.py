@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpt.core import tree
-from jaxpt.core.arguments import as_names, check_share, is_number
+from jaxpt.core.arguments import as_names, check_share, check_steps, is_number
 
 
 @tree.register(data=("steps", "factor"), meta=("share", "names"))
@@ -22,14 +22,15 @@ class Search:
     the rungs' numbers, weighted by exp(-(E - lowest E) / spread); the spread is the median absolute deviation of the
     energies. The M rungs are then laid out anew around it, within a factor in beta on each side and within the old
     ends, and every replica goes on with its weights, on the rung of the same number. Values between old rungs are
-    interpolated, geometrically if they are positive. Several ladders contract around the same place.
+    interpolated, geometrically if they are positive. Several ladders contract around the same place. The values of a
+    ladder without inverse temperatures must rise or fall from rung to rung.
 
         >>> searched = dataclasses.replace(engine, search=0.1, cooldown=0.3)  # shares of the steps of `fit`
         >>> all_alike = jaxpt.Search(0.1, factor=1.0)  # afterwards all replicas have one rate
 
     Args:
         share: the share of the run's steps, above 0 and at most 0.9; `fit` turns it into `steps`, in whole periods.
-        steps: instead of a share, the number of its steps (traced); the ladder contracts after their last period.
+        steps: instead of a share, the number of its steps (traced), a multiple of the engine's `every`.
         factor: the factor in beta on each side of the best place, 1 or more (traced). For a learning rate the default,
             2, means from half the best rate to twice the best. If the ladder has a smaller span, it stays as it is.
         names: the hyperparameters that fall during the search; by default the learning rate.
@@ -50,20 +51,24 @@ class Search:
                 f"share={self.share!r}, steps={self.steps!r}"
             )
         check_share("share", self.share, most=0.9)
-        if self.steps is not None and not (isinstance(self.steps, int | np.integer) and self.steps >= 1):
-            raise ValueError(f"steps of a search must be an integer of at least 1, but it is {self.steps!r}")
+        check_steps("steps", self.steps, "search", 1)
         if not (is_number(self.factor) and 1 <= self.factor < np.inf):
             raise ValueError(f"factor of a search must be a number of at least 1, but it is {self.factor!r}")
         object.__setattr__(self, "names", as_names(self.names, "search"))
+        object.__setattr__(self, "factor", float(self.factor))  # numbers of one type: another one compiles nothing
+        if self.steps is not None:
+            object.__setattr__(self, "steps", int(self.steps))
 
-    def over(self, steps: int | None, every: int) -> "Search":
+    def over(self, steps: int | None, every: int, most: int | None = None) -> "Search":
         """Returns the same search with `steps`, for a run of so many steps in periods of `every`; None: one period.
 
-        Rounded to whole periods, at least one. A search that is given in steps stays as it is.
+        Rounded to whole periods, at least one, and if `most` is given to no more than so many steps. A search that is
+        given in steps stays as it is.
         """
         if self.share is None:
             return self
-        periods = 1 if steps is None else max(1, round(self.share * steps / every))
+        periods = 1 if steps is None else round(self.share * steps / every)
+        periods = max(1, periods if most is None else min(periods, most // every))
         return dataclasses.replace(self, share=None, steps=every * periods)
 
     @property

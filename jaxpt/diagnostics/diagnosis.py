@@ -69,7 +69,7 @@ def diagnosis(trace: Trace, ladder: str | None = None) -> Diagnosis:
     made = exchanges(trace, name)
     count = len(made.step)
     if not count:
-        verdict = "no swap was offered: the rule makes none, or the run ended within its burn-in"
+        verdict = "no swap was offered: the rule makes none, or the run ended within its burn-in or search"
         nothing = np.full(np.shape(trace.rung[name])[-1] - 1, np.nan)
         page = f"ladder {name}: {verdict}\n"
         return Diagnosis(name, 0, nothing, float("nan"), 0, 0.0, 0.0, (verdict,), page)
@@ -82,11 +82,12 @@ def diagnosis(trace: Trace, ladder: str | None = None) -> Diagnosis:
     expected = float(round_trip_rate(rejected, pairing)) * count
     energies = _over_seeds(energy_by_rung(trace, name))
     suggested = max(2, round(2 * total) + 1)
+    factor = "strength" if _is_scaled(made) else "C"
     verdicts = (
-        *_on_pairs(accepted, _error(made), stretches, _was_respaced(trace, name)),
+        *_on_pairs(accepted, _error(made), stretches, _was_respaced(trace, name), factor),
         *_on_travel(trips, expected, len(energies), count, deo=isinstance(pairing, str)),
-        *_on_size(accepted, suggested),
-        *_on_energies(made, name, energies),
+        *_on_size(accepted, suggested, factor),
+        *_on_energies(made, name, energies, factor),
     )
     page = _page(name, made, accepted, stretches, energies)
     page += (
@@ -105,8 +106,9 @@ def _page(name: str, made: Trace, accepted: np.ndarray, stretches: list[np.ndarr
     C = np.asarray(np.nan if made.info.C is None else made.info.C[-1], np.float64)
     head = f"ladder {name}: {rungs} rungs, {count} exchanges"
     head += f", means over {np.asarray(made.info.attempted).shape[1]} seeds\n" if seeds else "\n"
+    head += f"C {np.mean(C):.4g}" + (f" (from {C.min():.4g} to {C.max():.4g} over the seeds)" if np.ptp(C) else "")
     head += (
-        f"C {np.mean(C):.4g}" + (f" (from {C.min():.4g} to {C.max():.4g} over the seeds)" if np.ptp(C) else "") + "\n"
+        ", strength / spread of the energies at the end; beta only numbers the rungs\n" if _is_scaled(made) else "\n"
     )
     if made.info.correction is not None:
         taken = np.nanmean(np.where(made.info.attempted, made.info.correction, np.nan))
@@ -132,31 +134,36 @@ def _error(made: Trace) -> float:
     return float(spread / np.sqrt(max(1.0, where.sum() / where.shape[-1])))
 
 
-def _on_pairs(accepted: np.ndarray, error: float, stretches: list[np.ndarray], respaced: bool) -> list[str]:
-    """Returns verdicts on single pairs, or on all pairs."""
+def _on_pairs(
+    accepted: np.ndarray, error: float, stretches: list[np.ndarray], respaced: bool, factor: str
+) -> list[str]:
+    """Returns verdicts on single pairs, or on all pairs; `factor` names what makes swaps rarer."""
     found = []
     if np.nanmin(accepted) > 0.9:
-        found.append("all pairs swap nearly always, so the ladder does not sort: raise C, or spread the rungs")
+        found.append(f"all pairs swap nearly always, so the ladder does not sort: raise {factor}, or spread the rungs")
     for k, share in enumerate(accepted):
         if np.isnan(share):
             found += [f"rungs {k} and {k + 1} were never offered a swap: run longer"]
         if share < 0.05:
             found += [
-                f"rungs {k} and {k + 1} exchanged {100 * share:.1f} % of the time: add a rung between, or lower C"
+                f"rungs {k} and {k + 1} exchanged {100 * share:.1f} % of the time: add a rung between, or lower "
+                f"{factor}"
             ]
     if np.nanstd(accepted) > max(0.15, 2 * error) and len(accepted) > 1:
-        remedy = (
-            "the ladder was adapted, but on other energies: lengthen the burn-in, or set beta = "
-            "diagnostics.barrier(trace).rungs(M)"
-            if respaced
-            else "space the rungs anew (adapt_ladder=True, or beta = diagnostics.barrier(trace).rungs(M))"
-        )
+        if factor != "C":
+            remedy = "move the values of the rungs, closer together where pairs swap rarely"
+        elif respaced:
+            remedy = (
+                "the ladder was adapted, but on other energies: lengthen the burn-in, or set beta = "
+                "diagnostics.barrier(trace).rungs(M)"
+            )
+        else:
+            remedy = "space the rungs anew (adapt_ladder=True, or beta = diagnostics.barrier(trace).rungs(M))"
         found.append(f"acceptance is uneven, {np.nanmin(accepted):.0%} to {np.nanmax(accepted):.0%}: {remedy}")
     means = [float(np.nanmean(part)) for part in stretches if np.isfinite(part).any()]
     if len(means) > 1 and abs(means[-1] - means[0]) > 0.2:
-        found.append(
-            f"acceptance went from {means[0]:.0%} to {means[-1]:.0%} in the course of the run: C fits a part of it only"
-        )
+        only = ": C fits a part of it only" if factor == "C" else ""
+        found.append(f"acceptance went from {means[0]:.0%} to {means[-1]:.0%} in the course of the run{only}")
     return found
 
 
@@ -178,17 +185,19 @@ def _on_travel(trips: float, expected: float, rungs: int, count: int, deo: bool)
     return []
 
 
-def _on_size(accepted: np.ndarray, suggested: int) -> list[str]:
+def _on_size(accepted: np.ndarray, suggested: int, factor: str) -> list[str]:
     """Returns verdicts on the number of rungs."""
     rungs = len(accepted) + 1
     if suggested >= 1.4 * rungs:
-        return [f"the barrier calls for about {suggested} replicas, there are {rungs}: add rungs, or lower C"]
+        return [f"the barrier calls for about {suggested} replicas, there are {rungs}: add rungs, or lower {factor}"]
     if rungs > 2 * suggested:
-        return [f"the barrier calls for about {suggested} replicas, there are {rungs}: fewer would do, or raise C"]
+        return [
+            f"the barrier calls for about {suggested} replicas, there are {rungs}: fewer would do, or raise {factor}"
+        ]
     return []
 
 
-def _on_energies(made: Trace, name: str, energies: np.ndarray) -> list[str]:
+def _on_energies(made: Trace, name: str, energies: np.ndarray, factor: str) -> list[str]:
     """Returns verdicts on the energies."""
     found = []
     broken = ~np.isfinite(made.valid["energy"])
@@ -199,7 +208,7 @@ def _on_energies(made: Trace, name: str, energies: np.ndarray) -> list[str]:
     elif len(made.step) > 3 and energies[0] - energies[-1] > 2 * _energy_error(made, name):
         found.append(
             f"the coldest rung holds the higher energy ({energies[0]:.4g}, the hottest {energies[-1]:.4g}): cold "
-            "replicas train more slowly than swaps sort them; lengthen the burn-in, or raise C"
+            f"replicas train more slowly than swaps sort them; lengthen the burn-in, or raise {factor}"
         )
     if made.info.correction is not None:
         taken = float(np.nanmean(np.where(made.info.attempted, made.info.correction, np.nan)))
@@ -235,6 +244,17 @@ def _was_respaced(trace: Trace, name: str) -> bool:
     turns = np.asarray(trace.info.ladder).reshape(len(trace.step), -1)[:, 0] == list(trace.rung).index(name)
     beta = np.asarray(trace.info.beta)[turns]
     return bool((beta != beta[-1:]).any())
+
+
+def _is_scaled(made: Trace) -> bool:
+    """Returns whether energies were measured in units of their spread, as with `Tempering(C="scaled")`.
+
+    C then changes from exchange to exchange, and beta is M .. 1.
+    """
+    if made.info.beta is None or made.info.C is None:
+        return False
+    beta, C = np.asarray(made.info.beta), np.asarray(made.info.C)
+    return bool((beta == np.arange(beta.shape[-1], 0, -1)).all() and (C[1:] != C[:-1]).any())
 
 
 def _alternates(attempted: np.ndarray) -> bool:

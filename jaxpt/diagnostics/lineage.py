@@ -137,10 +137,10 @@ def lineage(trace: Trace, replica: int, seed: int | None = None, *, schedule: Sc
             slot[period] = now = parents[period, now]
     rows = np.arange(shape[0])
     step, hyper = np.asarray(trace.step), {name: own(v)[rows, slot] for name, v in trace.hyper.items()}
-    return Lineage(step, hyper, slot, None if schedule is None else _scheduled(schedule, step, hyper))
+    return Lineage(step, hyper, slot, None if schedule is None else along(schedule, step, hyper))
 
 
-def _scheduled(schedule: Schedule, step: np.ndarray, hyper: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def along(schedule: Schedule, step: np.ndarray, hyper: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns a schedule's results for each step's values, {name: [T]}."""
     at = jnp.repeat(jnp.arange(len(step)), np.diff(step, prepend=0), total_repeat_length=int(step[-1]))
     values = {name: jnp.asarray(v)[at] for name, v in hyper.items()}

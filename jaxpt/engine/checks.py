@@ -14,6 +14,7 @@ from jaxpt.core import tree
 from jaxpt.core.arguments import check_takes
 from jaxpt.core.cooldown import Cooldown
 from jaxpt.core.data import Batches, Data
+from jaxpt.core.decimals import shortest
 from jaxpt.core.labels import extremes
 from jaxpt.core.ladder import Ladder, check_values, require_beta
 from jaxpt.core.search import Search
@@ -137,13 +138,26 @@ def _check_search(engine: Spec) -> None:
     search, cooldown = engine.beginning, engine.ending
     if search is None:
         return
+    for ladder in engine.ladders.values():
+        differences = [np.diff(values) for values in ladder.values.values()]
+        if ladder.missing is not None and not any((d >= 0).all() or (d <= 0).all() for d in differences):
+            values = ", ".join(f"{name} {shortest(values)}" for name, values in ladder.values.items())
+            raise ValueError(f"the search needs rungs whose neighbours are alike; sort the values, which are {values}")
+    if search.share is None and search.end % engine.every:
+        raise ValueError(
+            f"steps of the search must be a multiple of every={engine.every}, since energies are compared at the end "
+            f"of its last period, but it is {search.end}"
+        )
     if getattr(engine.rule, "adapt_ladder", False):
         raise ValueError("both search and adapt_ladder=True move the rungs; leave out one of them")
     if engine.rule.swap_while_tuning:
         raise ValueError("swap_while_tuning=True would swap the rungs that the search compares; leave out one of them")
     begin = cooldown.begin if cooldown is not None and cooldown.share is None else None
     if search.share is None and begin is not None and begin < search.end:
-        raise ValueError(f"the cooldown begins at step {begin}, before the search ends at step {search.end}")
+        raise ValueError(
+            f"the cooldown begins at step {begin}, before the search ends at step {search.end}; a search takes one "
+            f"period or more, here every={engine.every} steps: run longer, or make one of them shorter"
+        )
 
 
 def _check_execution(engine: Spec) -> None:

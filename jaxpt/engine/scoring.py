@@ -139,6 +139,8 @@ def mean_in_chunks(
         kept: names whose outputs are concatenated, not averaged: pytrees of [..., N].
     """
     count = jax.tree.leaves(examples)[0].shape[0]
+    if not count:
+        raise ValueError("there are no examples to average over; give one or more")
     chunk = -(-count // -(-count // chunk))  # the fewest slices, as equal as possible
 
     def add(start: Int[Array, ""]) -> tuple[dict[str, Any], dict[str, Any]]:

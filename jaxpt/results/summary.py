@@ -36,7 +36,9 @@ class Summary(dict[str, Any]):
             named = "" if list(ladder["values"]) == [name] else f"{name}: "
             lines.append(f"{self['rule']} over {named}{ends}: {swaps}")
         if self["search"] is not None:
-            lines.append(f"search until step {self['search']['steps']:,}: the ladders above are as contracted after it")
+            until = self["search"]["steps"]
+            then = "are as contracted after it" if self["steps"] >= until else "have not contracted yet"
+            lines.append(f"search until step {until:,}: the ladders above {then}")
         if self["cooldown"] is not None:
             cooled = self["cooldown"]
             names = ", ".join(name.replace("_", " ") for name in cooled["names"])

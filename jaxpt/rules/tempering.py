@@ -79,9 +79,9 @@ class Tempering(Rule):
             separate before replicas move.
 
     Raises:
-        ValueError: C is neither "scaled" nor "auto" nor positive and finite; strength is negative or not finite; no
-            such pairing; target is not between 0 and 1; window or settle is out of range; adapt_ladder without a C;
-            swap_while_tuning is set but nothing is tuned.
+        ValueError: C is neither "scaled" nor "auto" nor positive and finite; strength is negative or not finite, or
+            given with another C; no such pairing; target is not between 0 and 1, or given with C="scaled"; window or
+            settle is out of range; adapt_ladder without a C; swap_while_tuning is set but nothing is tuned.
 
     Attributes:
         tuning: the tuning state, with the C that is tuned; None if nothing is tuned.
@@ -111,12 +111,23 @@ class Tempering(Rule):
                 raise ValueError(f"{name} must be an integer of at least {low}, but it is {value!r}")
         set_field = partial(object.__setattr__, self)
         set_field("C", C)
+        set_field("strength", float(self.strength))  # numbers of one type: another one compiles nothing
         set_field("pairing", named(self.pairing))
         set_field("tuning", begin(1, 1, self.window, auto=auto) if auto or self.adapt_ladder else None)
         if self.adapt_ladder and self.scaled:
             raise ValueError(
                 'adapt_ladder=True moves the rungs by their beta and a C, which C="scaled" does not use; give C="auto" '
                 "or a number"
+            )
+        if self.strength != 1 and not self.scaled:
+            raise ValueError(
+                f'strength={self.strength:g} would change nothing: it is the exponent of C="scaled", but C is {C!r}; '
+                "leave one of them out"
+            )
+        if self.target != 0.5 and self.scaled:
+            raise ValueError(
+                f'target={self.target:g} would change nothing, since C="scaled" is not tuned; give C="auto", or a '
+                "strength"
             )
         if self.swap_while_tuning and self.tuning is None:
             raise ValueError(

@@ -1,7 +1,7 @@
 """Checks of a comparison before the first step of its first arm, with errors in words."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +58,21 @@ def groups_of(engines: Mapping[str, Engine], seeds: Any, at_once: Any) -> list[l
     return groups
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Raises ValueError for options of `fit` that `compare` does not pass on."""
+def check_options(options: Mapping[str, Any], runs: int) -> None:
+    """Raises ValueError for options of `fit` that `compare` does not pass on, and for files that runs would replace."""
     if unknown := [name for name in options if name not in _OPTIONS]:
         raise ValueError(
             f"compare takes {', '.join(_OPTIONS)} of fit's options, but not {', '.join(unknown)}: every arm runs all "
             "its steps on all seeds, and replicas are chosen at the end; for other runs call fit for each engine"
         )
+    recorders = options.get("recorders", ())
+    for one in recorders if isinstance(recorders, Iterable) else [recorders]:
+        place = getattr(one, "place", None)  # `fit` refuses what is no recorder
+        if place is not None and runs > 1:
+            raise ValueError(
+                f"each of the {runs} runs would replace what the one before it recorded in {place}; give compare a "
+                "directory and the recorder none, so that each run has its own"
+            )
 
 
 def checked_ensemble(engines: Mapping[str, Engine], ensemble: Any) -> dict[str, EnsembleMetric]:

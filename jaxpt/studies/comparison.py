@@ -101,7 +101,7 @@ def compare(
     """
     engines = checked_engines(engines, baseline)
     groups = groups_of(engines, seeds, at_once)
-    check_options(options)
+    check_options(options, len(engines) * len(groups))
     metrics = checked_ensemble(engines, ensemble)
     folders = folders_of(engines, directory)
     data = Data(train, valid, test)

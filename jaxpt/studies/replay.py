@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from jaxpt.core.ladder import Ladder
 from jaxpt.devices.placement import single
-from jaxpt.diagnostics.lineage import Lineage
+from jaxpt.diagnostics.lineage import Lineage, along
 from jaxpt.engine.engine import Engine
 from jaxpt.results.result import Result
 from jaxpt.rules import Replay
@@ -44,7 +44,8 @@ def replay(
         **options: `seed`, `seeds`, `test` and so on, as in `fit`.
 
     Raises:
-        ValueError: the path lacks hyperparameters of the engine, or its periods have another length; see also `fit`.
+        ValueError: the path lacks hyperparameters of the engine, or its periods have another length; search or
+            cooldown of the engine is a share of another number of steps than the path's run had; see also `fit`.
     """
     if not isinstance(path, Lineage) or not isinstance(engine, Engine):
         raise ValueError(
@@ -68,4 +69,20 @@ def replay(
     # The path holds the values that the search led to; what is left of it is the fall of rates in its steps.
     search = engine.beginning and dataclasses.replace(engine.beginning, factor=1.0)
     alone = dataclasses.replace(engine, ladder=ladders, rule=rule, burn_in=0, placement=single(), search=search)
-    return fit(alone, train, valid, steps=int(path.step[-1]) if steps is None else steps, **options)
+    steps = int(path.step[-1]) if steps is None else steps
+    _check_shares(path, engine, steps)
+    return fit(alone, train, valid, steps=steps, **options)
+
+
+def _check_shares(path: Lineage, engine: Engine, steps: int) -> None:
+    """Raises ValueError if search or cooldown are shares of a run, and another run than this one made the path."""
+    shares = [part for part in (engine.beginning, engine.ending) if part is not None and part.share is not None]
+    schedule = engine.over(steps).in_force if shares else None
+    if path.scheduled is None or schedule is None:
+        return
+    found = along(schedule, path.step, path.hyper)
+    if any(not np.allclose(found.get(name, np.nan), values, rtol=1e-5) for name, values in path.scheduled.items()):
+        raise ValueError(
+            f"search or cooldown are shares of a run, and over {steps} steps they are not those of the path's run, "
+            "which was planned longer or shorter; give the engine of its result, result.engine, which knows their steps"
+        )

@@ -114,7 +114,7 @@ def fit(
             run. With several processes each calls its own callbacks, and one true result ends the run.
         patience: end the run after this many whole periods without a new lowest energy on the validation split (or
             probe batches); with seeds, once this holds for each seed. The run ends at the same period however it is
-            divided into dispatches.
+            divided into dispatches. It may end before the engine's cooldown begins, or soon after its search.
         keep_best: keep the weights of the best replica of all periods, for `result.best(ever=True)`; by default true
             if patience is given. Each period is then a separate dispatch, which costs some milliseconds; better
             weights are copied to the host, and to the checkpoints.
@@ -226,6 +226,12 @@ def _periods(engine: Engine, steps: int) -> tuple[int, int]:
     quiet = max(int(engine.burn_in), 0 if engine.beginning is None else engine.beginning.end)
     if begin >= steps and engine.ending is not None:
         warnings.warn(f"the cooldown begins at step {begin}, but the run has steps={steps} only", stacklevel=3)
+    if engine.beginning is not None and engine.beginning.end >= steps:
+        warnings.warn(
+            f"the search ends at step {engine.beginning.end}, but the run has steps={steps} only, so nothing is "
+            "trained with what it finds; run longer, or leave it out",
+            stacklevel=3,
+        )
     last = min(begin // engine.every, whole)  # the last period that may end with an exchange
     if engine.rule.exchanges and not engine.rule.swap_while_tuning and engine.every * last <= quiet:
         cooled = "" if begin >= steps else f", and the cooldown begins at step {begin}"

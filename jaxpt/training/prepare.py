@@ -15,7 +15,7 @@ from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
 
 from jaxpt.core import tree
-from jaxpt.core.cooldown import NEVER
+from jaxpt.core.cooldown import NEVER, in_force
 from jaxpt.core.data import Batches, Data
 from jaxpt.core.labels import StreamLabels
 from jaxpt.core.state import RunState, Trace
@@ -112,7 +112,7 @@ def prepare(
         store.match(settings.describe(engine, form, key, seen._replace(train=shapes) if streaming else host))
         if store.steps:
             form = _as_loaded(form)
-    short = dataclasses.replace(engine, every=rest or 1, burn_in=NEVER)
+    short = _short(engine, whole, rest)
     max_periods = 1 if streaming else _ROOMS[whole > _ROOMS[0]]
     started = time.perf_counter()
     row: Any = None
@@ -126,6 +126,14 @@ def prepare(
                 memory.check(compiled(lowered), form.replicas, (data, given), execution, most, engine.placed.num_shards)
     seconds = time.perf_counter() - started
     return Job(engine, short, key, data, batches, feed, max_periods, form, row, execution, seconds)
+
+
+def _short(engine: Engine, whole: int, rest: int) -> Engine:
+    """Returns the engine of the last period if that is short: no exchanges, and the ladder does not contract."""
+    search = engine.beginning
+    over = search is None or search.end <= engine.every * whole
+    schedule = engine.schedule if over else in_force(engine.schedule, (search,))
+    return dataclasses.replace(engine, every=rest or 1, burn_in=NEVER, search=None, schedule=schedule)
 
 
 def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:

@@ -178,6 +178,20 @@ def test_a_page_with_its_verdicts(capsys):
     assert [line.split()[0] for line in lines if line.startswith("   ")] == list("012345")
 
 
+def test_scaled_energies_get_advice_that_they_can_follow():
+    """There is no C to change then, and beta does not count."""
+    fixed = made_up([0.99, 0.99, 0.99, 0.004, 0.5], periods=400)
+    beta = np.broadcast_to(np.arange(6.0, 0, -1), fixed.rung["x"].shape)
+    scaled = fixed._replace(info=fixed.info._replace(beta=beta, C=np.linspace(5, 50, 400)))
+    page = str(diagnostics.diagnosis(scaled))
+    assert "C 50, strength / spread of the energies at the end; beta only numbers the rungs" in page
+    assert "add a rung between, or lower strength" in page
+    assert "move the values of the rungs, closer together where pairs swap rarely" in page
+    assert "adapt_ladder" not in page
+    assert "lower C" not in page
+    assert "adapt_ladder" in str(diagnostics.diagnosis(fixed))
+
+
 @pytest.mark.parametrize(
     ("trace", "said"),
     [

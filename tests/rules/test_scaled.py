@@ -155,3 +155,12 @@ def test_what_needs_a_C_says_so():
         jaxpt.Tempering(swap_while_tuning=True)
     with pytest.raises(ValueError, match='C must be "scaled" or "auto", or positive'):
         jaxpt.Tempering("best")
+
+
+def test_numbers_that_would_count_for_nothing_are_refused():
+    with pytest.raises(ValueError, match=r"strength=3 would change nothing.*but C is 100"):
+        jaxpt.Tempering(100.0, strength=3.0)
+    with pytest.raises(ValueError, match=r"strength=3 would change nothing.*but C is 'auto'"):
+        jaxpt.Tempering("auto", strength=3.0)
+    with pytest.raises(ValueError, match=r'target=0.2 would change nothing, since C="scaled" is not tuned'):
+        jaxpt.Tempering(target=0.2)

@@ -37,6 +37,11 @@ class Recorder(abc.ABC):
     A recorder with a state must reset it in `open`, so that one object can serve several runs in turn.
     """
 
+    @property
+    def place(self) -> Path | None:
+        """The file or folder in which each run replaces the last one's records; None: there is none such."""
+        return None
+
     def check(self, directory: Path | None) -> None:  # noqa: B027  by default either will do
         """Raises ValueError if the recorder cannot work for a run with this directory; called before anything else."""
 

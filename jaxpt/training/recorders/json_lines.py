@@ -38,6 +38,11 @@ class JsonLines(Recorder):
     def __init__(self, path: str | os.PathLike[str] | None = None):
         self.path = None if path is None else local_path("path", path)
 
+    @property
+    def place(self) -> Path | None:
+        """The path that was given."""
+        return self.path
+
     def check(self, directory: Path | None) -> None:
         """Raises ValueError if there is neither a path nor a directory."""
         if directory is None and self.path is None:

@@ -39,6 +39,11 @@ class TensorBoard(Recorder):
         self._summaries = extra("tensorboardX.proto.summary_pb2", "tensorboard", "TensorBoard()")
         self._directory = None if directory is None else local_path("directory", directory)
 
+    @property
+    def place(self) -> Path | None:
+        """The directory that was given."""
+        return self._directory
+
     def check(self, directory: Path | None) -> None:
         """Raises ValueError if neither the run nor the recorder has a directory."""
         if directory is None and self._directory is None:
