@@ -292,6 +292,10 @@ MISTAKES = [
         "begins at step 10, before the search ends at step 15",
     ),
     (lambda: engine(search=0.5, cooldown=0.6).over(100), "begins at step 40, before the search ends at step 50"),
+    (
+        lambda: engine(search=0.5, cooldown=jaxpt.Cooldown(start=10, steps=90)).over(100),
+        "begins at step 10, before the search ends at step 50",
+    ),
     (lambda: engine(search=0.1).run(engine().init(jax.random.key(0)), conftest.examples(), periods=1), "only fit"),
 ]
 

@@ -115,10 +115,10 @@ class Engine(Spec):
         search, cooldown = self.beginning, self.ending
         if all(part is None or part.share is None for part in (search, cooldown)):
             return self
-        shared = sum(part.share or 0 for part in (search, cooldown) if part is not None)
+        shares = [part.share for part in (search, cooldown) if part is not None and part.share is not None]
         cooldown = cooldown and cooldown.over(steps)
-        # Shares that fit the run fit it rounded, too.
-        most = cooldown.begin if cooldown is not None and shared <= 1 else None
+        # Two shares that fit the run fit it rounded, too.
+        most = cooldown.begin if cooldown is not None and len(shares) == 2 and sum(shares) <= 1 else None
         return dataclasses.replace(self, search=search and search.over(steps, self.every, most), cooldown=cooldown)
 
     def init(self, key: Key[Array, ""] | Key[Array, " S"]) -> RunState:
