@@ -88,6 +88,7 @@ def run(task: Task, name: str, options: Options, file: Path) -> None:
             "every": engine.every,
             "burn_in": task.burn_in,
             "batch_size": task.batch_size,
+            "search": None if engine.beginning is None else [engine.beginning.share, engine.beginning.factor],
             "cooldown": None if engine.ending is None else engine.ending.share,
             **arms.settings(engine),
             **report.provenance(),
