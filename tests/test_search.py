@@ -203,7 +203,9 @@ def test_a_share_is_whole_periods(run, data, tmp_path):
     assert jaxpt.Search(0.001).over(100, 10).end == 10, "one period at least"
 
 
-@pytest.mark.parametrize("rule", [jaxpt.Independent(), jaxpt.PBT(), jaxpt.Tempering(30.0, "deo")], ids=str)
+@pytest.mark.parametrize(
+    "rule", [jaxpt.Independent(), jaxpt.PBT(), jaxpt.Tempering(30.0, "deo")], ids=["grid", "pbt", "deo"]
+)
 def test_any_rule_goes_on_from_it(rule, data):
     result = fit(engine(rule=rule), data)
     rates = result.trace.hyper["learning_rate"]
