@@ -142,7 +142,7 @@ def test_new_numbers_trace_nothing_anew(data):
 
     problem = jaxpt.nnx_problem(conftest.NnxNet, loss)
     ladder = jaxpt.Ladder(learning_rate=[0.1, 0.2])
-    engine = make_engine(problem, ladder, fixed={"dropout_rate": 0.1})
+    engine = make_engine(problem, ladder, rule=jaxpt.Tempering(1.0), fixed={"dropout_rate": 0.1})
     device = jax.device_put(data)
     state, _ = engine.run(engine.init(jax.random.key(0)), device, periods=2)
     traced = count
