@@ -149,7 +149,7 @@ def test_settings_that_change_the_mathematics_are_refused_with_what_differs(save
     for what in (
         "engine / every: 2 -> 3",
         "ladders / temperature / temperature: [1.0, 2.0, 4.0] -> [1.0, 2.0, 5.0]",
-        "rule / C: 1.0 -> 2.0",
+        "rule / C: scaled -> 2.0",
         "seed: 0 -> 1",
     ):
         assert what in str(refused.value)

@@ -49,7 +49,8 @@ class Tempering(Rule):
         C: "scaled", the default; or the factor between energies and inverse temperatures, in the paper's rule.
             "scaled": two neighbours swap with probability min(1, exp(strength (E_i - E_{i+1}) / spread)), where the
             spread is the median absolute deviation of the energies of all replicas in this period. Only the order of
-            the rungs counts, not their beta. `trace.info` has strength / spread as C, and the rungs' numbers as beta.
+            the rungs counts, not their beta; with two replicas the exponent is always -2 or +2 strength. `trace.info`
+            has strength / spread as C, and the rungs' numbers as beta.
             A number is traced, so a new value compiles nothing. 1 samples exp(-beta E) exactly if replicas sample
             exp(-beta E) between exchanges (Langevin noise). For training losses it is a free parameter (arXiv
             1909.04013 uses 20 to 300,000). With several ladders, one number for all or one for each, in the order of
