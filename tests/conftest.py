@@ -1,5 +1,6 @@
 """Small real problems that several tests share."""
 
+import dataclasses
 import functools
 import os
 import shutil
@@ -187,6 +188,31 @@ def ladder(num_rungs=4):
 def make_engine(problem=None, rungs=None, **settings):
     settings = {"every": 5, "batch_size": 16, **settings}
     return jaxpt.Engine(problem or nnx_problem(), sgd, rungs or ladder(), **settings)
+
+
+def assert_same(one, other):
+    """Two trees have the same bits; keys as their numbers."""
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        a, b = (jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in (a, b))
+        np.testing.assert_array_equal(a, b)
+
+
+def traces_of(engine, data, field):
+    """A function of a field's value: how often a run of the engine with it, and its making, trace the optimiser."""
+    traces = 0
+
+    def counted(h):
+        nonlocal traces
+        traces += 1
+        return sgd(h)
+
+    def trained(value):
+        before = traces
+        made = dataclasses.replace(engine, optimizer=counted, **{field: value})
+        made.run(made.init(jax.random.key(0)), data, periods=2, max_periods=4)
+        return traces - before
+
+    return trained
 
 
 def examples():

@@ -9,7 +9,7 @@ import pytest
 
 import jaxpt
 from tests import conftest
-from tests.conftest import make_engine, small_problem
+from tests.conftest import assert_same, make_engine, small_problem
 
 STEPS, START = 53, 32
 SHARE = (STEPS - START) / STEPS
@@ -29,12 +29,6 @@ def fit(cooled, data, **options):
 def run(data):
     """Ten periods of five steps and one of three; the cooldown begins within a period."""
     return fit(engine(), data)
-
-
-def assert_same(one, other):
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        a, b = (jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in (a, b))
-        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.1])
@@ -96,19 +90,7 @@ def test_a_share_is_a_number_of_steps(run, data):
 
 
 def test_other_numbers_compile_nothing(data):
-    traces = 0
-
-    def counted(h):
-        nonlocal traces
-        traces += 1
-        return conftest.sgd(h)
-
-    def trained(cooldown):
-        made = dataclasses.replace(engine(), optimizer=counted, cooldown=cooldown)
-        before = traces
-        made.run(made.init(jax.random.key(0)), data, periods=2, max_periods=4)
-        return traces - before
-
+    trained = conftest.traces_of(engine(), data, "cooldown")
     first = trained(COOLED)
     again = trained(jaxpt.Cooldown(start=2, steps=70, floor=0.5))
     unchanged = trained(COOLED)
@@ -217,7 +199,7 @@ def test_a_path_that_ended_early_is_not_cooled_anew(run, data):
 
 
 def test_it_is_in_everything_that_a_run_shows(run, tmp_path):
-    assert "cooldown from step 32: learning rate falls to 0 of its value" in str(run.summary())
+    assert "cooldown from step 32: learning rate falls to zero" in str(run.summary())
     assert json.loads(json.dumps(run.summary()))["cooldown"]["start"] == START
     frame = run.frame()
     np.testing.assert_array_equal(frame["cooldown"].to_numpy().reshape(11, 4)[:, 0], run.trace.cooldown)

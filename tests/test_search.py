@@ -1,4 +1,3 @@
-import dataclasses
 import json
 
 import jax
@@ -10,7 +9,7 @@ import jaxpt
 from jaxpt.core.ladder import as_arrays, contracted
 from jaxpt.core.search import best_place
 from tests import conftest
-from tests.conftest import make_engine, small_problem
+from tests.conftest import assert_same, make_engine, small_problem
 
 STEPS, END = 60, 15
 FACTOR = 10 ** (1 / 6)
@@ -31,12 +30,6 @@ def fit(searched, data, **options):
 def run(data):
     """Twelve periods, of which three are a search, and a cooldown of two."""
     return fit(engine(cooldown=jaxpt.Cooldown(start=50, steps=10)), data)
-
-
-def assert_same(one, other):
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        a, b = (jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in (a, b))
-        np.testing.assert_array_equal(a, b)
 
 
 def test_rates_fall_to_zero_and_come_back():
@@ -248,19 +241,7 @@ def test_several_ladders_contract_together(data):
 
 
 def test_other_numbers_compile_nothing(data):
-    traces = 0
-
-    def counted(h):
-        nonlocal traces
-        traces += 1
-        return conftest.sgd(h)
-
-    def trained(search):
-        made = dataclasses.replace(engine(), optimizer=counted, search=search)
-        before = traces
-        made.run(made.init(jax.random.key(0)), data, periods=2, max_periods=4)
-        return traces - before
-
+    trained = conftest.traces_of(engine(), data, "search")
     first = trained(jaxpt.Search(steps=5))
     again = trained(jaxpt.Search(steps=20, factor=1.2))
     assert again < first

@@ -14,17 +14,11 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 import jaxpt
+from jaxpt.rules.exchange import energy_spread
 
 
 def _static(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"static": True})
-
-
-def spread_of(energy: Float[Array, " M"]) -> Float[Array, ""]:
-    """Returns the median absolute deviation of the energies, without those that are not finite."""
-    known = jnp.where(jnp.isfinite(energy), energy, jnp.nan)
-    spread = jnp.nanmedian(jnp.abs(known - jnp.nanmedian(known)))
-    return jnp.where(spread > 0, spread, 1.0)
 
 
 @jax.tree_util.register_dataclass
@@ -68,7 +62,7 @@ class Candidate(jaxpt.Rule):
         rungs = seen.energy.shape[0]
         beta = jnp.arange(rungs, 0, -1, dtype=jnp.float32) if self.by_rung else ladder.beta
         window = seen.turn // self._length(rungs - 1)
-        C = self.strength / spread_of(seen.energy) if self.target is None else jnp.exp(jnp.asarray(self.log_C))
+        C = self.strength / energy_spread(seen.energy) if self.target is None else jnp.exp(jnp.asarray(self.log_C))
         rung, info = jaxpt.exchange(
             key,
             beta,

@@ -1,4 +1,8 @@
-"""Scores of trained replicas, in NumPy from their probabilities: the best one, ensembles, calibration, disagreement."""
+"""Scores of trained replicas: the best one, ensembles, calibration, disagreement.
+
+In NumPy from the replicas' probabilities, apart from jaxpt's own functions for the same, so that the evidence does not
+rest on them.
+"""
 
 from typing import Any
 

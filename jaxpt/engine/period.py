@@ -92,12 +92,11 @@ def period(engine: Spec, state: RunState, data: Data, batches: Batches | None) -
         if engine.beginning is not None:
             searching = engine.beginning.running(step, engine.every)
             allowed = allowed & ~searching
+            ends = engine.beginning.ends(step, engine.every)
+            ladders, hyper = _searched(engine.beginning, energy, rung, hyper, ladders, ends)
         if engine.ending is not None:
             cooling = engine.ending.begun(step)
             allowed = allowed & ~cooling
-        if engine.beginning is not None:
-            ends = engine.beginning.ends(step, engine.every)
-            ladders, hyper = _searched(engine.beginning, energy, rung, hyper, ladders, ends)
         seen = Observation(turn, energy, rung, hyper, ladders, allowed, variance, cooling, searching)
         move, rule, info = rule.propose(key, seen)
         if engine.diverged == "respawn":

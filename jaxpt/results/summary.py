@@ -42,7 +42,8 @@ class Summary(dict[str, Any]):
         if self["cooldown"] is not None:
             cooled = self["cooldown"]
             names = ", ".join(name.replace("_", " ") for name in cooled["names"])
-            lines.append(f"cooldown from step {cooled['start']:,}: {names} falls to {cooled['floor']:g} of its value")
+            end = f"{cooled['floor']:g} of its value" if cooled["floor"] else "zero"
+            lines.append(f"cooldown from step {cooled['start']:,}: {names} falls to {end}")
         if self["copies"] is not None:
             lines.append(f"weights copied {self['copies']:,} times")
         lines += [_line(best, not self["moves_values"]) for best in self["best"]]
