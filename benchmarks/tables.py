@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 import numpy as np
 
-from benchmarks import reproduce_tables
+from benchmarks import reproduce_tables, tuning
 from experiments import report
 from experiments.evidence import tables as of_arms
 
@@ -276,6 +276,11 @@ def optimizers() -> str:
     return "\n".join(report.markdown(lines))
 
 
+def tuned() -> str:
+    """Returns what `jaxpt.tune` chose in each case, beside the fastest of all candidates."""
+    return tuning.table(load("cpu/tuning.json")["rows"])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "compiled": compiled,
     "evidence": evidence,
@@ -284,6 +289,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "optimizers": optimizers,
     "peers": peers,
     "throughput": throughput,
+    "tuned": tuned,
     "digits": digits,
     "digits_wide": partial(wide, "digits"),
     "emnist_wide": partial(wide, "emnist"),

@@ -47,14 +47,14 @@ class MLP(nnx.Module):
         return self.layers[-1](x)
 
 
-def pictures(model: str, replicas: int, batch: int) -> Case:
+def pictures(model: str, replicas: int, batch: int, every: int = 20) -> Case:
     """Returns replicas of a network with stock convolutions; an evaluation is of four minibatches."""
     engine = jaxpt.Engine(
         networks.problem(model, lax.conv_general_dilated),
         networks.optimizer,
         jaxpt.Ladder(learning_rate=np.linspace(0.5, 1.0, replicas) * networks.LEARNING_RATE),
         jaxpt.Independent(),
-        every=20,
+        every=every,
         batch_size=batch,
         fixed=networks.fixed(model),
     )
@@ -83,7 +83,7 @@ def text() -> Case:
 CASES: dict[str, Callable[[], Case]] = {
     "lenet-16": lambda: pictures("lenet", 8, 16),
     "lenet-128": lambda: pictures("lenet", 8, 128),
-    "resnet20-32": lambda: pictures("resnet20", 4, 32),
+    "resnet20-32": lambda: pictures("resnet20", 4, 32, every=4),  # a step takes a second or so
     "mlp-64": lambda: dense(64, 32),
     "transformer": text,
     "toy": lambda: dense(2, 4),
