@@ -298,6 +298,9 @@ MISTAKES = {
     "names of engines must be texts that are not empty, but one is 3": lambda: compared({3: engines()["tempering"]}),
     "engines['a'] must be a jaxpt.Engine, but it is of": lambda: compared({"a": problem()}),
     "baseline must be one of the arms, tempering, grid/1, but it is 'grid'": lambda: compared(baseline="grid"),
+    "baseline must be one of the arms, tempering, grid/1, but it is ['tempering']": lambda: compared(
+        baseline=["tempering"]
+    ),
     "seeds must be one or more different integers, e.g. range(8), but they are 5": lambda: compared(seeds=5),
     "seeds must be one or more different integers, e.g. range(8), but they are [1, 1]": lambda: compared(seeds=[1, 1]),
     "seeds must be one or more different integers, e.g. range(8), but they are []": lambda: compared(seeds=[]),

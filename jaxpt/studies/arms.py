@@ -37,7 +37,7 @@ def checked_engines(engines: Any, baseline: Any) -> dict[str, Engine]:
         if not isinstance(engine, Engine):
             raise ValueError(f"engines[{name!r}] must be a jaxpt.Engine, but it is of {type(engine)}; {example}")
         engine.placed.check_runs()
-    if baseline is not None and baseline not in engines:
+    if baseline is not None and baseline not in list(engines):
         raise ValueError(f"baseline must be one of the arms, {', '.join(engines)}, but it is {baseline!r}")
     return dict(engines)
 
