@@ -1,7 +1,7 @@
 """Parallel tempering of neural networks: many replicas train as one JAX program and exchange hyperparameters.
 
-A problem (`nnx_problem`, `linen_problem`, `energy_problem`), a `Ladder` of hyperparameters and a rule (`Tempering`,
-`Independent`, `PBT`, `CopyBest`) make an `Engine`; `fit` runs it and returns a `Result`.
+A problem (`nnx_problem`, `linen_problem`, `equinox_problem`, `energy_problem`), a `Ladder` of hyperparameters and a
+rule (`Tempering`, `Independent`, `PBT`, `CopyBest`) make an `Engine`; `fit` runs it and returns a `Result`.
 
 The examples continue a smaller version of the README's first script: `problem`, `loss`, `engine`, `train`, `valid` and
 `result` come from it, and `dataclasses`, `jax`, `jnp`, `np`, `optax`, `nnx` and `linen` are imported.
@@ -23,10 +23,11 @@ from jaxpt.diagnostics.displacement import Diffusion
 from jaxpt.diagnostics.lineage import Lineage, lineage
 from jaxpt.engine.engine import Engine
 from jaxpt.lowering.convolution import conv_by_products, conv_general_dilated, fast_convolutions
-from jaxpt.models import linen
+from jaxpt.models import equinox, linen
 from jaxpt.models.calibration import calibration_error
 from jaxpt.models.dtype import with_compute_dtype
 from jaxpt.models.energy import energy_problem
+from jaxpt.models.equinox import equinox_problem
 from jaxpt.models.linen import linen_problem
 from jaxpt.models.losses import cross_entropy, label_mean, negative_log_likelihood, zero_one_loss
 from jaxpt.models.nnx import Dropout, GaussianNoise, Hyperparameter, nnx_problem
@@ -65,12 +66,14 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     # The problem.
     "nnx_problem",
     "linen_problem",
+    "equinox_problem",
     "energy_problem",
     "Problem",
     "Dropout",
     "GaussianNoise",
     "Hyperparameter",
     "linen",
+    "equinox",
     "cross_entropy",
     "zero_one_loss",
     "negative_log_likelihood",

@@ -33,6 +33,7 @@ SHOWN = {
     "Result",
     "nnx_problem",
     "linen_problem",
+    "equinox_problem",
     "energy_problem",
     "cross_entropy",
     "zero_one_loss",

@@ -41,6 +41,8 @@ def train(x: np.ndarray, y: np.ndarray) -> jaxpt.Result:
     """Uses the main names."""
     split = {"x": x, "y": y}
     problem = assert_type(jaxpt.nnx_problem(Net, loss), jaxpt.Problem)
+    assert_type(jaxpt.equinox_problem(lambda key: None, loss, predict=lambda model, batch: model(batch)), jaxpt.Problem)
+    assert_type(jaxpt.equinox.Dropout("dropout_rate").strength, jaxpt.equinox.Hyperparameter)
     ladder = jaxpt.Ladder(learning_rate=jaxpt.geometric(0.01, 0.1, 4), name="rates")
     assert_type(ladder.num_rungs, int)
     rules: list[jaxpt.Rule] = [jaxpt.Tempering("auto", "deo"), jaxpt.Independent(), jaxpt.PBT(), jaxpt.CopyBest()]

@@ -73,7 +73,8 @@ def _check_types(engine: Spec) -> None:
     """Raises ValueError for arguments in the wrong place or of the wrong type."""
     if not isinstance(engine.problem, Problem):
         raise ValueError(
-            f"problem must come from nnx_problem, linen_problem or energy_problem, but it is {engine.problem!r}"
+            "problem must come from nnx_problem, linen_problem, equinox_problem or energy_problem, but it is "
+            f"{engine.problem!r}"
         )
     if not callable(engine.optimizer) or isinstance(engine.optimizer, tuple):
         raise ValueError(
