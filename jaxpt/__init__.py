@@ -12,6 +12,7 @@ from jaxpt.core import __version__ as __version__
 from jaxpt.core.cooldown import Cooldown
 from jaxpt.core.data import Batches, Data
 from jaxpt.core.errors import CheckpointError, Diverged, Interrupted
+from jaxpt.core.grid import product
 from jaxpt.core.ladder import Ladder, geometric, linear
 from jaxpt.core.search import Search
 from jaxpt.core.state import RunState, Trace
@@ -40,7 +41,7 @@ from jaxpt.results.members import Ensemble, load_ensemble
 from jaxpt.results.result import Best, Result
 from jaxpt.results.summary import Summary
 from jaxpt.results.weights import ensemble_weights
-from jaxpt.rules import PBT, CopyBest, Independent, Rule, Tempering, exchange
+from jaxpt.rules import PBT, Choice, CopyBest, Independent, LogUniform, Rule, Tempering, Uniform, exchange
 from jaxpt.rules.pairing import deo, random_adjacent, seo
 from jaxpt.saving.model_files import load_model
 from jaxpt.studies.comparison import compare
@@ -84,6 +85,7 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "Ladder",
     "geometric",
     "linear",
+    "product",
     "gradient_noise",
     "with_weight_noise",
     "langevin",
@@ -94,6 +96,9 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "deo",
     "Independent",
     "PBT",
+    "LogUniform",
+    "Uniform",
+    "Choice",
     "CopyBest",
     "exchange",
     # The run.

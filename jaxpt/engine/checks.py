@@ -141,9 +141,12 @@ def _check_search(engine: Spec) -> None:
         return
     for ladder in engine.ladders.values():
         differences = [np.diff(values) for values in ladder.values.values()]
-        if ladder.missing is not None and not any((d >= 0).all() or (d <= 0).all() for d in differences):
+        if ladder.missing is not None and not all((d >= 0).all() or (d <= 0).all() for d in differences):
             values = ", ".join(f"{name} {shortest(values)}" for name, values in ladder.values.items())
-            raise ValueError(f"the search needs rungs whose neighbours are alike; sort the values, which are {values}")
+            raise ValueError(
+                f"the search needs rungs whose neighbours are alike; sort the values, which are {values}; or leave "
+                "search out for a grid (jaxpt.product), which has no such order"
+            )
     if search.share is None and search.end % engine.every:
         raise ValueError(
             f"steps of the search must be a multiple of every={engine.every}, since energies are compared at the end "

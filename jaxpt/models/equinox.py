@@ -19,6 +19,8 @@ from jaxpt.models.assembly import assemble
 from jaxpt.models.equinox_module import Hyperparameter, Traced, arrays_of, entries, filled, place_of, places, traced
 from jaxpt.models.scores import Metric, Prediction, Score, required, scores, unknown
 
+__all__ = ["Dropout", "GaussianNoise", "Hyperparameter", "equinox_problem", "update"]
+
 
 @tree.register(data=("strength", "inference"))
 @dataclasses.dataclass(frozen=True, init=False)
