@@ -1,7 +1,6 @@
 """Grids of several hyperparameters: all combinations of their values, as the rungs of one ladder."""
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,11 +47,3 @@ def product(**values: Sequence[float] | np.ndarray | Array) -> dict[str, Float[n
 def is_grid(ladder: Ladder) -> bool:
     """Returns whether a ladder holds points of several hyperparameters without an order from cold to hot."""
     return ladder.unnamed and len(ladder.values) > 1
-
-
-def is_whole(ladder: Ladder) -> bool:
-    """Returns whether a ladder's points are all combinations of its values, each once."""
-    columns = [np.asarray(values) for values in ladder.values.values()]
-    sizes = [len(np.unique(column)) for column in columns]
-    different = len({*zip(*(column.tolist() for column in columns), strict=True)})
-    return different == math.prod(sizes) == ladder.num_rungs

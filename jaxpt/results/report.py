@@ -89,7 +89,8 @@ def _page(result: Record, summary: Summary, figures: Mapping[str, Figure], title
     yield f'<p class="quiet">{_text(summary["device"])}; jaxpt {_text(summary["versions"]["jaxpt"])}, {now}</p>'
     yield "<h2>Best replica</h2>"
     yield '<p class="quiet">The lowest energy on validation at the end; where it stands after the last exchange.</p>'
-    yield _best(summary["best"])
+    grid = any(ladder["grid"] for ladder in summary["ladders"].values())
+    yield _best(summary["best"], "point" if grid else "rung")
     if summary["points"]:
         yield "<h2>Points of the grid</h2>"
         yield '<p class="quiet">At the end, the lowest validation energy first; means over the seeds.</p>'
@@ -131,11 +132,11 @@ def _picture(name: str, figure: Figure, result: Record) -> str:
     return f"<figure>\n<figcaption>{_text(caption)}</figcaption>\n{image}\n</figure>"
 
 
-def _best(rows: Sequence[Mapping[str, Any]]) -> str:
+def _best(rows: Sequence[Mapping[str, Any]], place: str) -> str:
     """The best replica of each seed, one row each."""
     one = rows[0]
     titles = [*(["seed"] if one["seed"] is not None else []), "replica"]
-    titles += ["rung" if len(one["rung"]) == 1 else f"rung of {name}" for name in one["rung"]]
+    titles += [place if len(one["rung"]) == 1 else f"{place} of {name}" for name in one["rung"]]
     titles += [
         *one["hyper"],
         *(f"validation {name}" for name in one["valid"]),

@@ -89,9 +89,9 @@ class Uniform(_Bounds):
         ValueError: a bound is not a finite number, `low` is not below `high`, or `step` is not positive.
     """
 
-    low: Float[Array, ""] | float
-    high: Float[Array, ""] | float
-    step: Float[Array, ""] | float | None = None
+    low: Float[Array, ""] | float | int
+    high: Float[Array, ""] | float | int
+    step: Float[Array, ""] | float | int | None = None
 
     def __post_init__(self) -> None:
         self._check(-np.inf)
@@ -130,11 +130,11 @@ class LogUniform(_Bounds):
         ValueError: a bound is not a positive finite number, or `low` is not below `high`.
     """
 
-    low: Float[Array, ""] | float
-    high: Float[Array, ""] | float
+    low: Float[Array, ""] | float | int
+    high: Float[Array, ""] | float | int
 
     def __post_init__(self) -> None:
-        self._check(0)
+        self._check(0.0)
 
     def draw(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
         """Returns independent draws."""
