@@ -21,7 +21,10 @@ def points(result: Record) -> list[dict[str, Any]] | None:
         return None
     columns = {name: row for ladder in engine.ladders.values() for name, row in ladder.values.items()}
     splits = {
-        split: {name: np.asarray(v, np.float64).reshape(-1, engine.num_replicas).mean(0) for name, v in scores.items()}
+        split: {
+            name: np.asarray(v, np.float64).reshape(-1, engine.num_replicas).mean(0).astype(np.float32)
+            for name, v in scores.items()
+        }
         for split, scores in (("valid", result.valid), ("test", result.test))
     }
     energy = splits["valid"]["energy"]
