@@ -1,7 +1,7 @@
 """Parallel tempering of neural networks: many replicas train as one JAX program and exchange hyperparameters.
 
-A problem (`nnx_problem`, `linen_problem`, `energy_problem`), a `Ladder` of hyperparameters and a rule (`Tempering`,
-`Independent`, `PBT`, `CopyBest`) make an `Engine`; `fit` runs it and returns a `Result`.
+A problem (`nnx_problem`, `linen_problem`, `equinox_problem`, `energy_problem`), a `Ladder` of hyperparameters and a
+rule (`Tempering`, `Independent`, `PBT`, `CopyBest`) make an `Engine`; `fit` runs it and returns a `Result`.
 
 The examples continue a smaller version of the README's first script: `problem`, `loss`, `engine`, `train`, `valid` and
 `result` come from it, and `dataclasses`, `jax`, `jnp`, `np`, `optax`, `nnx` and `linen` are imported.
@@ -12,6 +12,7 @@ from jaxpt.core import __version__ as __version__
 from jaxpt.core.cooldown import Cooldown
 from jaxpt.core.data import Batches, Data
 from jaxpt.core.errors import CheckpointError, Diverged, Interrupted
+from jaxpt.core.grid import product
 from jaxpt.core.ladder import Ladder, geometric, linear
 from jaxpt.core.search import Search
 from jaxpt.core.state import RunState, Trace
@@ -23,10 +24,11 @@ from jaxpt.diagnostics.displacement import Diffusion
 from jaxpt.diagnostics.lineage import Lineage, lineage
 from jaxpt.engine.engine import Engine
 from jaxpt.lowering.convolution import conv_by_products, conv_general_dilated, fast_convolutions
-from jaxpt.models import linen
+from jaxpt.models import equinox, linen
 from jaxpt.models.calibration import calibration_error
 from jaxpt.models.dtype import with_compute_dtype
 from jaxpt.models.energy import energy_problem
+from jaxpt.models.equinox import equinox_problem
 from jaxpt.models.linen import linen_problem
 from jaxpt.models.losses import cross_entropy, label_mean, negative_log_likelihood, zero_one_loss
 from jaxpt.models.nnx import Dropout, GaussianNoise, Hyperparameter, nnx_problem
@@ -39,7 +41,7 @@ from jaxpt.results.members import Ensemble, load_ensemble
 from jaxpt.results.result import Best, Result
 from jaxpt.results.summary import Summary
 from jaxpt.results.weights import ensemble_weights
-from jaxpt.rules import PBT, CopyBest, Independent, Rule, Tempering, exchange
+from jaxpt.rules import PBT, Choice, CopyBest, Independent, LogUniform, Rule, Tempering, Uniform, exchange
 from jaxpt.rules.pairing import deo, random_adjacent, seo
 from jaxpt.saving.model_files import load_model
 from jaxpt.studies.comparison import compare
@@ -65,12 +67,14 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     # The problem.
     "nnx_problem",
     "linen_problem",
+    "equinox_problem",
     "energy_problem",
     "Problem",
     "Dropout",
     "GaussianNoise",
     "Hyperparameter",
     "linen",
+    "equinox",
     "cross_entropy",
     "zero_one_loss",
     "negative_log_likelihood",
@@ -81,6 +85,7 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "Ladder",
     "geometric",
     "linear",
+    "product",
     "gradient_noise",
     "with_weight_noise",
     "langevin",
@@ -91,6 +96,9 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "deo",
     "Independent",
     "PBT",
+    "LogUniform",
+    "Uniform",
+    "Choice",
     "CopyBest",
     "exchange",
     # The run.

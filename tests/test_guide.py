@@ -32,6 +32,15 @@ CHECKS = {
         "assert (probabilities == mixed(test)).all() and 0 <= mixed.disagreement(test) < 0.2;"
         'assert mixed.evaluate(test, metrics)["nll"] < 0.2 and abs(mixed.weights.sum() - 1) < 1e-5'
     ),
+    "points = jaxpt.Engine": (
+        'assert Path("pictures/grid.png").is_file() and "momentum" in result.best().hyper;'
+        'assert result.summary()["points"][0]["valid"]["energy"] == result.best().valid["energy"] < 0.3'
+    ),
+    "evolved": (
+        "assert set(path.hyper['batch_size']) <= {16, 32, 64, 128};"
+        "assert (evolved.trace.info.parents != list(range(6))).any() and evolved.best().valid['energy'] < 0.3"
+    ),
+    "eqx_loss": 'assert result.best().valid["energy"] < 0.45 and logits.shape == (1000, 2)',
     "grain": 'assert result.best().valid["energy"] < 0.2',
     "Transformer(": 'assert result.best().valid["energy"] < 3.5, "it has learned which characters are frequent"',
     'rule = jaxpt.Tempering("auto", "deo")  # or a number': (

@@ -15,7 +15,7 @@ from jaxpt.devices import placement
 from jaxpt.engine import replica as stacked
 from jaxpt.studies import sampling
 
-NAMESPACES = (jaxpt, diagnostics, placement, sampling, types, axis, stacked)
+NAMESPACES = (jaxpt, jaxpt.equinox, diagnostics, placement, sampling, types, axis, stacked)
 
 
 def fields(thing):

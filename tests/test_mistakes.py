@@ -37,6 +37,19 @@ def problem():
     return jaxpt.nnx_problem(lambda rngs: nnx.Linear(FEATURES, 3, rngs=rngs), loss, predict=lambda m, b: m(b["x"]))
 
 
+GRID = jaxpt.Ladder(**jaxpt.product(learning_rate=[0.1, 0.2], dropout_rate=[0.0, 0.3]))
+
+
+def exploring(**spaces):
+    return dataclasses.replace(engine(), ladder=GRID, rule=jaxpt.PBT(explore=spaces))
+
+
+def sized(space):
+    sizes = jaxpt.Ladder(batch_size=[16, 8])
+    rule = jaxpt.PBT(explore={"batch_size": space})
+    return dataclasses.replace(engine(), ladder=sizes, rule=rule, fixed={"learning_rate": 0.1, "dropout_rate": 0.1})
+
+
 MISTAKES = {
     "learning_rate needs numbers, one per rung, but it is ['a']": lambda: jaxpt.Ladder(learning_rate=["a"]),
     "learning_rate=[0.01, 0.02] say, but the shapes are learning_rate: ()": lambda: jaxpt.Ladder(learning_rate=0.1),
@@ -52,6 +65,41 @@ MISTAKES = {
         1.0, target="half"
     ),
     "quantile must be a number, but it is of <class 'jaxpt.core.ladder.Ladder'>": lambda: jaxpt.PBT(LADDER),
+    "needs a row of numbers, [0.01, 0.02] say, but its shape is ()": lambda: jaxpt.product(learning_rate=0.1),
+    "a product needs at least one hyperparameter": lambda: jaxpt.product(),
+    "learning_rate needs numbers, a row of them, but it is ['a']": lambda: jaxpt.product(learning_rate=["a"]),
+    "no order from cold to hot, so give the engine rule=jaxpt.Independent() or jaxpt.PBT()": lambda: (
+        dataclasses.replace(engine(), ladder=GRID)
+    ),
+    "or leave search out for a grid (jaxpt.product), which has no such order": lambda: dataclasses.replace(
+        engine(), ladder=GRID, rule=jaxpt.Independent(), search=0.1
+    ),
+    "explore must be {name: space}": lambda: jaxpt.PBT(explore={"learning_rate": (0.1, 1.0)}),
+    "explore names 'momentum', but the ladders hold learning_rate, dropout_rate; put": lambda: exploring(
+        momentum=jaxpt.Uniform(0, 1)
+    ),
+    "that it cannot take: dropout_rate must lie between 0 and 1": lambda: exploring(dropout_rate=jaxpt.Uniform(0, 2)),
+    "that it cannot take: batch_size must be a whole number of examples": lambda: sized(jaxpt.Choice([2, 8.5, 16])),
+    "explore['batch_size'] reaches 64, but the engine draws minibatches of batch_size=16": lambda: sized(
+        jaxpt.Choice([8, 16, 64])
+    ),
+    "learning_rate begins with [0.2] on its ladder, outside of explore['learning_rate'] =": lambda: exploring(
+        learning_rate=jaxpt.LogUniform(0.01, 0.15)
+    ),
+    "give bounds instead of a Choice, or leave search out": lambda: dataclasses.replace(
+        engine(),
+        ladder=jaxpt.Ladder(learning_rate=[0.1, 0.2]),
+        fixed={"dropout_rate": 0.1},
+        rule=jaxpt.PBT(explore={"learning_rate": jaxpt.Choice([0.1, 0.2])}),
+        search=0.1,
+    ),
+    "low of a LogUniform must be a finite number above 0, but it is 0": lambda: jaxpt.LogUniform(0, 1),
+    "low of a Uniform must be below high, but they are 1.0 and 0.5": lambda: jaxpt.Uniform(1, 0.5),
+    "high of a Uniform must be a finite number, but it is '1'": lambda: jaxpt.Uniform(0, "1"),
+    "step of a Uniform must be a positive number, but it is 0": lambda: jaxpt.Uniform(0, 1, 0),
+    "values of a Choice must be two or more finite numbers, but they are [16]": lambda: jaxpt.Choice([16]),
+    "values of a Choice must be two or more finite numbers, but they are 'ab'": lambda: jaxpt.Choice("ab"),
+    "values of a Choice must be different float32 numbers, but they are [1, 1.0]": lambda: jaxpt.Choice([1, 1.0]),
     "num_rungs must be an integer of at least 1, but it is 2.5": lambda: jaxpt.geometric(0.1, 1, 2.5),
     "num_rungs must be an integer of at least 1, but it is -3": lambda: jaxpt.linear(0, 1, -3),
     "start must be a number, but it is '0.1'": lambda: jaxpt.geometric("0.1", 1, 3),

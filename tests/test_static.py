@@ -60,7 +60,19 @@ MAKE = {
         [jaxpt.Search(steps=2), jaxpt.Search(steps=9, factor=1.5), jaxpt.Search(0.3).over(100, 10)],
         [jaxpt.Search(0.3), jaxpt.Search(0.3, factor=1.0)],
     ],
-    "PBT": [[jaxpt.PBT(), jaxpt.PBT(0.5, 0.1, 3.0, 0.0), jaxpt.PBT(resample=1.0)]],
+    "Hyperparameter": [[jaxpt.equinox.Hyperparameter("a", 1.0), jaxpt.equinox.Hyperparameter("a", jnp.nan)]],
+    "Dropout": [[jaxpt.equinox.Dropout("a"), jaxpt.equinox.Dropout("a", True)]],
+    "GaussianNoise": [[jaxpt.equinox.GaussianNoise("a"), jaxpt.equinox.GaussianNoise("a", True)]],
+    "PBT": [
+        [jaxpt.PBT(), jaxpt.PBT(0.5, 0.1, 3.0, 0.0), jaxpt.PBT(resample=1.0)],
+        [jaxpt.PBT(explore={"a": jaxpt.Uniform(0, 1)}), jaxpt.PBT(explore={"a": jaxpt.Uniform(-1.5, 3)})],
+    ],
+    "Uniform": [
+        [jaxpt.Uniform(0, 1), jaxpt.Uniform(-2.5, 1.0)],
+        [jaxpt.Uniform(0, 1, step=1), jaxpt.Uniform(0, 1, step=0.1)],
+    ],
+    "LogUniform": [[jaxpt.LogUniform(1, 2), jaxpt.LogUniform(1e-4, 1.5)]],
+    "Choice": [[jaxpt.Choice([16, 32]), jaxpt.Choice((0.5, -0.0))]],
     "CopyBest": [[jaxpt.CopyBest(), jaxpt.CopyBest()]],
     "Independent": [[GRID, jaxpt.Independent()]],
     "_Word": [

@@ -41,8 +41,14 @@ def train(x: np.ndarray, y: np.ndarray) -> jaxpt.Result:
     """Uses the main names."""
     split = {"x": x, "y": y}
     problem = assert_type(jaxpt.nnx_problem(Net, loss), jaxpt.Problem)
+    assert_type(jaxpt.equinox_problem(lambda key: None, loss, predict=lambda model, batch: model(batch)), jaxpt.Problem)
+    assert_type(jaxpt.equinox.Dropout("dropout_rate").strength, jaxpt.equinox.Hyperparameter)
     ladder = jaxpt.Ladder(learning_rate=jaxpt.geometric(0.01, 0.1, 4), name="rates")
     assert_type(ladder.num_rungs, int)
+    grid = jaxpt.Ladder(**jaxpt.product(learning_rate=[0.1, 0.2], dropout_rate=np.array([0.0, 0.1])))
+    assert_type(grid, jaxpt.Ladder)
+    jaxpt.PBT(explore={"learning_rate": jaxpt.LogUniform(1e-4, 1.0), "batch_size": jaxpt.Choice([16, 32])})
+    jaxpt.PBT(explore={"dropout_rate": jaxpt.Uniform(0, 0.5, step=0.1)})
     rules: list[jaxpt.Rule] = [jaxpt.Tempering("auto", "deo"), jaxpt.Independent(), jaxpt.PBT(), jaxpt.CopyBest()]
     engine = jaxpt.Engine(problem, sgd, ladder, rules[0], every=10, fixed={"dropout_rate": 0.1})
     state = assert_type(engine.init(jax.random.key(0)), jaxpt.RunState)

@@ -306,7 +306,8 @@ def _inverse_temperature(
     if (beta is None or callable(beta)) and len(values) > 1:
         raise ValueError(
             f"the ladder couples {', '.join(values)}: say which of them gives the inverse temperature, e.g. "
-            f"beta={source!r}, or give beta one number per rung"
+            f"beta={source!r}, or give beta one number per rung; a grid of their combinations (jaxpt.product) has no "
+            "order from cold to hot, so give the engine rule=jaxpt.Independent() or jaxpt.PBT()"
         )
     if isinstance(beta, str):
         if beta not in values:

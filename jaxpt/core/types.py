@@ -21,7 +21,7 @@ Schedule = Callable[[Mapping[str, Array], Int[Array, ""]], Mapping[str, Array]]
 class Problem(NamedTuple):
     """The problem that a replica trains on: pure functions of ONE replica; the engine adds the replica axis.
 
-    Make one with `nnx_problem`, `linen_problem` or `energy_problem`.
+    Make one with `nnx_problem`, `linen_problem`, `equinox_problem` or `energy_problem`.
 
     Attributes:
         init: key -> (params, model_state).

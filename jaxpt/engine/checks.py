@@ -73,7 +73,8 @@ def _check_types(engine: Spec) -> None:
     """Raises ValueError for arguments in the wrong place or of the wrong type."""
     if not isinstance(engine.problem, Problem):
         raise ValueError(
-            f"problem must come from nnx_problem, linen_problem or energy_problem, but it is {engine.problem!r}"
+            "problem must come from nnx_problem, linen_problem, equinox_problem or energy_problem, but it is "
+            f"{engine.problem!r}"
         )
     if not callable(engine.optimizer) or isinstance(engine.optimizer, tuple):
         raise ValueError(
@@ -140,9 +141,12 @@ def _check_search(engine: Spec) -> None:
         return
     for ladder in engine.ladders.values():
         differences = [np.diff(values) for values in ladder.values.values()]
-        if ladder.missing is not None and not any((d >= 0).all() or (d <= 0).all() for d in differences):
+        if ladder.missing is not None and not all((d >= 0).all() or (d <= 0).all() for d in differences):
             values = ", ".join(f"{name} {shortest(values)}" for name, values in ladder.values.items())
-            raise ValueError(f"the search needs rungs whose neighbours are alike; sort the values, which are {values}")
+            raise ValueError(
+                f"the search needs rungs whose neighbours are alike; sort the values, which are {values}; or leave "
+                "search out for a grid (jaxpt.product), which has no such order"
+            )
     if search.share is None and search.end % engine.every:
         raise ValueError(
             f"steps of the search must be a multiple of every={engine.every}, since energies are compared at the end "

@@ -52,7 +52,7 @@ class Engine(Spec):
     ([10, 20, 30], (3, 4))
 
     Args:
-        problem: the problem of each replica; see `nnx_problem`, `linen_problem`, `energy_problem`.
+        problem: the problem of each replica; see `nnx_problem`, `linen_problem`, `equinox_problem`, `energy_problem`.
         optimizer: {name: scalar} -> optax transformation, e.g. `lambda h: optax.sgd(h["learning_rate"], 0.9)`. It is
             built inside the step, so any optimiser that accepts traced values works, also with schedules over the step.
         ladder: one ladder, or several that are exchanged in turn, in the alphabetical order of their names.

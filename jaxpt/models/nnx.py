@@ -1,15 +1,11 @@
 """Flax NNX: layers whose strength is a hyperparameter, and the `Problem` of a model and a loss."""
 
-import collections
 import contextlib
-import functools
-import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
@@ -17,6 +13,7 @@ from jaxpt.core.arguments import check_takes
 from jaxpt.core.types import Batch, ModelState, Params, Problem
 from jaxpt.models import noise
 from jaxpt.models.assembly import assemble
+from jaxpt.models.constructor import HiddenArrayError, holds_traced, shapes_of
 from jaxpt.models.scores import Prediction, Score, scores, unknown
 
 
@@ -79,14 +76,6 @@ class GaussianNoise(_Noise):
         super().__init__(name, noise.gaussian, "noise", rngs)
 
 
-_VALUES = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-    jax.errors.NonConcreteBooleanIndexError,
-)
-
-
 def nnx_problem(
     make: Callable[..., nnx.Module],
     loss: Callable[..., Float[Array, " B"]],
@@ -141,31 +130,25 @@ def nnx_problem(
         return nnx.split(model, nnx.Param, Hyperparameter, nnx.RngState, ...)
 
     graphs: dict[bool, Any] = {}
-    eager = False
 
-    def made(key: Key[Array, ""]) -> nnx.Module:
+    def made(key: Key[Array, ""], eager: bool) -> nnx.Module:
         with jax.ensure_compile_time_eval() if eager else contextlib.nullcontext():
             model = make(rngs=nnx.Rngs(key))
         if not isinstance(model, nnx.Module):
             raise ValueError(f"make must return an nnx.Module, but make(rngs=...) returns {model!r}")
         return _with_arrays_as_data(model)
 
-    def structures() -> Any:
-        model = made(jax.random.key(0))
+    def structures(eager: bool) -> Any:
+        model = made(jax.random.key(0), eager)
         for training in (True, False):
             model.train() if training else model.eval()
             graphs[training], *states = separate(model)
         return states
 
-    try:
-        declared, hypers, streams, _ = jax.eval_shape(structures)
-    except (_HiddenArrayError, *_VALUES):
-        # Values that do not depend on the key are then computed at once, which starts JAX's devices.
-        eager = True
-        declared, hypers, streams, _ = _eager_shapes(structures)
+    (declared, hypers, streams, _), eager = shapes_of(structures, ": nnx.Variable(array)")
 
     def init(key: Key[Array, ""]) -> tuple[Params, ModelState]:
-        _, params, _, _, rest = separate(made(key))
+        _, params, _, _, rest = separate(made(key, eager))
         return params, rest
 
     def build(
@@ -190,23 +173,6 @@ def nnx_problem(
     return assemble(init, bind, carried, rebuild, names, **options)
 
 
-class _HiddenArrayError(ValueError):
-    """A traced array is where Flax does not find it."""
-
-
-def _eager_shapes(structures: Callable[[], Any]) -> Any:
-    """Returns the shapes of a model's states; says which array of its constructor cannot be had."""
-    try:
-        return jax.eval_shape(structures)
-    except _VALUES as error:
-        raise ValueError(
-            "make asks for the value of an array that is drawn from its random key, as float(array) does; such "
-            "a value is only known when the program runs, so keep the array itself: nnx.Variable(array)"
-        ) from error
-    except _HiddenArrayError as error:
-        raise ValueError(str(error)) from None
-
-
 def _with_arrays_as_data(model: nnx.Module) -> nnx.Module:
     """Returns a model made under tracing, with its plain arrays marked as data, as in a model made outside of tracing.
 
@@ -221,49 +187,13 @@ def _with_arrays_as_data(model: nnx.Module) -> nnx.Module:
     found = set(map(id, [*(node for _, node in nodes), *jax.tree.leaves(nnx.state(model))]))
     for path, node in nodes:
         for name, value in vars(node).items():
-            if not isinstance(value, nnx.Variable) and _holds_traced(value, found):
+            if not isinstance(value, nnx.Variable) and holds_traced(value, found):
                 place = ".".join(map(str, (*path, name)))
-                raise _HiddenArrayError(
+                raise HiddenArrayError(
                     f"the model keeps an array drawn from its random key in {place}, a {type(value).__name__}, where "
                     "Flax does not find it; each replica has its own, so make it an attribute: nnx.Variable(array)"
                 )
     return model
-
-
-def _holds_traced(value: Any, found: set[int]) -> bool:
-    """Returns whether an object or a function's closure holds a traced array, directly or nested.
-
-    Args:
-        value: the object to search.
-        found: ids of the arrays and modules that Flax finds; the ids of searched objects are added.
-    """
-    if id(value) in found or isinstance(value, type | types.ModuleType):
-        return False
-    found.add(id(value))
-    if isinstance(value, jax.Array | np.ndarray):
-        return isinstance(value, jax.core.Tracer)
-    held: list[Any] = list(getattr(value, "__dict__", {}).values())
-    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()) if name[:2] != "__"]
-    held += [getattr(value, name) for name in slots if hasattr(value, name)]
-    if isinstance(value, Mapping):
-        held += value.values()
-    elif isinstance(value, list | tuple | set | frozenset | collections.deque):
-        held += value
-    elif isinstance(value, functools.partial):
-        held += (value.func, *value.args, *value.keywords.values())
-    elif isinstance(value, types.MethodType):
-        held.append(value.__self__)
-    elif isinstance(value, types.FunctionType):
-        cells = (cell.cell_contents for cell in value.__closure__ or () if _is_full(cell))
-        held += (*cells, *(value.__defaults__ or ()))
-    return any(_holds_traced(each, found) for each in held)
-
-
-def _is_full(cell: types.CellType) -> bool:
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:  # the name is not bound yet
-        return False
 
 
 def _without_new(after: nnx.State, before: nnx.State) -> nnx.State:

@@ -105,7 +105,9 @@ def with_weight_noise(problem: Problem, name: str = "weight_noise") -> Problem:
         name: the hyperparameter that gives the noise's standard deviation.
     """
     if not isinstance(problem, Problem):
-        raise ValueError(f"problem must come from nnx_problem, linen_problem or energy_problem, not {problem!r}")
+        raise ValueError(
+            f"problem must come from nnx_problem, linen_problem, equinox_problem or energy_problem, not {problem!r}"
+        )
 
     def loss(
         params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array], key: Key[Array, ""]

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
+from jaxpt.core.grid import is_grid
 from jaxpt.core.state import Trace
 from jaxpt.diagnostics import acceptance, energy_by_rung, exchanges, flow
 from jaxpt.results import plots
@@ -37,6 +38,9 @@ def pictures(result: Record, seed: int | None = None) -> dict[str, Figure]:
             found[f"flow{last}"] = plots.flow_picture(flow(trace, name), values, name=label)
         if not engine.rule.moves_values:  # otherwise a rung does not tell a replica's values
             energies = energy_by_rung(trace, name) if moves else _last_by_rung(result, name)
+            if is_grid(engine.ladders[name]) and not moves:
+                found[f"grid{last}"] = plots.grid_picture(energies, engine.ladders[name].values)
+                continue
             found[f"energies{last}"] = plots.energy_picture(energies, values, name=label)
     for score in trace.valid:
         curves = {"validation": best_curve(trace, trace.valid[score])}

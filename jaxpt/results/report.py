@@ -17,6 +17,7 @@ from jaxpt.devices.processes import is_first
 from jaxpt.diagnostics import diagnosis, exchanges
 from jaxpt.diagnostics.lineage import Lineage
 from jaxpt.results.pictures import pictures
+from jaxpt.results.points import cells, titles
 from jaxpt.results.record import Record
 from jaxpt.results.summary import Summary
 from jaxpt.results.summary import summary as summary_of
@@ -31,6 +32,7 @@ _CAPTIONS = {
     "acceptance": "Acceptance per pair of rungs",
     "flow": "Flow f over the rungs",
     "energies": "Energy against rung",
+    "grid": "Energy at the points of the grid",
     "score": "Course of the run",
     "lineage": "Lineage of the best replica",
 }
@@ -74,10 +76,10 @@ def write(result: Record, path: Path, title: str) -> None:
 def _page(result: Record, summary: Summary, figures: Mapping[str, Figure], title: str) -> Iterator[str]:
     """Yields the page's parts from top to bottom."""
     shown = {name: figure for name, figure in figures.items() if name != "lineage"}
-    wide = [name for name in shown if name.startswith("paths")]
+    wide = [name for name in shown if name.startswith(("paths", "grid"))]
     best = summary["best"][0]
     lineage = result.lineage(best["replica"], best["seed"])
-    first, *more = str(summary).splitlines()
+    first, *more = str(summary).partition("\n\n")[0].splitlines()  # the grid has a table of its own
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     yield '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -87,7 +89,12 @@ def _page(result: Record, summary: Summary, figures: Mapping[str, Figure], title
     yield f'<p class="quiet">{_text(summary["device"])}; jaxpt {_text(summary["versions"]["jaxpt"])}, {now}</p>'
     yield "<h2>Best replica</h2>"
     yield '<p class="quiet">The lowest energy on validation at the end; where it stands after the last exchange.</p>'
-    yield _best(summary["best"])
+    grid = any(ladder["grid"] for ladder in summary["ladders"].values())
+    yield _best(summary["best"], "point" if grid else "rung")
+    if summary["points"]:
+        yield "<h2>Points of the grid</h2>"
+        yield '<p class="quiet">At the end, the lowest validation energy first; means over the seeds.</p>'
+        yield _table(titles(summary["points"]), cells(summary["points"]))
     yield "<h2>Pictures</h2>"
     yield from (_picture(name, shown[name], result) for name in wide)
     yield '<div class="pairs">'
@@ -115,7 +122,7 @@ def _picture(name: str, figure: Figure, result: Record) -> str:
     if kind in ("paths", "lineage") and result.num_seeds:
         caption += " (seed 0)"
     held = io.BytesIO()
-    if kind in ("paths", "lineage"):
+    if kind in ("paths", "lineage", "grid"):
         figure.set_size_inches(_WIDE, 1.1 * figure.get_figheight())
     else:
         figure.set_size_inches(_HALF, 3.4)
@@ -125,11 +132,11 @@ def _picture(name: str, figure: Figure, result: Record) -> str:
     return f"<figure>\n<figcaption>{_text(caption)}</figcaption>\n{image}\n</figure>"
 
 
-def _best(rows: Sequence[Mapping[str, Any]]) -> str:
+def _best(rows: Sequence[Mapping[str, Any]], place: str) -> str:
     """The best replica of each seed, one row each."""
     one = rows[0]
     titles = [*(["seed"] if one["seed"] is not None else []), "replica"]
-    titles += ["rung" if len(one["rung"]) == 1 else f"rung of {name}" for name in one["rung"]]
+    titles += [place if len(one["rung"]) == 1 else f"{place} of {name}" for name in one["rung"]]
     titles += [
         *one["hyper"],
         *(f"validation {name}" for name in one["valid"]),

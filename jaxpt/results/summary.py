@@ -12,8 +12,13 @@ from jaxpt.core import tree
 from jaxpt.core.cooldown import Cooldown
 from jaxpt.core.decimals import shortest
 from jaxpt.core.extras import extra, versions
+from jaxpt.core.grid import is_grid
 from jaxpt.diagnostics import acceptance, acceptance_rate, exchanges, round_trips
+from jaxpt.results.points import cells, points, titles
 from jaxpt.results.record import Best, Record, pick, replicas_of
+
+_POINTS = 12
+"""Most points of a grid in the text."""
 
 
 class Summary(dict[str, Any]):
@@ -28,7 +33,8 @@ class Summary(dict[str, Any]):
             f" replica-images/s; {self['execution']}"
         ]
         for name, ladder in self["ladders"].items():
-            ends = ", ".join(f"{key} {v[0]:.4g} to {v[-1]:.4g}" for key, v in ladder["values"].items())
+            ends = ", ".join(_ends(key, v, ladder["grid"]) for key, v in ladder["values"].items())
+            ends = f"a grid of {self['replicas']} points, {ends}" if ladder["grid"] else ends
             swaps = "no exchanges"
             if ladder["exchanges"]:
                 swaps = f"{ladder['exchanges']} exchanges, {_share(ladder['accepted'])} of the swaps accepted"
@@ -46,7 +52,12 @@ class Summary(dict[str, Any]):
             lines.append(f"cooldown from step {cooled['start']:,}: {names} falls to {end}")
         if self["copies"] is not None:
             lines.append(f"weights copied {self['copies']:,} times")
-        lines += [_line(best, not self["moves_values"]) for best in self["best"]]
+        grid = any(ladder["grid"] for ladder in self["ladders"].values())
+        lines += [_line(best, not self["moves_values"], "point" if grid else "rung") for best in self["best"]]
+        if rows := self["points"]:
+            numbers = [[_cell(cell) for cell in row] for row in cells(rows[:_POINTS])]
+            lines += ["", *columns([titles(rows), *numbers])]
+            lines += [f"and {len(rows) - _POINTS} more points"] if len(rows) > _POINTS else []
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -62,6 +73,7 @@ def summary(result: Record) -> Summary:
         ladders[name] = {
             # The first seed's values: tuning may have respaced the rungs, separately for each seed.
             "values": {key: np.asarray(v).reshape(-1, engine.num_replicas)[0] for key, v in ladder.values.items()},
+            "grid": is_grid(engine.ladders[name]),
             "exchanges": len(made.step),
             "accepted": acceptance_rate(made.info.attempted, made.info.accepted),
             "acceptance": acceptance(trace, name) if len(made.step) else [],
@@ -84,6 +96,7 @@ def summary(result: Record) -> Summary:
         "cooldown": None if engine.ending is None else _about(engine.ending),
         "copies": copies,
         "ladders": ladders,
+        "points": points(result),
         "best": [about_replica(best) for best in chosen],
         "seconds": result.seconds,
         "compile_seconds": result.compile_seconds,
@@ -153,7 +166,17 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)).rstrip() for row in rows]
 
 
-def _line(best: Mapping[str, Any], on_rungs: bool) -> str:
+def _ends(name: str, values: Sequence[float], grid: bool) -> str:
+    """A hyperparameter with the ends of its ladder, or with its range in a grid."""
+    first, last = (min(values), max(values)) if grid else (values[0], values[-1])
+    return f"{name} {first:.4g} to {last:.4g}"
+
+
+def _cell(value: Any) -> str:
+    return str(value) if isinstance(value, int) else _number(value)
+
+
+def _line(best: Mapping[str, Any], on_rungs: bool, place: str = "rung") -> str:
     """One replica in one line, with its rungs if they determine its hyperparameters."""
     of = "" if best["seed"] is None else f" of seed {best['seed']}"
     scores = "; ".join(
@@ -162,11 +185,11 @@ def _line(best: Mapping[str, Any], on_rungs: bool) -> str:
         if best[key]
     )
     rungs = ", ".join(
-        f"rung {rung}" + (f" of {name}" if len(best["rung"]) > 1 else "") for name, rung in best["rung"].items()
+        f"{place} {rung}" + (f" of {name}" if len(best["rung"]) > 1 else "") for name, rung in best["rung"].items()
     )
     hyper = ", ".join(f"{name} {_number(value)}" for name, value in best["hyper"].items())
-    place = f"on {rungs} ({hyper})" if on_rungs else f"with {hyper}"
-    return f"best replica {best['replica']}{of}, {place}: {scores}"
+    where = f"{'at' if place == 'point' else 'on'} {rungs} ({hyper})" if on_rungs else f"with {hyper}"
+    return f"best replica {best['replica']}{of}, {where}: {scores}"
 
 
 def _number(value: float | None) -> str:

@@ -5,6 +5,18 @@ from jaxpt.rules.independent import Independent
 from jaxpt.rules.population import PBT, CopyBest
 from jaxpt.rules.replay import Replay
 from jaxpt.rules.rule import Rule
+from jaxpt.rules.spaces import Choice, LogUniform, Uniform
 from jaxpt.rules.tempering import Tempering
 
-__all__ = ["PBT", "CopyBest", "Independent", "Replay", "Rule", "Tempering", "exchange"]
+__all__ = [
+    "PBT",
+    "Choice",
+    "CopyBest",
+    "Independent",
+    "LogUniform",
+    "Replay",
+    "Rule",
+    "Tempering",
+    "Uniform",
+    "exchange",
+]

@@ -1,7 +1,8 @@
 """Rules that copy weights: population based training (PBT), and copying the best replica."""
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxpt.core import tree
+from jaxpt.core.ladder import check_values
 from jaxpt.core.types import Info, Move, Observation
 from jaxpt.rules.rule import Rule
+from jaxpt.rules.spaces import Choice, Space, check_space
 
 
-@tree.register(data=("quantile", "low", "high", "resample"))
+@tree.register(data=("quantile", "low", "high", "resample", "explore"))
 @dataclasses.dataclass(frozen=True)
 class PBT(Rule):
     """Population based training (Jaderberg et al. 2017, arXiv 1711.09846) with truncation selection.
@@ -28,20 +31,32 @@ class PBT(Rule):
 
     >>> searching = dataclasses.replace(engine, rule=jaxpt.PBT(quantile=0.25))  # first values and range: its ladder
 
+    `explore` gives single hyperparameters a space of their own, which may be wider than the ladder: bounds on a linear
+    or a log scale, or a set of numbers. Draws are then from the space, and a perturbation multiplies by `low` or
+    `high`, or steps to a neighbour in the set. The ladder still gives the first values.
+
+    >>> spaces = {"learning_rate": jaxpt.LogUniform(1e-4, 1.0)}
+    >>> wider = dataclasses.replace(engine, rule=jaxpt.PBT(explore=spaces))
+
     Args:
         quantile: share of the replicas that are overwritten, and share that are copied; at least one replica.
         low: one factor of exploration.
         high: the other factor.
-        resample: probability that a hyperparameter is drawn from the ladder's values instead.
+        resample: probability that a hyperparameter is drawn from the ladder's values, or from its space, instead.
+        explore: {hyperparameter: `jaxpt.LogUniform`, `jaxpt.Uniform` or `jaxpt.Choice`}; their numbers are traced. By
+            default, and for names that it leaves out, the ladder's values and ends.
 
     Raises:
-        ValueError: quantile is not in (0, 0.5], a factor is not positive, or resample is not a probability.
+        ValueError: quantile is not in (0, 0.5], a factor is not positive, resample is not a probability, or explore
+            holds no spaces. The engine also raises it for a name in `explore` that is on no ladder, a space beyond the
+            hyperparameter's domain, and a first value outside of its space.
     """
 
     quantile: Float[Array, ""] | float = 0.25
     low: Float[Array, ""] | float = 0.8
     high: Float[Array, ""] | float = 1.2
     resample: Float[Array, ""] | float = 0.25
+    explore: Mapping[str, Space] | None = None
     needs_beta: ClassVar[bool] = False
     moves_values: ClassVar[bool] = True
 
@@ -56,6 +71,35 @@ class PBT(Rule):
             raise ValueError(f"low and high must be positive factors, but they are {self.low!r} and {self.high!r}")
         if not 0 <= self.resample <= 1:
             raise ValueError(f"resample must be a probability, but it is {self.resample!r}")
+        if self.explore is None:
+            return
+        if not isinstance(self.explore, Mapping) or not all(isinstance(v, Space) for v in self.explore.values()):
+            raise ValueError(
+                'explore must be {name: space}, e.g. {"learning_rate": jaxpt.LogUniform(1e-4, 1.0)}, with spaces of '
+                f"LogUniform, Uniform or Choice, but it is {self.explore!r}"
+            )
+        object.__setattr__(self, "explore", dict(self.explore))
+
+    def check(self, engine: Any) -> None:
+        """Raises ValueError if a space does not fit the engine's ladders (see `jaxpt.Rule`)."""
+        values = {name: row for ladder in engine.ladders.values() for name, row in ladder.values.items()}
+        for name, space in (self.explore or {}).items():
+            if name not in values:
+                raise ValueError(
+                    f"explore names {name!r}, but the ladders hold {', '.join(values)}; put its first values on a "
+                    "ladder, or leave it out"
+                )
+            check_space(name, space, values[name], check_values)
+            if name == "batch_size" and space.ends()[1] > engine.batch_size:
+                raise ValueError(
+                    f"explore['batch_size'] reaches {space.ends()[1]:g}, but the engine draws minibatches of "
+                    f"batch_size={engine.batch_size}; give Engine(batch_size={space.ends()[1]:g})"
+                )
+            if isinstance(space, Choice) and engine.search is not None:
+                raise ValueError(
+                    f"the search moves the values of {name} between those of explore[{name!r}] = {space!r}; give "
+                    "bounds instead of a Choice, or leave search out"
+                )
 
     def propose(self, key: Key[Array, ""], seen: Observation) -> tuple[Move, "PBT", Info]:
         """Replaces the worst replicas by explored copies of the best (see `jaxpt.Rule`)."""
@@ -68,19 +112,24 @@ class PBT(Rule):
         parents = jnp.where(replaced, donor, jnp.arange(replicas))
         names = [(name, ladder.values[name]) for ladder in seen.ladders.values() for name in ladder.values]
         explored = {
-            name: jnp.where(replaced, self._explore(k, hyper[name][parents], values, name), hyper[name])
+            name: jnp.where(replaced, self._explored(k, hyper[name][parents], values, name), hyper[name])
             for k, (name, values) in zip(jax.random.split(key_explore, len(names)), names, strict=True)
         }
         return Move(seen.rung, {**hyper, **explored}, parents), self, Info.none(replicas, parents)
 
-    def _explore(
+    def _explored(
         self, key: Key[Array, ""], value: Float[Array, " M"], values: Float[Array, " M"], name: str
     ) -> Float[Array, " M"]:
-        """Returns the values, multiplied by a factor or drawn from the ladder, within the ladder's ends."""
+        """Returns the values, perturbed or drawn, within their space or the ladder's ends."""
         key_anew, key_draw, key_factor = jax.random.split(key, 3)
         shape = value.shape
-        factor = jnp.where(jax.random.bernoulli(key_factor, shape=shape), self.high, self.low)
+        up = jax.random.bernoulli(key_factor, shape=shape)
+        factor = jnp.where(up, self.high, self.low)
         anew = jax.random.bernoulli(key_anew, self.resample, shape)
+        if self.explore is not None and name in self.explore:
+            space = self.explore[name]
+            explored = jnp.where(anew, space.draw(key_draw, shape), space.perturb(value, factor, up))
+            return (jnp.round(explored) if name == "batch_size" else explored).astype(value.dtype)
         explored = jnp.where(anew, jax.random.choice(key_draw, values, shape), value * factor)
         explored = jnp.round(explored) if name == "batch_size" else explored
         return jnp.clip(explored, values.min(), values.max()).astype(value.dtype)

@@ -73,6 +73,7 @@ def load_model(path: str | os.PathLike[str]) -> PyTree:
 
         nnx.update(model, jaxpt.load_model("best"))            # Flax NNX
         module.apply(jaxpt.load_model("best"), x)              # Flax Linen, whose variables it returns
+        jaxpt.equinox.update(model, jaxpt.load_model("best"))  # Equinox; returns a model
         jaxpt.load_model("best")                               # of an `energy_problem`: its parameters
 
     Containers are returned as dicts; lists and tuples become dicts with keys 0, 1, ...

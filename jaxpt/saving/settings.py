@@ -125,6 +125,8 @@ def rule_in_words(rule: Any) -> dict[str, Any]:
         return kind | {tree.name(path): _words(leaf) for path, leaf in jax.tree.leaves_with_path(rule)}
     # The arguments alone: fields with init=False hold the state, which changes during a run.
     values = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule) if field.init}
+    for name in [name for name, value in values.items() if isinstance(value, Mapping)]:
+        values |= {f"{name} {key}": value for key, value in values.pop(name).items()}
     return kind | {name: rule_in_words(v) if dataclasses.is_dataclass(v) else _words(v) for name, v in values.items()}
 
 

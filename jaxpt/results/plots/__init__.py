@@ -8,6 +8,7 @@ from jaxpt.results.plots.comparison import comparison_picture
 from jaxpt.results.plots.curves import error_curves, lineage_picture
 from jaxpt.results.plots.diffusion import diffusion_panels, diffusion_picture
 from jaxpt.results.plots.exchanges import acceptance_picture, energy_picture, exchange_picture, flow_picture
+from jaxpt.results.plots.grid import grid_picture
 from jaxpt.results.plots.style import COLORS
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "error_curves",
     "exchange_picture",
     "flow_picture",
+    "grid_picture",
     "lineage_picture",
 ]
