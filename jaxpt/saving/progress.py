@@ -87,7 +87,9 @@ def _to_json(value: Any) -> Any:
         return {"dict": [[_to_json(key), _to_json(item)] for key, item in value.items()]}
     if isinstance(value, bytes | bytearray):
         return {"bytes": base64.b64encode(value).decode()}
-    if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
+    if isinstance(value, np.generic) and not value.dtype.hasobject:
+        return {"scalar": _to_json(np.asarray(value))}
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         content = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
         return {"array": [value.dtype.str, list(value.shape), content]}
     if type(value).__module__ == "torch" and hasattr(value, "numpy"):
@@ -111,6 +113,8 @@ def _from_json(value: Any) -> Any:
         return {_from_json(key): _from_json(item) for key, item in content}
     if kind == "bytes":
         return base64.b64decode(content)
+    if kind == "scalar":
+        return _from_json(content)[()]
     if kind == "tensor":  # a stream whose state holds tensors needs PyTorch anyway
         return importlib.import_module("torch").from_numpy(_from_json(content))
     dtype, shape, numbers = content
