@@ -239,7 +239,7 @@ def test_fit_says_what_is_wrong(data):
     with pytest.raises(ValueError, match=ends):
         jaxpt.fit(own, itertools.islice(stream(), 11), data.valid, steps=5, progress=False)
     first = ({**batch, "y": batch["y"] + 5 * (i == 6)} for i, batch in enumerate(stream()))
-    with pytest.raises(ValueError, match="the stream's minibatch of step 1 for replica 2: .* labels must lie in"):
+    with pytest.raises(ValueError, match=r"the stream's minibatch of step 1 for replica 2: .* labels must lie in"):
         jaxpt.fit(own, first, data.valid, steps=5, progress=False)
     wrong = ({"x": batch["x"], "y": batch["y"] + 5} for batch in stream())
     with pytest.raises(ValueError, match="labels must lie in"):

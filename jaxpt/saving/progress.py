@@ -95,9 +95,9 @@ def _to_json(value: Any) -> Any:
     if type(value).__module__ == "torch" and hasattr(value, "numpy"):
         return {"tensor": _to_json(value.detach().cpu().numpy())}
     raise ValueError(
-        f"the stream's state holds a value of {type(value)}, which a checkpoint cannot keep; return numbers, text, bytes, "
-        "NumPy arrays or tensors in dicts, lists and tuples, or leave out the method that returns it: a resumed run then "
-        "reads the stream from its beginning"
+        f"the stream's state holds a value of {type(value)}, which a checkpoint cannot keep; return numbers, text, "
+        "bytes, NumPy arrays or tensors in dicts, lists and tuples, or leave out the method that returns it: a resumed "
+        "run then reads the stream from its beginning"
     )
 
 

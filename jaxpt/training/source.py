@@ -35,8 +35,8 @@ class Source(Iterator[PyTree]):
         position: the position after them; None if it is not known.
 
     Raises:
-        ValueError: minibatches are to be skipped, but the stream is a generator that has been read from; the stream does
-            not take the saved position.
+        ValueError: minibatches are to be skipped, but the stream is a generator that has been read from; the stream
+            does not take the saved position.
     """
 
     def __init__(self, stream: Iterable[PyTree], taken: int = 0, position: Position | None = None):
@@ -82,8 +82,8 @@ class Source(Iterator[PyTree]):
         if self._expected is None or checksum(jax.tree.map(np.asarray, last)) == self._expected:
             return
         found = (
-            f"the stream's minibatch number {self.left_out}, the last that earlier calls of fit used, is not the one that "
-            "they used"
+            f"the stream's minibatch number {self.left_out}, the last that earlier calls of fit used, is not the one "
+            "that they used"
         )
         if not self._begins_anew:
             raise ValueError(
@@ -113,6 +113,6 @@ def _set(place: _Place, saved: str | None) -> None:
         place.set(from_text(saved))
     except Exception as error:
         raise ValueError(
-            f"the stream does not take the position that the checkpoint holds: {type(error).__name__}: {error}; give the "
-            "stream of the earlier call, or another directory"
+            f"the stream does not take the position that the checkpoint holds: {type(error).__name__}: {error}; give "
+            "the stream of the earlier call, or another directory"
         ) from error

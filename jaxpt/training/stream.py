@@ -50,8 +50,8 @@ def prefetch(
         batch_size: B.
         start: steps already done; their minibatches are skipped, unless the stream takes a `position`.
         check: called with each minibatch and a name for it; raises ValueError if the minibatch is unfit.
-        replicas: M, for an engine with `own_batches=True`: each step takes M minibatches, the k-th is replica k's. None:
-            all replicas share one.
+        replicas: M, for an engine with `own_batches=True`: each step takes M minibatches, the k-th is replica k's.
+            None: all replicas share one.
         position: the `Prefetch.position` after the steps already done. A stream with `get_state` and `set_state`, or
             with `state_dict` and `load_state_dict`, itself or its iterator, is set to it.
         positions: whether the iterator keeps `Prefetch.position`, which asks the stream for its state each period.
