@@ -130,7 +130,9 @@ def prepare(
             row = lowered.out_info[1] if row is None else row
             if left:
                 most = memory.limit(engine.placed)
-                memory.check(compiled(lowered), form.replicas, (data, given), execution, most, engine.placed.num_shards)
+                # Minibatches of its own belong to a replica: their memory grows with the replicas.
+                each, shared = ((form.replicas, given), data) if engine.own_batches else (form.replicas, (data, given))
+                memory.check(compiled(lowered), each, shared, execution, most, engine.placed.num_shards)
     seconds = time.perf_counter() - started
     return Job(engine, short, key, data, batches, feed, max_periods, form, row, execution, seconds)
 
