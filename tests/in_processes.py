@@ -53,9 +53,11 @@ def equal(directory):
     """Writes what two runs come to: on a grid of seeds and replicas, best replica and mixture too; streamed, copied."""
     data = conftest.examples()
     stream = ({name: leaf[i : i + 16] for name, leaf in data.train.items()} for i in (0, 16, 32, 48) * 2)
+    each = ({name: leaf[i : i + 16] for name, leaf in data.train.items()} for i in np.arange(4 * 4) * 7 % 48)
     results = {
         "grid": grid(STEPS, progress=True),
         "stream": jaxpt.fit(engine(jaxpt.PBT()), stream, data.valid, steps=8),
+        "own stream": jaxpt.fit(engine(jaxpt.PBT(), own_batches=True), each, data.valid, steps=4),
     }
     tempered = results["grid"].engine
     found = {}

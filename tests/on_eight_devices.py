@@ -132,6 +132,13 @@ stream = lambda: ({name: leaf[i : i + 16] for name, leaf in DATA.train.items()} 
 fits = [jaxpt.fit(make(way), stream(), DATA.valid, steps=12, progress=False) for way in (single(), "auto")]
 out["equal"]["stream: auto"] = differences(*((result.state, result.trace) for result in fits))
 out["accepted"]["stream"] = int(fits[0].trace.info.accepted.sum())
+each = lambda: ({name: leaf[i : i + 16] for name, leaf in DATA.train.items()} for i in np.arange(8 * 8) * 7 % 48)
+swapping = jaxpt.Tempering(0.01)  # in a run of two periods
+own = [make(way, rule=swapping, own_batches=True) for way in (single(), "auto", WAYS["pmap on four"])]
+mine = [jaxpt.fit(engine, each(), DATA.valid, steps=8, progress=False) for engine in own]
+for way, result in zip(("auto", "pmap on four"), mine[1:], strict=True):
+    out["equal"][f"own stream: {way}"] = differences(*((run.state, run.trace) for run in (mine[0], result)))
+out["accepted"]["own stream"] = int(mine[0].trace.info.accepted.sum())
 
 conftest.compile_quickly(False)
 autos = [make(way, problem=CONVOLUTION, replica_axis="auto") for way in (single(), shard_map(DEVICES[:4]))]

@@ -32,6 +32,7 @@ CASES = {
     "copied weights": ["shard_map", "pmap"],
     "200 periods": ["shard_map", "pmap"],
     "stream": ["auto"],
+    "own stream": ["auto", "pmap on four"],
 }
 
 

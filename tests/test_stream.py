@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import threading
 
@@ -30,10 +31,11 @@ def softmax_regression(count=lambda: None):
 PLAIN = softmax_regression()
 
 
-def in_order(engine, train, seed=0):
+def in_order(engine, train, seed=0, replica=None):
     """A stream of NumPy minibatches, short ones short, in the order that the engine draws for this seed."""
+    key = jax.random.fold_in(jax.random.key(seed), DATA)
     drawn = minibatches(
-        jax.random.fold_in(jax.random.key(seed), DATA), 0, num_steps=60, num_examples=len(train["y"]),
+        key if replica is None else jax.random.fold_in(key, replica), 0, num_steps=60, num_examples=len(train["y"]),
         batch_size=engine.batch_size, drop_remainder=engine.drop_remainder,
     )  # fmt: skip
     for indices, counts in zip(*map(np.asarray, drawn), strict=True):
@@ -65,6 +67,46 @@ def test_a_stream_gives_the_bits_of_data_on_the_device_in_the_same_order(problem
     assert_same_run(there, streamed)
     after = next(itertools.islice(in_order(engine, data.train, seed=7), steps, None))
     jax.tree.map(np.testing.assert_array_equal, next(stream), after)  # no more was taken than used
+
+
+def own_in_order(engine, train, seed=0):
+    """The same for each replica in turn, a minibatch of each for every step."""
+    streams = [in_order(engine, train, seed, replica) for replica in range(engine.num_replicas)]
+    return (batch for step in zip(*streams, strict=True) for batch in step)
+
+
+@pytest.mark.users_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["vmap", "map"])
+def test_a_stream_of_each_replicas_own_minibatches_gives_the_bits_of_data_on_the_device(how, data):
+    """Some of them are short; three periods and a short one. Each of M consecutive minibatches is of one replica."""
+    engine = make_engine(PLAIN, RUNGS, rule=jaxpt.Tempering(3.0), own_batches=True, replica_axis=how)
+    settings = {"steps": 18, "seed": 7, "progress": False}
+    there = jaxpt.fit(engine, data.train, data.valid, **settings)
+    stream = own_in_order(engine, data.train, seed=7)
+    streamed = jaxpt.fit(engine, stream, data.valid, **settings)
+    assert there.trace.info.accepted.any()
+    assert_same_run(there, streamed)
+    after = next(itertools.islice(own_in_order(engine, data.train, seed=7), 4 * 18, None))
+    jax.tree.map(np.testing.assert_array_equal, next(stream), after)
+    shared = jaxpt.fit(dataclasses.replace(engine, own_batches=False), data.train, data.valid, **settings)
+    assert not np.allclose(there.trace.loss, shared.trace.loss), "the minibatches differ"
+
+
+@pytest.mark.slow
+def test_own_minibatches_of_any_size_count_as_they_are(data):
+    """Two seeds share them; a rung of batch_size 2 counts two examples at most, and the first replica gets one each."""
+    rungs = jaxpt.Ladder(batch_size=[16, 2])
+    engine = make_engine(PLAIN, rungs, fixed={"learning_rate": 0.1}, rule=jaxpt.Independent(), own_batches=True)
+
+    def sized(sizes):
+        return (jax.tree.map(lambda leaf, n=n: leaf[:n], data.train) for n in itertools.cycle(sizes))
+
+    run = lambda sizes, **more: jaxpt.fit(engine, sized(sizes), data.valid, steps=7, progress=False, **more)
+    result = run([1, 16], seeds=[0, 1])
+    assert result.replica_images == 2 * 7 * (1 + 2)
+    other = run([1, 2], seed=1)  # the examples beyond the second count nowhere
+    np.testing.assert_allclose(result.trace.loss[:, 1], other.trace.loss, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.slow
@@ -143,6 +185,12 @@ def test_short_minibatches_are_filled_up_and_the_filling_does_not_count():
     np.testing.assert_array_equal(batches.counts[0].sum(-1), [4, 3, 1])
 
 
+def test_minibatches_of_each_replica_lead_with_the_replicas():
+    (batches,) = prefetch(numbers(), [2], 4, replicas=3)
+    np.testing.assert_array_equal(batches.examples["v"][0, :, :, 0, 0], [[0, 3], [1, 4], [2, 5]])
+    assert batches.counts.shape == (1, 3, 2, 4)
+
+
 def broken_at(step, batch):
     """Good minibatches, but for one."""
     for i, good in enumerate(numbers()):
@@ -186,8 +234,13 @@ def test_fit_says_what_is_wrong(data):
         jaxpt.fit(engine, itertools.islice(stream(), 7), data.valid, steps=20, progress=False)
     with pytest.raises(ValueError, match="validation split is empty"):
         jaxpt.fit(engine, stream(), None, steps=5, progress=False)
-    with pytest.raises(ValueError, match="own_batches=True draws"):
-        jaxpt.fit(make_engine(PLAIN, RUNGS, own_batches=True), stream(), data.valid, steps=5, progress=False)
+    own = make_engine(PLAIN, RUNGS, own_batches=True)
+    ends = r"ended before step 2: it holds 11 minibatches, .* 5 steps of 4 minibatches, one for each replica"
+    with pytest.raises(ValueError, match=ends):
+        jaxpt.fit(own, itertools.islice(stream(), 11), data.valid, steps=5, progress=False)
+    first = ({**batch, "y": batch["y"] + 5 * (i == 6)} for i, batch in enumerate(stream()))
+    with pytest.raises(ValueError, match=r"the stream's minibatch of step 1 for replica 2: .* labels must lie in"):
+        jaxpt.fit(own, first, data.valid, steps=5, progress=False)
     wrong = ({"x": batch["x"], "y": batch["y"] + 5} for batch in stream())
     with pytest.raises(ValueError, match="labels must lie in"):
         jaxpt.fit(engine, wrong, data.valid, steps=5, progress=False)
@@ -201,6 +254,9 @@ def test_run_refuses_minibatches_that_do_not_fit(data):
         engine.run(state, data, periods=1, batches=batches)
     with pytest.raises(ValueError, match=r"\(periods, every, batch_size\) = \(2, 5, 16\)"):
         engine.run(state, data._replace(train=None), periods=2, batches=batches)
+    own = dataclasses.replace(engine, own_batches=True)
+    with pytest.raises(ValueError, match=r"\(periods, replicas, every, batch_size\) = \(1, 4, 5, 16\)"):
+        own.run(state, data._replace(train=None), periods=1, batches=batches)
 
 
 def test_streams_are_told_from_arrays(data):

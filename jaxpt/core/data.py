@@ -27,15 +27,17 @@ class Data(NamedTuple):
 
 
 class Batches(NamedTuple):
-    """Minibatches of whole periods, given instead of drawn; all replicas, and all seeds, share them.
+    """Minibatches of whole periods, given instead of drawn; all seeds share them, and all replicas.
+
+    For an engine with `own_batches=True` each replica has its own, along an axis M after the periods.
 
     Attributes:
-        examples: leaves [P, T, B, ...]: P periods of T = `every` steps.
+        examples: leaves [P, T, B, ...], or [P, M, T, B, ...]: P periods of T = `every` steps.
         counts: whether each example counts in the loss; the others only fill up a short minibatch.
     """
 
     examples: PyTree
-    counts: Bool[Array, "P T B"]
+    counts: Bool[Array, "P *M T B"]
 
 
 def steps_per_epoch(num_examples: int, batch_size: int, drop_remainder: bool = False) -> int:

@@ -19,6 +19,15 @@ def state_axes(seeds: int) -> Any:
     return make(replicas=P(*lead, AXIS), step=P(), period=P(), key=P(*lead), ladders=P(*lead), rule=P(*lead))
 
 
+def batches_axes(own: bool) -> Any:
+    """Returns the same for `Batches`.
+
+    Args:
+        own: whether each replica has its own minibatches, along an axis after the periods.
+    """
+    return P(None, AXIS) if own else P()
+
+
 def trace_axes(seeds: int) -> Any:
     """Returns the same for a `Trace`, whose leading axis is the periods."""
     make: Any = Trace

@@ -257,22 +257,22 @@ def with_batches(engine: Spec, data: Data, batches: Batches | None, periods: int
     """Returns the data with the first of the given minibatches as its training split, for `check_sizes`.
 
     Raises:
-        ValueError: there is also a training split; the engine has own_batches=True; the shape is wrong.
+        ValueError: there is also a training split; the shape is wrong.
     """
     if batches is None:
         return data
     if data.train is not None:
         raise ValueError("both data.train and batches are given; leave one of them out")
-    if engine.own_batches:
-        raise ValueError("own_batches=True draws minibatches for each replica, but batches are shared by all of them")
-    expected = (periods, engine.every, engine.batch_size)
+    own = (engine.num_replicas,) if engine.own_batches else ()
+    expected = (periods, *own, engine.every, engine.batch_size)
     shapes = [leaf.shape for leaf in jax.tree.leaves(batches)]
-    if any(shape[:3] != expected for shape in shapes):
+    if any(shape[: len(expected)] != expected for shape in shapes):
+        names = "periods, replicas, every, batch_size" if own else "periods, every, batch_size"
         raise ValueError(
-            f"batches must have the leading axes (periods, every, batch_size) = {expected}, but their shapes are "
+            f"batches must have the leading axes ({names}) = {expected}, but their shapes are "
             + ", ".join(map(str, shapes))
         )
-    return data._replace(train=jax.tree.map(lambda leaf: leaf[0, 0], batches.examples))
+    return data._replace(train=tree.take(batches.examples, (0,) * engine.batch_axes))
 
 
 def _check_scores(engine: Spec, name: str, split: PyTree, is_shown: Callable[[Any], bool]) -> None:

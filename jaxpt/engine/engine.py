@@ -21,7 +21,7 @@ from jaxpt.devices.execution import Execution, choose
 from jaxpt.devices.placement import EVERYWHERE
 from jaxpt.devices.precision import tracing_with
 from jaxpt.engine import checks
-from jaxpt.engine.axes import state_axes, trace_axes
+from jaxpt.engine.axes import batches_axes, state_axes, trace_axes
 from jaxpt.engine.period import INIT, periods, scores
 from jaxpt.engine.reads import convolves
 from jaxpt.engine.replica import init_replicas
@@ -68,7 +68,8 @@ class Engine(Spec):
             around its best rung. Or a `jaxpt.Search`. By default there is none.
         cooldown: the share of the run, such as its last 0.3, in which exchanges stop and learning rates fall to zero;
             or a `jaxpt.Cooldown`, for other hyperparameters, another shape, or given steps. By default there is none.
-        own_batches: each replica draws its own minibatches; by default all replicas share them.
+        own_batches: each replica draws its own minibatches, or takes its own from a stream; by default all replicas
+            share them.
         drop_remainder: leave out an epoch's short last minibatch. By default it is used, filled up with examples that
             do not count in the loss (but that batch normalisation sees).
         probe: compute energies on this many validation examples, drawn again each period and shared by all replicas;
@@ -268,7 +269,9 @@ def _periods(
     axes, rows = state_axes(state.key.ndim), trace_axes(state.key.ndim)
     with tracing_with(engine.precision):
         run = engine.placed.over_shards(
-            partial(periods, max_periods=max_periods), (EVERYWHERE, axes, *(EVERYWHERE,) * 3), (axes, rows)
+            partial(periods, max_periods=max_periods),
+            (EVERYWHERE, axes, EVERYWHERE, batches_axes(engine.own_batches), EVERYWHERE),
+            (axes, rows),
         )
         state, trace = run(engine, state, data, batches, count)
         return state, engine.placed.readable(trace)

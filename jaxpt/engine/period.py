@@ -118,6 +118,10 @@ def _train(
     """Returns the replicas after `every` steps, and each replica's mean loss over these steps."""
     lift = engine.lift(state.key)
     given, weight = (None, None) if batches is None else batches
+    # Of minibatches of its own, each replica has its own short ones.
+    own = engine.own_batches and batches is not None
+    if own:
+        given, weight = batches, None
     if train is not None:
         draw = partial(_minibatches, engine, step=state.step, num_examples=tree.leading(train))
         # Which examples count depends on the step alone, so `weight` has no axis of seeds.
@@ -132,8 +136,9 @@ def _train(
         return train_step(engine.problem, engine.optimizer, engine.in_force, replica, batch, weight, number)
 
     def steps(replica: Replicas, given: PyTree) -> tuple[Replicas, Float[Array, ""]]:
+        examples, counts = given if own else (given, weight)
         with jax.named_scope(STEPS):
-            replica, losses = jax.lax.scan(step, replica, (given, weight, numbers))
+            replica, losses = jax.lax.scan(step, replica, (examples, counts, numbers))
         return replica, losses.mean()
 
     one_seed = lift.replicas(steps, (0, 0 if engine.own_batches else None))

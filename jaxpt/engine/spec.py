@@ -57,6 +57,11 @@ class Spec:
         return next(iter(self.ladders.values())).num_rungs
 
     @property
+    def batch_axes(self) -> int:
+        """The number of leading axes of given `Batches` before that of the examples: 2, or 3 with `own_batches`."""
+        return 3 if self.own_batches else 2
+
+    @property
     def ending(self) -> Cooldown | None:
         """The cooldown: `Engine` turns a number into one."""
         return self.cooldown if isinstance(self.cooldown, Cooldown) else None

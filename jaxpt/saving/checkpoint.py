@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,19 +27,9 @@ from jaxpt.saving import settings
 from jaxpt.saving.files import digest, is_stray, local_path, write
 from jaxpt.saving.keeping import Kept, abstract
 from jaxpt.saving.lock import lock
+from jaxpt.saving.progress import Progress
 
 T = TypeVar("T")
-
-
-class Progress(NamedTuple):
-    """A run's progress, besides its state and trace."""
-
-    periods: int
-    """Whole periods done: the number of rows of the trace."""
-    seconds: float
-    """Wall time of the training so far."""
-    images: int
-    """Training examples so far, all replicas together."""
 
 
 class Checkpoints:
@@ -120,14 +110,13 @@ class Checkpoints:
             if self._leads:  # from now on they can be
                 write(file, json.dumps({**then, **{key: described[key] for key in ("versions", "programs")}}, indent=1))
 
-    def save(self, state: RunState, trace: Trace, seconds: float, images: int, kept: Mapping[str, Kept]) -> None:
+    def save(self, state: RunState, trace: Trace, progress: Progress, kept: Mapping[str, Kept]) -> None:
         """Begins to write a checkpoint and returns once the arrays may be overwritten.
 
         Args:
             state: the state after a whole period.
             trace: all rows so far, as NumPy arrays.
-            seconds: training time so far.
-            images: training examples so far, all replicas together.
+            progress: what belongs to them besides arrays.
             kept: the best replicas so far, from `Keeper.saved`; empty if none are kept.
 
         Raises:
@@ -144,7 +133,7 @@ class Checkpoints:
                 step,
                 {"state": _flat(state), "trace": _flat(trace), **({"kept": _flat(kept)} if kept else {})},
                 metrics={"energy": float(lowest)},
-                custom_metadata=Progress(len(trace.step), seconds, images)._asdict(),
+                custom_metadata=progress.as_dict(),
                 force=True,
                 overwrite=True,
             )
@@ -178,9 +167,8 @@ class Checkpoints:
             CheckpointError: the checkpoint cannot be read.
         """
         step = self.steps[-1] if step is None else step
-        with in_words(f"the checkpoint of step {step} in {self.directory} cannot be read"), _quietly():
-            about = self._orbax.metadata(step)
-            progress = Progress(**about.custom_metadata)
+        progress = self.progress(step)
+        with self._reading(step):
             rows = jax.tree.map(lambda leaf: np.zeros((progress.periods, *leaf.shape[1:]), leaf.dtype), trace)
             wanted = {"state": _flat(state), "trace": _flat(rows)}
             has_kept = (self._steps / str(step) / "kept").exists()
@@ -189,9 +177,14 @@ class Checkpoints:
         kept = jax.tree.map(np.asarray, _like(form, loaded["kept"], prng)) if has_kept else {}
         return _like(state, loaded["state"], prng), _like(rows, loaded["trace"], prng), progress, kept
 
+    def progress(self, step: int) -> Progress:
+        """Returns the progress in a checkpoint; reads no arrays."""
+        with self._reading(step):
+            return Progress.from_dict(self._orbax.metadata(step).custom_metadata)
+
     def rows(self, step: int) -> dict[str, np.ndarray]:
         """Returns the trace in a checkpoint, {name: array}."""
-        with in_words(f"the checkpoint of step {step} in {self.directory} cannot be read"), _quietly():
+        with self._reading(step):
             loaded = self._orbax.load_checkpointables(step, {"trace": None})
         return {name: np.asarray(leaf) for name, leaf in loaded["trace"].items()}
 
@@ -285,6 +278,11 @@ class Checkpoints:
                 f"the checkpoint of step {step} in {self.directory} is damaged: {', '.join(wrong[:3])} "
                 f"{'is missing' if wrong[0] not in found else 'is not as it was written'}; {advice}"
             )
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        with in_words(f"the checkpoint of step {step} in {self.directory} cannot be read"), _quietly():
+            yield
 
     def _failing_at(self, step: int) -> contextlib.AbstractContextManager[None]:
         kept = f"; the one of step {self.steps[-1]} is whole" if self.steps else ""

@@ -137,8 +137,9 @@ def compile_for(
             `jaxpt.studies.targets.target`.
         seeds: number of ladders; by default one, without an axis of seeds.
         periods: most periods in a dispatch, the rows of the trace; by default 64, as `fit` in runs of up to 64 periods.
-        batches: the minibatches of a stream, arrays or shapes [periods, every, batch_size, ...], instead of
-            `data.train`; `fit` gives those of one period at a time.
+        batches: the minibatches of a stream, arrays or shapes [periods, every, batch_size, ...], with
+            `own_batches=True` [periods, M, every, batch_size, ...], instead of `data.train`; `fit` gives those of one
+            period at a time.
         memory: bytes that a program may use on a device, if it is of another size; by default the published size of a
             TPU's, and 0.75 of a GPU's, which JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION is set.
 
@@ -164,7 +165,7 @@ def compile_for(
     program, advice, seconds = _compiled(lowered)
     most = device_memory.limit(placed, found.memory) if memory is None else memory
     # A minibatch of the stream stands for the split that is missing.
-    seen = splits if given is None else splits._replace(train=jax.tree.map(_minibatch, given.examples))
+    seen = splits if given is None else splits._replace(train=_minibatch(given.examples, engine.batch_axes))
     how = engine.execution(seen)
     counts = None if program is None else count(program.as_text() or "")
     plan = CompiledFor(
@@ -225,9 +226,9 @@ def _advice(program: jax.stages.Compiled, form: RunState, shared: PyTree, how: E
     return f"the run fits but for the program itself. {_LESS}"
 
 
-def _minibatch(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """Returns the shape of one minibatch of a stream."""
-    return jax.ShapeDtypeStruct(leaf.shape[2:], leaf.dtype)
+def _minibatch(examples: PyTree, lead: int) -> PyTree:
+    """Returns the shapes of one minibatch of a stream, without the leading axes of periods, replicas and steps."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[lead:], leaf.dtype), examples)
 
 
 def _number(count: int | None) -> str:

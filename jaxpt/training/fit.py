@@ -72,8 +72,9 @@ def fit(
 
     A training split that does not fit on the device is given as a stream: an iterator of minibatches on the host, such
     as a Grain loader. A thread reads, stacks and copies the next period's minibatches while the device trains
-    (`training.stream`). All replicas, and with `seeds` all ladders, share its minibatches. If the examples come in the
-    same order, the result equals that of a split on the device, bit for bit.
+    (`training.stream`). All replicas, and with `seeds` all ladders, share its minibatches; with `own_batches=True` each
+    step takes M of them, the k-th for replica k. If the examples come in the same order, the result equals that of a
+    split on the device, bit for bit.
 
     With a `directory`, checkpoints are written there in the background, and the same call resumes from the latest one;
     with more `steps` it trains further. On the same devices a resumed run gives the same bits. On other devices it
@@ -82,8 +83,9 @@ def fit(
     process with code 75. A second signal ends the process at once. DIRECTORY/periods.jsonl has a line for each period
     of the trace (`jaxpt.JsonLines`), also during the run.
 
-    A resumed run reads its stream from the beginning and skips the minibatches that were used. Unlike arrays, a
-    stream's examples are not compared with those of the earlier call. Callbacks, patience and checkpoints are not
+    A resumed run sets its stream to the position after the minibatches that were used, if the stream or its iterator
+    has `get_state` and `set_state`, or `state_dict` and `load_state_dict`. Any other stream is read from the beginning;
+    the last minibatch that is skipped must be the one that was used. Callbacks, patience and checkpoints are not
     delayed by the wait for a stream's next minibatches, and a signal ends this wait. If a stream raises, the steps done
     are saved first.
 
@@ -95,8 +97,8 @@ def fit(
     Args:
         engine: the engine to run.
         train: training split, leaves [N, ...]; or a stream of minibatches, leaves [batch_size, ...]; None for a problem
-            without data. Exactly `steps` minibatches are taken from a stream; if the run ends early, up to `every`
-            more than were used.
+            without data. Exactly `steps` minibatches are taken from a stream (M times as many with `own_batches`); if
+            the run ends early, those of up to `every` steps more than were used.
         valid: validation split.
         steps: optimiser steps of each replica.
         seed: the seed of a run with one ladder.
@@ -128,8 +130,9 @@ def fit(
 
     Raises:
         ValueError: steps is not a positive integer, seeds are not distinct integers, prng is unknown, or an option is
-            out of range; the data does not fit the engine (see `Engine.check`); a stream ends early or changes its
-            shapes (see `jaxpt.prefetch`); the directory is a URL, or holds a longer run or one with other settings.
+            out of range; the data does not fit the engine (see `Engine.check`); a stream ends early, changes its
+            shapes, or cannot go on where the earlier call ended (see `jaxpt.prefetch`); the directory is a URL, or
+            holds a longer run or one with other settings.
         MemoryError: the run does not fit on its devices; the message states how many replicas do.
         CheckpointError: a checkpoint cannot be written or read, or another run is using the directory.
         Diverged: a replica's energy is not finite, and the engine has `diverged="stop"`.

@@ -16,6 +16,7 @@ from jaxpt.core.data import Batches
 from jaxpt.core.state import RunState, Trace
 from jaxpt.engine.engine import Engine
 from jaxpt.saving.keeping import Keeper
+from jaxpt.saving.progress import Position, Progress
 from jaxpt.training.divergence import DivergenceMonitor
 from jaxpt.training.monitor import Monitor
 from jaxpt.training.prepare import NEVER, Job
@@ -83,11 +84,13 @@ class Saver:
         """Returns how many periods remain until the next checkpoint that is due by their number."""
         return NEVER if self._every is None else self._every - done % self._every
 
-    def save(self, state: RunState, monitor: Monitor, done: int, keeper: Keeper) -> None:
-        """Saves the state after `done` whole periods, unless it is saved already."""
+    def save(self, state: RunState, monitor: Monitor, done: int, keeper: Keeper, stream: Position | None) -> None:
+        """Saves the state after `done` whole periods, and their stream's position, unless it is saved already."""
         if self._store is None or done == self._done:
             return
-        self._store.save(state, monitor.join(), monitor.seconds, monitor.images, keeper.saved())
+        trace = monitor.join()
+        progress = Progress(len(trace.step), monitor.seconds, monitor.images, stream)
+        self._store.save(state, trace, progress, keeper.saved())
         self._done, self._saved = done, time.perf_counter()
 
 
@@ -155,7 +158,7 @@ class Loop:
             )
             ended = now.signalled
             stopped = "callback" if now.asked else "patience" if self.monitor.left == 0 else None
-            save = partial(self.saver.save, state, self.monitor, done, self.keeper)
+            save = partial(self.saver.save, state, self.monitor, done, self.keeper, job.position)
             if now.due or ended or stopped:
                 save()
             count = self._next(now.periods, done)

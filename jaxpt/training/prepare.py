@@ -28,8 +28,9 @@ from jaxpt.engine.spec import abstract_hyper
 from jaxpt.saving import settings
 from jaxpt.saving.keeping import Keeper, in_order
 from jaxpt.saving.model_files import check_names
-from jaxpt.training.rows import counted, drawn, replica_images
-from jaxpt.training.stream import is_stream, prefetch
+from jaxpt.saving.progress import Position
+from jaxpt.training.rows import counted, counted_own, drawn, replica_images
+from jaxpt.training.stream import Prefetch, is_stream, prefetch
 
 if TYPE_CHECKING:
     from jaxpt.saving.checkpoint import Checkpoints
@@ -66,8 +67,15 @@ class Job:
         state, trace, progress, kept = store.load(self.form, self.row, jax.random.key_impl(self.key))
         return state, [trace], progress.seconds, progress.images, Keeper(self.engine, seeds, in_order(kept, seeds or 1))
 
+    @property
+    def position(self) -> Position | None:
+        """The position of the training stream after the minibatches taken from `feed`; None without a stream."""
+        return self.feed.position if isinstance(self.feed, Prefetch) else None
+
     def images(self, engine: Engine, trace: Trace, batches: Batches | None) -> int:
         """Returns how many training examples were used in these rows."""
+        if batches is not None and engine.own_batches:
+            return counted_own(engine, trace, np.asarray(batches.counts))
         if batches is not None:
             return replica_images(engine, trace, partial(counted, np.asarray(batches.counts)))
         if self.data.train is None:
@@ -95,11 +103,10 @@ def prepare(
         lengths = [engine.every] * (whole - done) + [rest] * (rest > 0)
         # Where nothing is left to run, the first minibatch still gives the shapes.
         begin = engine.every * done if lengths else 0
-        check = StreamLabels(partial(check_minibatch, engine))
-        feed, train = prefetch(train, lengths or [1], engine.batch_size, begin, check), None
+        feed, train = _feed(engine, train, lengths or [1], begin, store), None
     batches = first(feed)
     host = scored._replace(train=train)
-    seen = host if batches is None else host._replace(train=tree.take(batches.examples, (0, 0)))
+    seen = host if batches is None else host._replace(train=tree.take(batches.examples, (0,) * engine.batch_axes))
     engine.check(seen)
     if not done:
         _look_at_company(engine, seen, streaming)
@@ -118,12 +125,14 @@ def prepare(
     row: Any = None
     for part, periods, left in ((engine, max_periods, done < whole), (short, 1, rest > 0)):
         if left or (part is engine and whole):
-            given = _shapes(batches, part.every)
+            given = _shapes(part, batches)
             lowered = part.lower(form, data, periods=periods, batches=given, donate=True)
             row = lowered.out_info[1] if row is None else row
             if left:
                 most = memory.limit(engine.placed)
-                memory.check(compiled(lowered), form.replicas, (data, given), execution, most, engine.placed.num_shards)
+                # Minibatches of its own belong to a replica: their memory grows with the replicas.
+                each, shared = ((form.replicas, given), data) if engine.own_batches else (form.replicas, (data, given))
+                memory.check(compiled(lowered), each, shared, execution, most, engine.placed.num_shards)
     seconds = time.perf_counter() - started
     return Job(engine, short, key, data, batches, feed, max_periods, form, row, execution, seconds)
 
@@ -174,6 +183,18 @@ def _as_loaded(form: RunState) -> RunState:
     return jax.tree.map(placed, form)
 
 
-def _shapes(batches: Batches | None, every: int) -> PyTree:
-    """Returns one period's minibatches as shapes, for a period of `every` steps."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, every, *leaf.shape[2:]), leaf.dtype), batches)
+def _shapes(engine: Engine, batches: Batches | None) -> PyTree:
+    """Returns the minibatches of one period of an engine as shapes, given those of another."""
+    own = (engine.num_replicas,) if engine.own_batches else ()
+    lead = (1, *own, engine.every)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape[len(lead) :]), leaf.dtype), batches)
+
+
+def _feed(engine: Engine, stream: Any, lengths: list[int], begin: int, store: "Checkpoints | None") -> Prefetch:
+    """Returns the minibatches of a stream for periods of these lengths, after `begin` steps."""
+    return prefetch(
+        *(stream, lengths, engine.batch_size, begin, StreamLabels(partial(check_minibatch, engine))),
+        replicas=engine.num_replicas if engine.own_batches else None,
+        position=store.progress(store.steps[-1]).stream if begin and store is not None else None,
+        positions=store is not None,
+    )

@@ -61,6 +61,13 @@ def counted(counts: np.ndarray, period: int, limit: int) -> int:
     return int(counts[period, :, :limit].sum())
 
 
+def counted_own(engine: Engine, trace: Trace, counts: np.ndarray) -> int:
+    """Returns `replica_images` of given minibatches of each replica, [P, M, T, B]; those that count come first."""
+    sizes = trace.hyper.get("batch_size", np.full(trace.loss.shape, engine.batch_size)).astype(int)
+    of_each = counts.sum(-1).reshape(len(counts), *(1,) * (sizes.ndim - 2), *counts.shape[1:3])
+    return int(np.minimum(of_each, sizes[..., None]).sum())
+
+
 def swaps(trace: Trace) -> Any:
     """Returns the numbers of swaps accepted and attempted, [2]."""
     return np.array([trace.info.accepted.sum(), trace.info.attempted.sum()], int)
