@@ -164,6 +164,8 @@ def fit(
 
         job = prepare(engine, train, Data(None, valid, test), whole, rest, done, key, store, first)
         _close_at_end(stack, job)
+        if store is not None:
+            store.note({"steps": int(steps), "description": description})
         state, traces, earlier, images, keeper = job.begin(store)
         bar.set_description(description, refresh=False)
         bar.unpause()  # restarts the bar's clock: its rate leaves out preparation and compilation

@@ -21,13 +21,13 @@ class MLflow(Tracker):
     The metrics have the names that `jaxpt.WandB` describes; the settings of the run are parameters. With S seeds there
     are S ladders, and as many MLflow runs, or S M for replicas.
 
-    A run with a directory keeps the ids of its MLflow runs in DIRECTORY/trackers.json. A resumed run continues them with
-    the rows that they lack, so each step is there once. The point of a last period that was short stays when the run
-    becomes longer. A parameter never changes in MLflow; if a setting has, such as the number of steps, its new value is
-    a tag `resumed/NAME`. Without a directory each call begins new MLflow runs.
+    A run with a directory keeps the ids of its MLflow runs in DIRECTORY/trackers.json. A resumed run continues them
+    with the rows that they lack, so each step is there once. The point of a last period that was short stays when the
+    run becomes longer. A parameter never changes in MLflow; if a setting has, such as the number of steps, its new
+    value is a tag `resumed/NAME`. Without a directory each call begins new MLflow runs.
 
-    If MLflow fails, the run warns and goes on without it. MLflow repeats calls to a server that does not answer, and the
-    run waits meanwhile; the environment variable MLFLOW_HTTP_REQUEST_MAX_RETRIES states how often.
+    If MLflow fails, the run warns and goes on without it. MLflow repeats calls to a server that does not answer, and
+    the run waits meanwhile; the environment variable MLFLOW_HTTP_REQUEST_MAX_RETRIES states how often.
 
     Args:
         experiment: the experiment's name; created if needed.

@@ -63,7 +63,7 @@ class Tracker(Recorder):
     def __init__(self, name: str | None, per: Per, config: Mapping[str, Any] | None):
         if per not in ("ladder", "replica"):
             raise ValueError(
-                f'per must be "ladder", one run for all replicas of a ladder, or "replica", one for each, but it is {per!r}'
+                f'per must be "ladder", one run for all its replicas, or "replica", one for each, but it is {per!r}'
             )
         if config is not None and not (isinstance(config, Mapping) and all(isinstance(key, str) for key in config)):
             raise ValueError(f"config must be a dict of settings by their names, but it is {config!r}")
@@ -246,8 +246,11 @@ def _rows(steps: Any, made: Mapping[str, list[float | None]], last: int) -> Iter
 
 
 def plain(name: str) -> str:
-    """Returns a name with letters, digits, `_` and `-` only, which all trackers take: "top 5" becomes "top_20_5"."""
-    return re.sub(r"[^\w-]", lambda found: f"_{ord(found[0]):x}_", name)
+    """Returns a name with letters, digits, `_` and `-` only, which all trackers take.
+
+    The "+" of coupled hyperparameters becomes "-"; in other names the character's number shows: "top 5", "top_20_5".
+    """
+    return re.sub(r"[^\w-]", lambda found: f"_{ord(found[0]):x}_", name.replace("+", "-"))
 
 
 def _parts(run: Run, per: Per) -> Iterator[Part]:

@@ -1,6 +1,7 @@
 """A run's periods in Weights & Biases."""
 
 import struct
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -10,7 +11,8 @@ from jaxpt.training.recorders.base import Run
 from jaxpt.training.recorders.tracker import FIRST, Part, Per, Rows, Tracker, optional
 
 _BLOCK, _HEAD = 32768, 7  # bytes of a block of W&B's file, and of the head of the file and of each piece of a record
-_WHOLE, _LAST = 1, 4  # kinds of pieces that end a record
+_WHOLE, _FIRST, _LAST = 1, 2, 4  # kinds of pieces: a whole record, its first and its last part
+_PATIENCE, _PAUSE = 10.0, 0.1  # seconds
 
 
 class WandB(Tracker):
@@ -19,12 +21,13 @@ class WandB(Tracker):
         recorders=[jaxpt.WandB("my-project", mode="offline")]  # needs no account; `wandb sync` uploads it later
         recorders=[jaxpt.WandB("my-project", per="replica")]  # one W&B run for each replica
 
-    A W&B run of a ladder has `loss`, `valid/NAME`, `test/NAME`, `hyper/NAME`, `rung/LADDER` and, if the rule copies
-    weights, `parent` for each replica (`valid/energy/replica_03`) and for the one with the lowest energy in that period
-    (`valid/energy/best`); the mean over replicas that have not diverged (`valid/energy/mean`); `exchange/LADDER/accepted`
-    and `/C`, `cooldown`, `diverged` (how many replicas have), `seconds` of training and `period`. A W&B run of a replica
-    has its own numbers, without the last part of their names. Numbers that are not finite are NaN. The settings of the
-    run are in the config. With S seeds there are S ladders, and as many W&B runs, or S M for replicas.
+    The W&B run of a ladder has `loss`, `valid/NAME`, `test/NAME`, `hyper/NAME`, `rung/LADDER` and, if the rule copies
+    weights, `parent`: for each replica (`valid/energy/replica_03`), for the one with the lowest energy in that period
+    (`valid/energy/best`), and losses and scores as the mean over replicas that have not diverged
+    (`valid/energy/mean`). It also has `exchange/LADDER/accepted` and `exchange/LADDER/C`, `cooldown`, `diverged` (how
+    many replicas have), `seconds` of training, and `period`. The W&B run of a replica has the replica's own numbers,
+    without the last part of the names. Numbers that are not finite are NaN. The settings of the run are in the config.
+    With S seeds there are S ladders, and as many W&B runs, or S M for replicas.
 
     A run with a directory keeps its W&B runs there: their ids in DIRECTORY/trackers.json, and their files in
     DIRECTORY/wandb. A resumed run continues them with the rows that they lack, so each step is there once. The point of
@@ -89,8 +92,7 @@ class WandB(Tracker):
         # Runs of one process side by side: the console and the machine's load are not those of any one of them.
         first = not self._runs
         settings = {"console": "off", **({} if first else {"silent": True, "x_disable_stats": True})}
-        begun = self._wandb.init(
-            **self._options,
+        begun = self._runs[part.label] = self._init(
             id=known,
             resume="allow" if known else None,
             name=name,
@@ -100,13 +102,23 @@ class WandB(Tracker):
             reinit="create_new",
             settings=self._wandb.Settings(**settings),
         )
-        self._runs[part.label] = begun
         begun.config.update(config, allow_val_change=True)
         if begun.disabled:
             return begun.id, FIRST
         if known and begun.offline:
             return begun.id, _last_offline(Path(begun.dir).parents[1], begun.id)
         return begun.id, begun.starting_step - 1
+
+    def _init(self, **options: Any) -> Any:
+        """Returns a new W&B run; waits for one with the same id that W&B, in this process, has not quite ended."""
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return self._wandb.init(**self._options, **options)
+            except Exception as error:
+                if "in use" not in str(error) or time.monotonic() > until:
+                    raise
+            time.sleep(_PAUSE)
 
     def write(self, label: str, rows: Rows) -> None:
         """Logs further rows."""
@@ -118,6 +130,9 @@ class WandB(Tracker):
         code = 0 if error is None else getattr(error, "code", 1)
         for begun in self._runs.values():
             begun.finish(exit_code=code)
+        for begun in self._runs.values():
+            if begun.offline:  # a run that is resumed at once reads these files
+                _wait_for_end(Path(begun.dir).with_name(f"run-{begun.id}.wandb"))
 
 
 def _last_offline(folder: Path, id: str) -> int:
@@ -128,19 +143,37 @@ def _last_offline(folder: Path, id: str) -> int:
     return max(found)
 
 
-def records(path: Path) -> Iterator[Any]:
-    """Yields the records in W&B's file of a run, which has the form of LevelDB's logs; the last may be incomplete."""
+def _wait_for_end(path: Path) -> None:
+    """Waits until W&B has written the end of a run into its file, which it does a moment after `finish` returns."""
+    until = time.monotonic() + _PATIENCE
+    while time.monotonic() < until:
+        if any(record.WhichOneof("record_type") == "exit" for record in records(path, _BLOCK)):
+            return
+        time.sleep(_PAUSE)
+
+
+def records(path: Path, last: int | None = None) -> Iterator[Any]:
+    """Yields the records in W&B's file of a run, which has the form of LevelDB's logs; the last may be incomplete.
+
+    Args:
+        path: the file.
+        last: yield only those that begin in the last so many bytes, or somewhat earlier.
+    """
     proto = extra("wandb.proto.wandb_internal_pb2", "wandb", "WandB()")
-    held, at, part = path.read_bytes(), _HEAD, b""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        begin = 0 if last is None else max(0, size - last) // _BLOCK * _BLOCK
+        file.seek(begin)
+        held, at, part = file.read(), 0 if begin else _HEAD, None
     while at + _HEAD <= len(held):
         if (left := _BLOCK - at % _BLOCK) < _HEAD:  # too little room for a piece at a block's end
             at += left
             continue
         length, kind = struct.unpack("<HB", held[at + 4 : at + _HEAD])
-        part += held[at + _HEAD : at + _HEAD + length]
+        piece = held[at + _HEAD : at + _HEAD + length]
         at += _HEAD + length
         if at > len(held):
             return
-        if kind in (_WHOLE, _LAST):
+        part = piece if kind in (_WHOLE, _FIRST) else None if part is None else part + piece
+        if kind in (_WHOLE, _LAST) and part is not None:
             yield proto.Record.FromString(part)
-            part = b""
