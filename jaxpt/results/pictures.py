@@ -71,7 +71,8 @@ def draw(run: Drawn, best: int, seed: int | None, led: Lineage) -> dict[str, Fig
         seed: the seed whose paths are shown; None in a run with one.
         led: the best replica's lineage.
     """
-    trace, part = run.trace, {"burn_in": run.burn_in, "cooldown": run.cooldown, "start": run.start}
+    trace = run.trace
+    part: dict[str, Any] = {"burn_in": run.burn_in, "cooldown": run.cooldown, "start": run.start}
     found: dict[str, Figure] = {}
     for name, (label, values) in run.ladders.items():
         last = "" if len(run.ladders) == 1 else f"-{name}"

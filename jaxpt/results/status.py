@@ -120,7 +120,8 @@ def read_trace(run: RunDirectory) -> Trace:
     names = sorted(rows[0]["rung"])
     attempted, accepted = (column(name).astype(bool) for name in ("attempted", "accepted"))
     turn = np.array([names.index(row["ladder"]) for row in rows])
-    info: Any = Info(
+    make_info: Any = Info
+    info = make_info(
         turn if attempted.ndim == 2 else np.repeat(turn[:, None], attempted.shape[1], 1),
         attempted,
         accepted,
@@ -256,7 +257,7 @@ def _brief(value: Any) -> str:
 
 def _shown(values: Any) -> dict[str, Any]:
     """Returns settings in one level, without what is no more than a digest."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
             found |= {f"{name}: {inner}": _brief(one) for inner, one in value.items()}

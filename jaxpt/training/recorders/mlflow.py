@@ -110,7 +110,8 @@ class MLflow(Tracker):
 
     def write(self, label: str, rows: Rows) -> None:
         """Logs further rows: whole ones in one call, unless a row has more numbers than a call takes."""
-        make, now, waiting = self._mlflow.entities.Metric, int(1000 * time.time()), []
+        make, now = self._mlflow.entities.Metric, int(1000 * time.time())
+        waiting: list[Any] = []
         for step, row in rows:
             points = [make(name, value, now, step) for name, value in row.items()]
             if len(waiting) + len(points) > _METRICS:

@@ -192,8 +192,8 @@ def columns(trace: Trace, part: Part, names: list[str], ladders: list[str]) -> d
         places["parent"] = trace.info.parents
     single = {} if trace.cooldown is None else {"cooldown": np.asarray(trace.cooldown, np.float64)}
     if part.replica is not None:
-        held = {name: one(leaf)[:, part.replica] for name, leaf in (scores | places).items()}
-        return {name: _listed(column) for name, column in (held | single).items()}
+        own = {name: one(leaf)[:, part.replica] for name, leaf in (scores | places).items()}
+        return {name: _listed(column) for name, column in (own | single).items()}
     energy = one(trace.valid["energy"])
     healthy = np.isfinite(energy)
     best = np.where(healthy, energy, np.inf).argmin(-1)

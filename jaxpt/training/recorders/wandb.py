@@ -84,7 +84,8 @@ class WandB(Tracker):
 
     def open(self, run: Run) -> None:
         """Begins the W&B runs, or resumes those of the directory, see `Recorder`."""
-        self._folder, self._runs = run.directory, {}
+        self._folder = run.directory
+        self._runs: dict[str, Any] = {}
         super().open(run)
 
     def begin(self, part: Part, known: str | None, name: str | None, config: dict[str, Any]) -> tuple[str, int]:
