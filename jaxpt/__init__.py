@@ -55,7 +55,9 @@ from jaxpt.training.fit import fit
 from jaxpt.training.monitor import Callback, Status
 from jaxpt.training.recorders.base import Recorder, Run
 from jaxpt.training.recorders.json_lines import JsonLines
+from jaxpt.training.recorders.mlflow import MLflow
 from jaxpt.training.recorders.tensorboard import TensorBoard
+from jaxpt.training.recorders.wandb import WandB
 from jaxpt.training.stream import prefetch
 
 allocator.few_arenas()
@@ -112,6 +114,8 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "Run",
     "JsonLines",
     "TensorBoard",
+    "WandB",
+    "MLflow",
     "Result",
     "Best",
     "Summary",

@@ -34,6 +34,8 @@ class Block(NamedTuple):
     goes_on: bool
     """Whether it sees the names of the README's first script; otherwise it sees none."""
     code: str
+    needs: tuple[str, ...] = ()
+    """Modules without which it is left out: those of extras that the tests' environment need not have."""
 
 
 def name(page: Path) -> str:
@@ -44,8 +46,11 @@ def name(page: Path) -> str:
 def blocks(page: Path) -> list[Block]:
     """Returns the blocks of Python on a page."""
     text = page.read_text()
-    found = re.finditer(r"(<!-- goes on -->\n)?```python\n(.*?)```", text, re.DOTALL)
-    return [Block(name(page), text[: block.start(2)].count("\n"), bool(block[1]), block[2]) for block in found]
+    found = re.finditer(r"(<!-- goes on -->\n)?(?:<!-- needs ([\w ]+) -->\n)?```python\n(.*?)```", text, re.DOTALL)
+    return [
+        Block(name(page), text[: block.start(3)].count("\n"), bool(block[1]), block[3], tuple((block[2] or "").split()))
+        for block in found
+    ]
 
 
 def languages(page: Path) -> list[str]:
@@ -55,7 +60,7 @@ def languages(page: Path) -> list[str]:
 
 def run(steps: list[tuple[Block, str]], folder: Path) -> subprocess.CompletedProcess:
     """Runs blocks in order in one new process, each with a check after it; the first is the README's script."""
-    (folder / "blocks.json").write_text(json.dumps([(*block, check) for block, check in steps]))
+    (folder / "blocks.json").write_text(json.dumps([(*block[:4], check) for block, check in steps]))
     command = [sys.executable, "-c", RUN, folder / "blocks.json"]
     clone = os.environ | {"PYTHONPATH": str(ROOT)}  # the experiments are in it
     return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=folder, env=clone)

@@ -26,10 +26,11 @@ ROOMS = {
             "training",
             "studies",
             "",  # the face: the package's own __init__
+            "__main__",  # Python's name for the module of `python -m jaxpt`
         )
     )
 }
-ENTRIES = {*ROOMS, "guide", "__init__.py", "py.typed"} - {""}
+ENTRIES = {*ROOMS, "guide", "__init__.py", "__main__.py", "py.typed"} - {"", "__main__"}
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip("."): path
     for path in ROOT.rglob("*.py")
@@ -97,7 +98,7 @@ def test_the_package_needs_only_its_core_dependencies(name):
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         tops = {n.split(".")[0] for n in names}
         assert not tops & {"experiments", "tests", "benchmarks", "sklearn", "tyro"}
-        assert not tops & {"tensorboardX", "pandas", "safetensors", "equinox"}, "extras are imported by `extra`"
+        assert not tops & {"tensorboardX", "wandb", "mlflow", "pandas", "safetensors", "equinox"}, "extras are imported by `extra`"
         assert room(name) == "results" or "matplotlib" not in tops
 
 
@@ -105,4 +106,4 @@ def test_importing_it_imports_nothing_slow_that_few_need():
     code = "import sys, jaxpt; print(*{name.split('.')[0] for name in sys.modules})"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert {"jax", "flax", "optax", "tqdm"} <= set(found)
-    assert not {"scipy", "orbax", "matplotlib", "pandas", "tensorboardX", "sklearn", "equinox"} & set(found)
+    assert not {"scipy", "orbax", "matplotlib", "pandas", "tensorboardX", "wandb", "mlflow", "sklearn", "equinox"} & set(found)

@@ -28,8 +28,8 @@ class Summary(dict[str, Any]):
         seeds = "" if self["seeds"] is None else f", {self['seeds']} seed{'s' * (self['seeds'] > 1)}"
         ended = f", ended by {self['stopped']}" if self["stopped"] else ""
         lines = [
-            f"{self['replicas']} replicas{seeds}, {self['steps']:,} steps{ended}, in {_duration(self['seconds'])}"
-            f" (compiled in {_duration(self['compile_seconds'])}), {self['replica_images_per_second']:,.0f}"
+            f"{self['replicas']} replicas{seeds}, {self['steps']:,} steps{ended}, in {duration(self['seconds'])}"
+            f" (compiled in {duration(self['compile_seconds'])}), {self['replica_images_per_second']:,.0f}"
             f" replica-images/s; {self['execution']}"
         ]
         for name, ladder in self["ladders"].items():
@@ -53,7 +53,7 @@ class Summary(dict[str, Any]):
         if self["copies"] is not None:
             lines.append(f"weights copied {self['copies']:,} times")
         grid = any(ladder["grid"] for ladder in self["ladders"].values())
-        lines += [_line(best, not self["moves_values"], "point" if grid else "rung") for best in self["best"]]
+        lines += [in_a_line(best, not self["moves_values"], "point" if grid else "rung") for best in self["best"]]
         if rows := self["points"]:
             numbers = [[_cell(cell) for cell in row] for row in cells(rows[:_POINTS])]
             lines += ["", *columns([titles(rows), *numbers])]
@@ -176,8 +176,8 @@ def _cell(value: Any) -> str:
     return str(value) if isinstance(value, int) else _number(value)
 
 
-def _line(best: Mapping[str, Any], on_rungs: bool, place: str = "rung") -> str:
-    """One replica in one line, with its rungs if they determine its hyperparameters."""
+def in_a_line(best: Mapping[str, Any], on_rungs: bool, place: str = "rung") -> str:
+    """Returns one replica in one line, with its rungs if they determine its hyperparameters."""
     of = "" if best["seed"] is None else f" of seed {best['seed']}"
     scores = "; ".join(
         f"{split} " + ", ".join(f"{name} {_number(value)}" for name, value in best[key].items())
@@ -200,7 +200,8 @@ def _share(value: float | None) -> str:
     return "none" if value is None else f"{value:.0%}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Returns a time in words, such as "12.3 s" or "5 h 7 min"."""
     if seconds < 100:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)

@@ -110,6 +110,12 @@ class Checkpoints:
             if self._leads:  # from now on they can be
                 write(file, json.dumps({**then, **{key: described[key] for key in ("versions", "programs")}}, indent=1))
 
+    def note(self, about: Mapping[str, Any]) -> None:
+        """Writes what the run aims at, ready for JSON, for readers of the directory; raises CheckpointError."""
+        if self._leads:
+            with in_words(f"{self.directory} cannot hold checkpoints; give another directory"):
+                write(self.directory / "run.json", json.dumps(about))
+
     def save(self, state: RunState, trace: Trace, progress: Progress, kept: Mapping[str, Kept]) -> None:
         """Begins to write a checkpoint and returns once the arrays may be overwritten.
 

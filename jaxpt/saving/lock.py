@@ -54,6 +54,24 @@ def lock(directory: Path) -> FileIO:
     return file
 
 
+def holder(directory: Path) -> dict[str, str | int] | None:
+    """Returns what the lock's file says of the process that holds it, maybe nothing; None if none does.
+
+    Changes nothing. A lock that is free is asked for, shared, and given back at once; a run that begins meanwhile
+    waits for that.
+    """
+    if fcntl is None:
+        return None
+    try:
+        with (directory / "lock").open("rb", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return None
+    except (BlockingIOError, PermissionError):
+        return _signed(directory / "lock") or {}
+    except OSError:  # no such file, or a file system without locks
+        return None
+
+
 def _let_go() -> None:
     for file in list(_HELD):
         file.close()
@@ -87,8 +105,13 @@ def _sign(file: FileIO) -> None:
 
 def _holder(path: Path) -> str:
     """Returns the lock's holder, as written in the file."""
+    signed = _signed(path)
+    return "process {process} on {host} since {since}".format(**signed) if signed else "which does not say who it is"
+
+
+def _signed(path: Path) -> dict[str, str | int] | None:
     try:
         signed = json.loads(path.read_text())
-        return f"process {int(signed['process'])} on {signed['host']} since {signed['since']}"
+        return {"process": int(signed["process"]), "host": str(signed["host"]), "since": str(signed["since"])}
     except (OSError, ValueError, KeyError, TypeError):
-        return "which does not say who it is"
+        return None

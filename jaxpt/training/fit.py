@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,10 +167,13 @@ def fit(
 
         job = prepare(engine, train, Data(None, valid, test), whole, rest, done, key, store, first)
         _close_at_end(stack, job)
+        if store is not None:
+            store.note({"steps": int(steps), "description": description})
         state, traces, earlier, images, keeper = job.begin(store)
         bar.set_description(description, refresh=False)
         bar.unpause()  # restarts the bar's clock: its rate leaves out preparation and compilation
-        run = Run(engine, int(steps), directory, joined(traces) if traces else None)
+        several = None if seeds is None else tuple(map(int, seeds))
+        run = Run(engine, int(steps), directory, joined(traces) if traces else None, int(seed), several)
         monitor = Monitor(steps, traces, earlier, images, bar, _begun(stack, written, run), callbacks, patience)
         keeps = patience is not None if keep_best is None else keep_best
         divergence = DivergenceMonitor(engine, fresh=not done)
@@ -322,6 +326,13 @@ def _begun(stack: contextlib.ExitStack, recorders: Sequence[Recorder], run: Run)
     if not is_first():
         return []
     for recorder in recorders:
-        stack.callback(recorder.close)
+        stack.push(partial(_ended, recorder))
         recorder.open(run)
     return recorders
+
+
+def _ended(recorder: Recorder, _: Any, error: BaseException | None, __: Any) -> None:
+    """Tells a recorder that the run has ended, and by which error, if any."""
+    if error is not None:
+        recorder.fail(error)
+    recorder.close()

@@ -17,12 +17,16 @@ class Run(NamedTuple):
         steps: optimiser steps requested.
         directory: the run's directory; None without one.
         trace: the rows of earlier calls if the run is resumed, NumPy arrays; None: there are none.
+        seed: the seed of a run with one ladder.
+        seeds: the seeds of a run with several; None: it has one.
     """
 
     engine: Spec
     steps: int
     directory: Path | None
     trace: Trace | None
+    seed: int = 0
+    seeds: tuple[int, ...] | None = None
 
 
 class Recorder(abc.ABC):
@@ -58,24 +62,32 @@ class Recorder(abc.ABC):
             images: training examples used in these rows.
         """
 
+    def fail(self, error: BaseException) -> None:  # noqa: B027  most recorders end in the same way
+        """Called before `close` if an error ends the run; `Interrupted` is one."""
+
     def close(self) -> None:  # noqa: B027  nor to close
         """Ends the recording; also called after an error."""
 
 
 class Guard:
-    """Turns a file's first error into a warning; nothing is written afterwards. A failing log must not end a run."""
+    """Turns a log's first error into a warning; nothing is written afterwards. A failing log must not end a run.
 
-    def __init__(self, path: Path):
-        self._path = path
+    Args:
+        what: the file or the service that is written to, for the message.
+        errors: the errors that are turned into warnings; others are raised.
+    """
+
+    def __init__(self, what: Any, errors: type[Exception] = OSError):
+        self._what, self._errors = what, errors
         self.failed = False
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, _: Any, error: BaseException | None, __: Any) -> bool:
-        if not isinstance(error, OSError):
+        if not isinstance(error, self._errors):
             return False
         self.failed = True
-        why = error.strerror or error
-        warnings.warn(f"{self._path} cannot be written, and the run goes on without: {why}", stacklevel=5)
+        why = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+        warnings.warn(f"{self._what} cannot be written, and the run goes on without: {why}", stacklevel=5)
         return True

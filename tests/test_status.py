@@ -1,0 +1,201 @@
+"""`python -m jaxpt DIRECTORY`: it reads a run's directory, and leaves it as it is."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jaxpt
+from jaxpt.results.command import main
+from jaxpt.results.directory import look
+from jaxpt.results.status import read_trace
+from tests.test_checkpoint import bowl
+
+ENGINE = bowl()
+
+
+def files(directory):
+    """{path: (bytes, time of change)} of every file, and the times of the folders."""
+    return {
+        str(path): (path.read_bytes() if path.is_file() else b"", path.stat().st_mtime_ns)
+        for path in [directory, *directory.rglob("*")]
+    }
+
+
+def shown(directory, capsys, *options, code=0):
+    """What the command writes; every file is as it was."""
+    before = files(directory)
+    assert main([str(directory), *options]) == code
+    assert files(directory) == before
+    written = capsys.readouterr().out
+    if "--json" in options:
+        return json.loads(written)
+    assert max(map(len, written.splitlines())) <= 80
+    return re.sub(r"\n  ", " ", written)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "mine"
+    return directory, jaxpt.fit(ENGINE, steps=12, directory=directory, save_every=3, progress=False)
+
+
+def test_a_finished_run(finished, capsys):
+    directory, result = finished
+    found = shown(directory, capsys, "--json")
+    trace, energy = result.trace, result.trace.valid["energy"]
+    assert (found["state"], found["step"], found["steps"], found["periods"]) == ("finished", 12, 12, 6)
+    (best,) = found["best"]
+    assert best["replica"] == energy[-1].argmin()
+    assert np.float32(best["valid"]["energy"]) == energy[-1].min()
+    assert np.float32(best["hyper"]["temperature"]) == trace.hyper["temperature"][-1, best["replica"]]
+    (lowest,) = found["lowest"]
+    assert (lowest["step"], lowest["replica"]) == (trace.step[energy.min(-1).argmin()], energy.min(0).argmin())
+    assert [one["step"] for one in found["checkpoints"]][-1] == 12
+    assert found["settings"] == json.loads((directory / "settings.json").read_text())
+    assert found["lock"] is None
+    assert found["troubles"] == []
+    text = shown(directory, capsys)
+    assert "mine: finished\nstep 12 of 12 (100%), 6 periods, " in text
+    assert "3 replicas, every 2 steps, batches of 128\nrule Tempering(C=scaled, " in text
+    assert f"best now: replica {best['replica']}, on rung {best['rung']['temperature']}" in text
+    assert "ladder temperature 1 to 4\n" in text
+    assert "left" not in text
+    assert "trouble" not in text
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_as_another_process_sees_it(tmp_path):
+    """The command asks for no lock that the run holds, and needs no accelerator."""
+    told = []
+
+    def ask(status):
+        if status.step >= 6 and not told:
+            command = [sys.executable, "-m", "jaxpt", str(tmp_path)]
+            root = {"PYTHONPATH": str(Path(jaxpt.__file__).parents[1])}
+            told.append(subprocess.run(command, capture_output=True, text=True, env=os.environ | root))
+
+    jaxpt.fit(ENGINE, steps=40, directory=tmp_path, callbacks=[ask], keep_best=True, progress=False)
+    assert told[0].returncode == 0, told[0].stderr
+    assert f"running; locked by process {os.getpid()} on" in re.sub(r"\s+", " ", told[0].stdout)
+    assert re.search(r"step 6 of 40 \(15%\), 3 periods, .* of training, about .* left", told[0].stdout)
+
+
+def test_an_interrupted_run(tmp_path, capsys):
+    stop = lambda status: os.kill(os.getpid(), signal.SIGTERM) if status.step == 6 else None
+    with pytest.raises(jaxpt.Interrupted):
+        jaxpt.fit(ENGINE, steps=12, directory=tmp_path, callbacks=[stop], keep_best=True, progress=False)
+    text = shown(tmp_path, capsys)
+    assert "not running; the same call resumes it at step 6\nstep 6 of 12 (50%), 3 periods" in text
+    assert re.search(r"of training, about .* left", text)
+    assert shown(tmp_path, capsys, "--json")["state"] == "stopped"
+
+
+@pytest.mark.slow
+def test_seeds_and_the_report(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    directory, page = tmp_path / "run", tmp_path / "pages" / "report.html"
+    result = jaxpt.fit(bowl(cooldown=jaxpt.Cooldown(0.3, names="temperature")), seeds=[3, 5], steps=20,
+                       directory=directory, progress=False)  # fmt: skip
+    found = shown(directory, capsys, "--json", "--report", str(page), "--title", "mine")
+    energy = result.trace.valid["energy"]
+    assert [best["replica"] for best in found["best"]] == energy[-1].argmin(-1).tolist()
+    assert [best["seed"] for best in found["lowest"]] == [0, 1]
+    assert [best["valid"]["energy"] for best in found["lowest"]] == pytest.approx(energy.min((0, 2)).tolist())
+    text = shown(directory, capsys)
+    assert "3 replicas, 2 seeds, every 2 steps" in text
+    assert "cooldown: start 14, steps 6" in text
+    written = page.read_text()
+    assert written.count("<img") >= 6
+    assert "<title>mine</title>" in written
+    assert "ladder temperature: 3 rungs" in written
+    assert "of seed 0 came to be" in written
+
+
+def test_the_periods_of_a_directory_are_its_trace(finished):
+    directory, result = finished
+    trace = read_trace(look(directory))
+    for name in ("step", "loss", "valid", "test", "rung", "hyper"):
+        np.testing.assert_equal(getattr(trace, name), getattr(result.trace, name))
+    for name in ("ladder", "attempted", "accepted", "C"):
+        np.testing.assert_array_equal(getattr(trace.info, name), getattr(result.trace.info, name))
+
+
+def test_a_report_of_pbt_follows_the_copies(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "report.html"
+    jaxpt.fit(bowl(rule=jaxpt.PBT()), steps=20, directory=tmp_path / "run", progress=False)
+    shown(tmp_path / "run", capsys, "--report", str(page))
+    written = page.read_text()
+    assert "No swap was offered" in written
+    assert "Energy against rung" not in written
+
+
+def test_directories_without_a_run(tmp_path, capsys):
+    assert "holds no run: it is empty" in shown(tmp_path, capsys, code=1)
+    (tmp_path / "mine.txt").write_text("text")
+    assert "holds no run: it has no settings.json" in shown(tmp_path, capsys, code=1)
+    assert shown(tmp_path, capsys, "--json", code=1)["run"] is False
+    assert main([str(tmp_path / "none")]) == 2
+    assert "is not a directory; give the directory that was given to fit" in capsys.readouterr().err
+    assert main(["gs://bucket/run"]) == 2
+    assert "looks like a URL" in capsys.readouterr().err
+
+
+def copied(directory, to):
+    import shutil
+
+    return shutil.copytree(directory, to)
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        ("settings", "trouble: settings.json is missing"),
+        ("noise", "trouble: settings.json cannot be read: "),
+        ("format", "trouble: settings.json is of format 2, but this release reads format 3; use the release"),
+        ("line", "trouble: periods.jsonl is damaged from line 4 on, and the rest of it is left out"),
+        ("tail", "step 10 of 12 (83%), 5 periods"),
+        ("lines", "trouble: periods.jsonl is missing"),
+        ("goal", "step 12 of an unknown number, 6 periods"),
+        ("checkpoint", "trouble: the checkpoint of step 12 lacks 12/"),
+        ("unsealed", "trouble: the checkpoint of step 12 is incomplete; the next run removes it"),
+    ],
+)
+def test_what_is_missing_or_damaged_is_said(harm, says, finished, tmp_path, capsys):
+    place = copied(finished[0], tmp_path / "run")
+    settings, periods = place / "settings.json", place / "periods.jsonl"
+    held = periods.read_bytes().splitlines(keepends=True)
+    match harm:
+        case "settings":
+            settings.unlink()
+        case "noise":
+            settings.write_text("{")
+        case "format":
+            settings.write_text(settings.read_text().replace('"format": 3', '"format": 2'))
+        case "line":
+            periods.write_bytes(b"".join([*held[:3], b"\0\0\n", *held[4:]]))
+        case "tail":
+            periods.write_bytes(b"".join([*held[:5], held[5][:40]]))
+        case "lines":
+            periods.unlink()
+        case "goal":
+            (place / "run.json").unlink()
+        case "checkpoint":
+            (place / "checkpoints" / "12" / "metrics" / "metrics").unlink()
+        case "unsealed":
+            (place / "checksums" / "12.json").unlink()
+    assert says in shown(place, capsys)
+
+
+def test_a_run_without_a_period_has_no_report(tmp_path, capsys):
+    (tmp_path / "settings.json").write_text('{"format": 3}')
+    assert "begun, but no process is running it" in shown(tmp_path, capsys)
+    assert main([str(tmp_path), "--report", str(tmp_path / "page.html")]) == 2
+    assert "has no period yet" in capsys.readouterr().err
