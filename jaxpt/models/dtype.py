@@ -1,6 +1,7 @@
 """Training in bfloat16 with float32 weights."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -34,6 +35,10 @@ def with_compute_dtype(
     if isinstance(dtype, str) or not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype must be a floating-point type, e.g. jax.numpy.bfloat16, but it is {dtype!r}")
 
+    return problem.changed(partial(_computed_in, dtype=dtype, inputs=inputs))
+
+
+def _computed_in(problem: Problem, dtype: Any, inputs: Callable[[Batch], Batch] | None) -> Problem:
     def cast(arrays: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: leaf.astype(dtype) if _is_float(leaf) else leaf, arrays)
 

@@ -1,6 +1,7 @@
 """Noises that act like a temperature, as functions of traced strengths, and a problem with noisy weights."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -106,7 +107,10 @@ def with_weight_noise(problem: Problem, name: str = "weight_noise") -> Problem:
     """
     if not isinstance(problem, Problem):
         raise ValueError(f"problem must come from nnx_problem, linen_problem or energy_problem, not {problem!r}")
+    return problem.changed(partial(_noisy, name=name))
 
+
+def _noisy(problem: Problem, name: str) -> Problem:
     def loss(
         params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array], key: Key[Array, ""]
     ) -> tuple[Array, ModelState]:
