@@ -53,6 +53,7 @@ class Problem(NamedTuple):
             another function; only looked at before a run.
         complete: (params, model_state) -> the same of the whole model, as it is saved: with frozen parts, or averaged
             weights; None: as they are.
+        average: decay of the average of the weights that scores are computed with; None: of the weights themselves.
         given: the weights that the problem is given; None: none. The functions above read them.
         over: given weights -> the same problem with these; None without `given`.
     """
@@ -71,6 +72,7 @@ class Problem(NamedTuple):
     metrics: tuple[tuple[str, Any], ...] = ()
     trained_on: Callable[[Params, ModelState, Batch, Mapping[str, Array]], Float[Array, " B"]] | None = None
     complete: Callable[[Params, ModelState], tuple[Params, ModelState]] | None = None
+    average: float | None = None
     given: Given | None = None
     over: Callable[[Given], "Problem"] | None = None
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from jaxpt.core.types import Batch, ModelState, Params, Problem
+from jaxpt.models.average import require_no_average
 
 
 def with_compute_dtype(
@@ -30,11 +31,12 @@ def with_compute_dtype(
             a regression.
 
     Raises:
-        ValueError: dtype is not a floating-point type.
+        ValueError: dtype is not a floating-point type; the problem has an average of its weights (`with_average`).
     """
     if isinstance(dtype, str) or not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype must be a floating-point type, e.g. jax.numpy.bfloat16, but it is {dtype!r}")
 
+    require_no_average(problem, "with_compute_dtype")
     return problem.changed(partial(_computed_in, dtype=dtype, inputs=inputs))
 
 

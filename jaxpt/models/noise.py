@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree, UInt32
 
 from jaxpt.core.types import Batch, ModelState, Params, Problem
+from jaxpt.models.average import require_no_average
 
 _LANGEVIN_SALT = 0x1A69  # an arbitrary number that users are unlikely to choose
 
@@ -107,6 +108,7 @@ def with_weight_noise(problem: Problem, name: str = "weight_noise") -> Problem:
     """
     if not isinstance(problem, Problem):
         raise ValueError(f"problem must come from nnx_problem, linen_problem or energy_problem, not {problem!r}")
+    require_no_average(problem, "with_weight_noise")
     return problem.changed(partial(_noisy, name=name))
 
 

@@ -58,18 +58,17 @@ def save_model(
         _save_nested(file, _nested(described, arrays, str), content)
 
 
-def check_names(problem: Problem, params: Params, model_state: ModelState) -> None:
+def check_names(problem: Problem) -> None:
     """Raises ValueError if two arrays of a model would share a name in a file of weights, or in a checkpoint.
 
     Args:
         problem: the problem of one replica.
-        params: trained weights, as arrays or shapes.
-        model_state: the model's other state.
     """
-    whole = problem.complete or (lambda *weights: weights)
-    places = [place for place, _ in jax.tree.leaves_with_path(_weights(*whole(params, model_state)))]
+    own = jax.eval_shape(problem.init, jax.random.key(0))
+    whole = own if problem.complete is None else jax.eval_shape(problem.complete, *own)
+    places = [place for place, _ in jax.tree.leaves_with_path(_weights(*whole))]
     _require_different([_flat_name([_key(part) for part in place]) for place in places])
-    _require_different([tree.name(path) for path, _ in jax.tree.leaves_with_path((params, model_state))])
+    _require_different([tree.name(path) for path, _ in jax.tree.leaves_with_path(own)])
 
 
 def _require_different(names: Sequence[str]) -> None:
@@ -185,8 +184,12 @@ def _all(params: Params, model_state: ModelState, frozen: PyTree) -> PyTree:
 
 def _weights(params: Params, model_state: ModelState) -> PyTree:
     """Returns weights and batch statistics in the form that the model's library accepts."""
-    if isinstance(params, nnx.State):
+    if isinstance(params, nnx.State) and isinstance(model_state, nnx.State):
         return nnx.to_pure_dict(nnx.merge_state(params, model_state))
+    is_state = lambda node: isinstance(node, nnx.State)  # noqa: E731
+    params, model_state = jax.tree.map(
+        lambda node: nnx.to_pure_dict(node) if is_state(node) else node, (params, model_state), is_leaf=is_state
+    )
     if not jax.tree.leaves(model_state):
         return {"params": params} if isinstance(model_state, dict) else params
     if isinstance(model_state, dict):

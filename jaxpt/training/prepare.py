@@ -109,7 +109,7 @@ def prepare(
     data = engine.placed.put(host)  # once, to every device
     execution = engine.execution(seen)
     form = engine.abstract(key)
-    check_names(engine.problem, form.replicas.params, form.replicas.model_state)  # or the first save would fail
+    check_names(engine.problem)  # or the first save would fail
     if store is not None:
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), seen.train)
         store.match(settings.describe(engine, form, key, seen._replace(train=shapes) if streaming else host))
