@@ -62,12 +62,10 @@ def same(a, b):
     assert all((a[name] == b[name]).all() for name in a)
 
 
-def saved(path, model, options=None):
-    """Writes a model as a run would."""
-    problem = jaxpt.nnx_problem(Net, loss, start=model)
-    result = jaxpt.fit(engine(problem), DATA, DATA, steps=4)
-    result.save_model(path)
-    return result.best().model
+@pytest.fixture(scope="module")
+def tuned():
+    """A run of adapters, 8 steps, that several tests look at."""
+    return jaxpt.fit(engine(lora()), DATA, DATA, steps=8, keep_best=True)
 
 
 @pytest.mark.parametrize("form", ["module", "state", "dict"])
@@ -92,7 +90,9 @@ def test_what_is_not_given_is_drawn_by_each_replica():
 
 
 def test_a_model_file_is_a_start(tmp_path):
-    best = saved(tmp_path / "base", BASE)
+    first = jaxpt.fit(engine(jaxpt.nnx_problem(Net, loss, start=BASE)), DATA, DATA, steps=4)
+    first.save_model(tmp_path / "base")
+    best = first.best().model
     problem = jaxpt.nnx_problem(Net, loss, start=jaxpt.load_model(tmp_path / "base"))
     replicas = engine(problem).init(jax.random.key(0)).replicas
     same(jax.tree.map(lambda leaf: leaf[1], replicas.params), nnx.state(best, nnx.Param))
@@ -169,11 +169,11 @@ def test_another_base_compiles_nothing():
     np.testing.assert_allclose(changed.valid["energy"], np.log(2), rtol=1e-5)
 
 
-@pytest.mark.parametrize("replica_axis", ["vmap", "unroll", "map"])
-def test_execution_does_not_matter(replica_axis):
-    expected = jaxpt.fit(engine(lora()), DATA, DATA, steps=8)
+@pytest.mark.slow
+@pytest.mark.parametrize("replica_axis", ["unroll", "map"])
+def test_execution_does_not_matter(replica_axis, tuned):
     found = jaxpt.fit(engine(lora(), replica_axis=replica_axis), DATA, DATA, steps=8)
-    np.testing.assert_allclose(found.trace.valid["energy"], expected.trace.valid["energy"], rtol=1e-5)
+    np.testing.assert_allclose(found.trace.valid["energy"], tuned.trace.valid["energy"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("rule", [jaxpt.PBT(), jaxpt.CopyBest()], ids=["PBT", "CopyBest"])
@@ -184,37 +184,32 @@ def test_copies_take_adapters_alone(rule):
     same(nnx.state(result.best().model.out, nnx.Param), nnx.state(BASE.out))
 
 
-def test_seeds_have_the_same_base():
+def test_seeds_have_the_same_base(tuned):
     result = jaxpt.fit(engine(lora()), DATA, DATA, steps=8, seeds=[0, 1])
-    one = jaxpt.fit(engine(lora()), DATA, DATA, steps=8, seed=1)
-    np.testing.assert_allclose(result.trace.valid["energy"][:, 1], one.trace.valid["energy"], rtol=1e-4)
+    np.testing.assert_allclose(result.trace.valid["energy"][:, 0], tuned.trace.valid["energy"], rtol=1e-4)
 
 
-def test_saved_models_are_whole(tmp_path):
-    result = jaxpt.fit(engine(lora()), DATA, DATA, steps=8, keep_best=True)
+def test_saved_models_are_whole(tmp_path, tuned):
     for ever in (False, True):
-        result.save_model(tmp_path / "tuned", ever=ever)
+        tuned.save_model(tmp_path / "tuned", ever=ever)
         fresh = Lora(rngs=nnx.Rngs(1))
         fresh.eval()
         nnx.update(fresh, jaxpt.load_model(tmp_path / "tuned"))
-        expected = result.best(ever=ever).model(X)
+        expected = tuned.best(ever=ever).model(X)
         assert (fresh(X) == expected).all()
 
 
-def test_a_saved_ensemble_has_the_base(tmp_path):
-    result = jaxpt.fit(engine(lora()), DATA, DATA, steps=8)
-    both = result.ensemble(best=2)
+def test_a_saved_ensemble_has_the_base(tmp_path, tuned):
+    both = tuned.ensemble(best=2)
     both.save(tmp_path / "both")
-    stored = sum(file.stat().st_size for file in (tmp_path / "both").rglob("*") if file.is_file())
-    assert stored > 0
     other = lora(Net(rngs=nnx.Rngs(8)))  # the file's base counts, not this one
     again = jaxpt.load_ensemble(tmp_path / "both", other)
     assert (again(DATA) == both(DATA)).all()
     error = {"error": lambda p, batch: jaxpt.zero_one_loss(p, batch["y"])}
-    whole = jaxpt.ensemble(result.engine, result.state, DATA, error)
-    assert 0 <= whole["error"] <= 1
+    together = jaxpt.ensemble(tuned.engine, tuned.state, DATA, error)["error"]
+    np.testing.assert_allclose(together, tuned.ensemble().evaluate(DATA, error)["error"], rtol=1e-6)
     assert both.evaluate(DATA, error) == again.evaluate(DATA, error)
-    assert jaxpt.ensemble_weights(result.engine, result.state, DATA).shape == (3,)
+    np.testing.assert_allclose(jaxpt.ensemble_weights(tuned.engine, tuned.state, DATA).sum(), 1, rtol=1e-5)
 
 
 def test_a_run_resumes_with_the_same_base_only(tmp_path):
@@ -229,17 +224,14 @@ def test_a_run_resumes_with_the_same_base_only(tmp_path):
     same(resumed.state.replicas.params, whole.state.replicas.params)
     loaded = jaxpt.load_run(engine(lora()), tmp_path / "run")
     assert (loaded.best().model(X) == whole.best().model(X)).all()
-    files = [file for file in (tmp_path / "run").rglob("*") if "hidden/kernel" in str(file)]
-    assert not files
 
 
-def test_changes_of_a_problem_read_the_shared_weights():
+def test_changes_of_a_problem_read_the_shared_weights(tuned):
     """In bfloat16 and with noise; a function that was replaced otherwise is refused."""
     half = jaxpt.with_compute_dtype(lora())
     result = jaxpt.fit(engine(half), DATA, DATA, steps=8)
-    exact = jaxpt.fit(engine(lora()), DATA, DATA, steps=8)
-    np.testing.assert_allclose(result.trace.valid["energy"], exact.trace.valid["energy"], rtol=0.05)
-    assert (result.trace.valid["energy"] != exact.trace.valid["energy"]).any()
+    np.testing.assert_allclose(result.trace.valid["energy"], tuned.trace.valid["energy"], rtol=0.05)
+    assert (result.trace.valid["energy"] != tuned.trace.valid["energy"]).any()
     noisy = engine(jaxpt.with_weight_noise(half), fixed={"dropout_rate": 0.0, "weight_noise": 0.01})
     program = noisy.lower(noisy.init(jax.random.key(0)), jaxpt.Data(DATA, DATA), periods=1).as_text()
     assert "bf16" in program
