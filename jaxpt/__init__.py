@@ -25,6 +25,7 @@ from jaxpt.diagnostics.lineage import Lineage, lineage
 from jaxpt.engine.engine import Engine
 from jaxpt.lowering.convolution import conv_by_products, conv_general_dilated, fast_convolutions
 from jaxpt.models import equinox, linen
+from jaxpt.models.average import with_average
 from jaxpt.models.calibration import calibration_error
 from jaxpt.models.dtype import with_compute_dtype
 from jaxpt.models.energy import energy_problem
@@ -157,6 +158,7 @@ __all__ = [  # noqa: RUF022  in the order in which the pages of the interface sh
     "prefetch",
     "Batches",
     "with_compute_dtype",
+    "with_average",
     "fast_convolutions",
     "conv_general_dilated",
     "conv_by_products",

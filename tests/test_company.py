@@ -199,7 +199,7 @@ def test_image_networks_show_it_without_a_number(make):
     images = {"x": np.zeros((2, 32, 32, 3), np.float32), "y": np.zeros(2, np.int32)}
     assert not company.may_depend_on_company(problem, images)
     given = {"smoothing": jnp.float32(0.5)}
-    trained_on = lambda params, rest, batch: {"loss": problem.trained_on(params, rest, batch, given)}
+    trained_on = lambda problem, params, rest, batch: {"loss": problem.trained_on(params, rest, batch, given)}
     assert not company.may_depend_on_company(problem, images, trained_on)
 
 

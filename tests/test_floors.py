@@ -98,7 +98,9 @@ def test_the_package_needs_only_its_core_dependencies(name):
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         tops = {n.split(".")[0] for n in names}
         assert not tops & {"experiments", "tests", "benchmarks", "sklearn", "tyro"}
-        assert not tops & {"tensorboardX", "wandb", "mlflow", "pandas", "safetensors", "equinox"}, "extras are imported by `extra`"
+        assert not tops & {"tensorboardX", "wandb", "mlflow", "pandas", "safetensors", "equinox"}, (
+            "extras are imported by `extra`"
+        )
         assert room(name) == "results" or "matplotlib" not in tops
 
 
@@ -106,4 +108,14 @@ def test_importing_it_imports_nothing_slow_that_few_need():
     code = "import sys, jaxpt; print(*{name.split('.')[0] for name in sys.modules})"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert {"jax", "flax", "optax", "tqdm"} <= set(found)
-    assert not {"scipy", "orbax", "matplotlib", "pandas", "tensorboardX", "wandb", "mlflow", "sklearn", "equinox"} & set(found)
+    assert not {
+        "scipy",
+        "orbax",
+        "matplotlib",
+        "pandas",
+        "tensorboardX",
+        "wandb",
+        "mlflow",
+        "sklearn",
+        "equinox",
+    } & set(found)

@@ -1,8 +1,10 @@
 """The types that every room uses: problems, and what a rule sees and returns."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
@@ -18,10 +20,23 @@ Schedule = Callable[[Mapping[str, Array], Int[Array, ""]], Mapping[str, Array]]
 """From the rung's values and the step to the values that the step uses."""
 
 
+class Given(NamedTuple):
+    """Weights that a problem is given, as in fine-tuning; all replicas share them.
+
+    Attributes:
+        start: NumPy arrays that replicas start from; only `Problem.init` reads them.
+        frozen: arrays of the parts that are not trained. A run holds them once on each device, not once per replica.
+    """
+
+    start: PyTree
+    frozen: PyTree
+
+
 class Problem(NamedTuple):
     """The problem that a replica trains on: pure functions of ONE replica; the engine adds the replica axis.
 
-    Make one with `nnx_problem`, `linen_problem`, `equinox_problem` or `energy_problem`.
+    Make one with `nnx_problem`, `linen_problem`, `equinox_problem` or `energy_problem`. A problem is a pytree whose
+    leaves are the arrays of `given`, so compiled programs take these as arguments.
 
     Attributes:
         init: key -> (params, model_state).
@@ -36,6 +51,11 @@ class Problem(NamedTuple):
         metrics: (name, `jaxpt.Metric`) of the metrics declared as a `jaxpt.Metric`.
         trained_on: (params, model_state, batch, hyper) -> the training loss [B] in evaluation mode, where the energy is
             another function; only looked at before a run.
+        complete: (params, model_state) -> the same of the whole model, as it is saved: with frozen parts, or averaged
+            weights; None: as they are.
+        average: decay of the average of the weights that scores are computed with; None: of the weights themselves.
+        given: the weights that the problem is given; None: none. The functions above read them.
+        over: given weights -> the same problem with these; None without `given`.
     """
 
     init: Callable[[Key[Array, ""]], tuple[Params, ModelState]]
@@ -51,6 +71,86 @@ class Problem(NamedTuple):
     prediction: str | None = None
     metrics: tuple[tuple[str, Any], ...] = ()
     trained_on: Callable[[Params, ModelState, Batch, Mapping[str, Array]], Float[Array, " B"]] | None = None
+    complete: Callable[[Params, ModelState], tuple[Params, ModelState]] | None = None
+    average: float | None = None
+    given: Given | None = None
+    over: Callable[[Given], "Problem"] | None = None
+
+    @property
+    def frozen(self) -> PyTree:
+        """The arrays that are not trained, shared by all replicas; None without given weights."""
+        return None if self.given is None else self.given.frozen
+
+    def changed(self, change: Callable[["Problem"], "Problem"]) -> "Problem":
+        """Returns `change(problem)`, so that the change also holds for other given weights.
+
+            noisy = problem.changed(lambda problem: problem._replace(loss=noise_around(problem.loss)))
+
+        Functions made from those of a problem read the arrays of this problem. `changed` keeps the way to make them
+        from other arrays, which a compiled program needs. A problem without given weights can be changed by `_replace`.
+
+        Args:
+            change: pure function of a problem.
+        """
+        made = change(self)
+        return made if self.over is None else made._replace(given=self.given, over=partial(_changed, self.over, change))
+
+
+def with_frozen(problem: Problem, place: Callable[[PyTree], PyTree]) -> Problem:
+    """Returns the problem with its frozen arrays placed elsewhere; `place` returns the same numbers.
+
+    Args:
+        problem: the problem; without given weights it is returned as it is.
+        place: function of the tree of frozen arrays, such as `Placement.put`.
+    """
+    if problem.over is None or problem.given is None:
+        return problem
+    return with_given(problem.over, problem.given._replace(frozen=place(problem.given.frozen)))
+
+
+def with_given(over: Callable[[Given], Problem], given: Given) -> Problem:
+    """Returns the problem `over(given)`, whose leaves are these weights.
+
+    Args:
+        over: function of given weights; it only passes them on, since JAX also calls it with other objects.
+        given: the weights.
+    """
+    return over(given)._replace(given=given, over=over)
+
+
+def check_unchanged(problem: Problem) -> None:
+    """Raises ValueError if a function of a problem with given weights was replaced otherwise than by `changed`."""
+    if problem.over is None or problem.given is None:
+        return
+    made = problem.over(problem.given)
+    for name, own, expected in zip(problem._fields, problem, made, strict=True):
+        if name not in ("given", "over") and _code(own) != _code(expected):
+            raise ValueError(
+                f"{name} of a problem with given weights was replaced, and the run would not use it; write "
+                f"problem.changed(lambda problem: problem._replace({name}=...))"
+            )
+
+
+def _code(part: Any) -> Any:
+    """Returns what a function that is made twice has in common with itself; any other value as it is."""
+    return _code(part.func) if isinstance(part, partial) else getattr(part, "__code__", part)
+
+
+def _changed(over: Callable[[Given], Problem], change: Callable[[Problem], Problem], given: Given) -> Problem:
+    return change(with_given(over, given))
+
+
+def _flatten(problem: Problem) -> tuple[Any, Any]:
+    # Functions of a problem with given weights read these arrays; only `over` is free of them.
+    return ((jax.tree_util.GetAttrKey("given"), problem.given),), problem if problem.over is None else problem.over
+
+
+def _unflatten(static: Any, children: Any) -> Problem:
+    return static if isinstance(static, Problem) else with_given(static, children[0])
+
+
+# Without this JAX would take the functions of a named tuple as its leaves.
+jax.tree_util.register_pytree_with_keys(Problem, _flatten, _unflatten)
 
 
 class Observation(NamedTuple):

@@ -52,7 +52,7 @@ def check(
     Args:
         compiled: the run's program on each device.
         replicas: all replicas, of all seeds, as arrays or shapes.
-        shared: arrays that every device holds whole: the data.
+        shared: arrays that every device holds whole: the data and the frozen weights.
         execution: how the run executes the replicas.
         at_most: the bytes that one device may use; None: unknown, nothing is checked.
         shards: number of shards that a ladder's replicas are divided into.

@@ -19,7 +19,7 @@ from jaxpt.core.labels import extremes
 from jaxpt.core.ladder import Ladder, check_values, require_beta
 from jaxpt.core.search import Search
 from jaxpt.core.state import RunState
-from jaxpt.core.types import Problem
+from jaxpt.core.types import Problem, check_unchanged
 from jaxpt.devices import execution, precision
 from jaxpt.devices.placement import Placement, automatic, check_fits
 from jaxpt.engine.names import check_all_read, check_names
@@ -81,6 +81,7 @@ def _check_types(engine: Spec) -> None:
             "optimizer must be a function from hyperparameters to an optax transformation, e.g. "
             f'lambda h: optax.sgd(h["learning_rate"]), but it is {engine.optimizer!r}'
         )
+    check_unchanged(engine.problem)
     check_takes("optimizer", engine.optimizer, "hyperparameters")
     if engine.schedule is not None:
         check_takes("schedule", engine.schedule, "hyperparameters", "step")

@@ -28,7 +28,7 @@ _QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passe
 TRAINED_ON = "the training loss"
 """How a warning calls the loss where the energy is another function."""
 
-Evaluate = Callable[[Params, ModelState, Batch], dict[str, Any]]
+Evaluate = Callable[[Problem, Params, ModelState, Batch], dict[str, Any]]
 
 
 def may_depend_on_company(problem: Problem, examples: PyTree, evaluate: Evaluate | None = None) -> bool:
@@ -39,14 +39,18 @@ def may_depend_on_company(problem: Problem, examples: PyTree, evaluate: Evaluate
     Args:
         problem: what is evaluated.
         examples: leaves [N, ...], of which shapes and types count.
-        evaluate: (params, model_state, batch) -> scores, the problem's own by default.
+        evaluate: (problem, params, model_state, batch) -> scores, the problem's own by default.
     """
-    score = evaluate or problem.evaluate
+    score = evaluate or _own
 
     def evaluated(weights: tuple[Params, ModelState], batch: Batch) -> dict[str, Any]:
-        return score(*weights, batch)
+        return score(problem, *weights, batch)
 
     return not is_rowwise(evaluated, jax.eval_shape(problem.init, jax.random.key(0)), examples)
+
+
+def _own(problem: Problem, params: Params, rest: ModelState, batch: Batch) -> dict[str, Any]:
+    return problem.evaluate(params, rest, batch)
 
 
 def depend_on_company(problem: Problem, examples: PyTree, evaluate: Evaluate | None = None) -> list[str]:
@@ -67,7 +71,7 @@ def depend_on_company(problem: Problem, examples: PyTree, evaluate: Evaluate | N
     for part in _PARTS:
         cut = _cut(len(chosen), part)
         try:
-            return _apart(problem, few, evaluate or problem.evaluate, (slice(cut), slice(cut, len(chosen))))
+            return _apart(problem, few, evaluate or _own, (slice(cut), slice(cut, len(chosen))))
         except Exception:  # a loss of pairs, say, takes no odd number; the run takes the sizes that it needs
             continue
     return []
@@ -110,19 +114,19 @@ def _cut(count: int, part: float) -> int:
 def _apart(problem: Problem, few: PyTree, evaluate: Evaluate, parts: Sequence[slice]) -> list[str]:
     """Returns the names of the scores that differ between examples together and in parts."""
 
-    def scores(key: Key[Array, ""], rounding: Array, few: PyTree) -> list[dict[str, Any]]:
+    def scores(problem: Problem, key: Key[Array, ""], rounding: Array, few: PyTree) -> list[dict[str, Any]]:
         params, state = problem.init(key)
         params = _shaken(params, rounding)
-        return [evaluate(params, state, tree.take(few, part)) for part in (slice(None), *parts)]  # type: ignore[arg-type]
+        return [evaluate(problem, params, state, tree.take(few, part)) for part in (slice(None), *parts)]  # type: ignore[arg-type]
 
     key = jax.random.key(0)
     with jax.default_matmul_precision("highest"):
-        lowered = jax.jit(scores).lower(key, jnp.float32(0), few)
+        lowered = jax.jit(scores).lower(problem, key, jnp.float32(0), few)
         options: Any = _QUICK if placement.platform() == "cpu" else None
         run = lowered.compile(compiler_options=options)
     tolerance = _ROUGH if "f16" in lowered.as_text() else _TOLERANCE
-    together, *alone = jax.tree.map(_numbers, run(key, jnp.float32(0), few))
-    rounded = jax.tree.map(_numbers, run(key, jnp.float32(1), few))[0]
+    together, *alone = jax.tree.map(_numbers, run(problem, key, jnp.float32(0), few))
+    rounded = jax.tree.map(_numbers, run(problem, key, jnp.float32(1), few))[0]
     found = []
     for name in together:
         whole, shaken, *halves = (jax.tree.leaves(each[name]) for each in (together, rounded, *alone))
@@ -171,11 +175,12 @@ def warn_of_company(
         hyper: names of the hyperparameters that a loss may read.
     """
     sliced = [name for name, size in sizes.items() if size > slices]
-    trained_on = problem.trained_on if short else None
+    trains = short and problem.trained_on is not None
     if not (sliced or short) or data.valid is None:
         return
 
-    def evaluate(params: Params, rest: ModelState, batch: Batch) -> dict[str, Any]:
+    def evaluate(problem: Problem, params: Params, rest: ModelState, batch: Batch) -> dict[str, Any]:
+        trained_on = problem.trained_on if trains else None
         scores = dict(problem.evaluate(params, rest, batch)) if sliced or trained_on is None else {}
         if trained_on is None:
             return scores
@@ -186,7 +191,7 @@ def warn_of_company(
         return
     names = depend_on_company(problem, data.valid, evaluate)
     scored = [name for name in names if name != TRAINED_ON]
-    trained = [name for name in names if name == ("energy" if trained_on is None else TRAINED_ON)]
+    trained = [name for name in names if name == (TRAINED_ON if trains else "energy")]
     if sliced and scored:
         warnings.warn(
             f"{_said(scored)}, but data.{sliced[0]} is evaluated {slices} examples at a time, so the numbers depend on "

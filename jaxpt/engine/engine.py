@@ -29,9 +29,9 @@ from jaxpt.engine.spec import Spec, abstract_hyper
 
 
 @tree.register(
-    data=("ladder", "rule", "burn_in", "fixed", "search", "cooldown"),
+    data=("problem", "ladder", "rule", "burn_in", "fixed", "search", "cooldown"),
     meta=(
-        *("problem", "optimizer", "every", "batch_size", "schedule", "own_batches"),
+        *("optimizer", "every", "batch_size", "schedule", "own_batches"),
         *("drop_remainder", "probe", "evaluation_batch", "rescale_momentum"),
         *("replica_axis", "replicas_at_once", "placement", "precision", "diverged"),
     ),

@@ -31,7 +31,7 @@ def init_replica(
     return Replicas(params, model_state, optimizer(first).init(params), key_own, hyper, rung)
 
 
-@partial(jax.jit, static_argnames=("problem", "optimizer", "schedule"))
+@partial(jax.jit, static_argnames=("optimizer", "schedule"))
 def init_replicas(
     problem: Problem,
     optimizer: Optimizer,

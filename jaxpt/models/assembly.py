@@ -21,6 +21,7 @@ def assemble(
     metrics: Mapping[str, Score] | None,
     predict: Callable[[Any, Batch], Float[Array, "B *K"]] | None,
     prediction: Prediction | None,
+    complete: Callable[[Params, ModelState], tuple[Params, ModelState]] | None = None,
 ) -> Problem:
     """Returns the problem of a model with a loss.
 
@@ -35,6 +36,7 @@ def assemble(
         metrics: further functions.
         predict: (model, batch) -> logits or values.
         prediction: kind of the predictions.
+        complete: (params, model_state) -> those of the whole model.
 
     Raises:
         ValueError: see `scores` and `predictions`.
@@ -70,4 +72,5 @@ def assemble(
         prediction,
         declared_metrics(metrics),
         None if energy is None else trained_on,
+        complete,
     )

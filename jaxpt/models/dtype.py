@@ -1,6 +1,7 @@
 """Training in bfloat16 with float32 weights."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from jaxpt.core.types import Batch, ModelState, Params, Problem
+from jaxpt.models.average import require_no_average
 
 
 def with_compute_dtype(
@@ -29,11 +31,16 @@ def with_compute_dtype(
             a regression.
 
     Raises:
-        ValueError: dtype is not a floating-point type.
+        ValueError: dtype is not a floating-point type; the problem has an average of its weights (`with_average`).
     """
     if isinstance(dtype, str) or not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype must be a floating-point type, e.g. jax.numpy.bfloat16, but it is {dtype!r}")
 
+    require_no_average(problem, "with_compute_dtype")
+    return problem.changed(partial(_computed_in, dtype=dtype, inputs=inputs))
+
+
+def _computed_in(problem: Problem, dtype: Any, inputs: Callable[[Batch], Batch] | None) -> Problem:
     def cast(arrays: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: leaf.astype(dtype) if _is_float(leaf) else leaf, arrays)
 

@@ -2,22 +2,22 @@
 
 import contextlib
 import inspect
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen
-from flax.errors import InvalidRngError
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxpt.core.types import Batch, ModelState, Params, Problem
 from jaxpt.models import noise
 from jaxpt.models.asked import asked
 from jaxpt.models.assembly import assemble
+from jaxpt.models.parts import Select, with_parts
 from jaxpt.models.scores import Prediction, Score, scores, unknown
+from jaxpt.models.streams import apply_with_streams
 
 COLLECTION = "hyperparameters"
 """The variable collection whose entries the engine fills by name before each step."""
@@ -81,14 +81,13 @@ class GaussianNoise(linen.Module):
         return _noisy(self, noise.gaussian, "noise", x, deterministic)
 
 
-T = TypeVar("T")
-
-
 def linen_problem(
     module: linen.Module,
     loss: Callable[..., Float[Array, " B"]],
     *,
     example: Any,
+    wrt: Select = None,
+    start: Mapping[str, PyTree] | None = None,
     energy: Score | None = None,
     metrics: Mapping[str, Score] | None = None,
     train: str | None = None,
@@ -121,6 +120,11 @@ def linen_problem(
         loss: `loss(model, batch)` or `loss(model, batch, hyper)` -> [B], one number per example.
         example: an input of the module, for its initialisation: an array, a tuple of positional inputs, or a dict of
             named inputs. Only shapes and dtypes matter.
+        wrt: which of the `params` are trained: names of modules, such as "Dense_1" or "encoder/Dense_0", or a function
+            (path, array) -> bool, as `flax.traverse_util.path_aware_map` takes one. The others are frozen: `start`
+            gives them, and a run holds them once, not once per replica. By default all are trained.
+        start: variables that every replica starts from, {"params": ..., ...}, as `module.init` or `load_model` returns
+            them; otherwise as in `nnx_problem`.
         energy: the energy for exchanges, as in `nnx_problem`.
         metrics: further functions to record in evaluation mode.
         train: name of the module's boolean argument that is true in training; by default train, training, is_training
@@ -130,7 +134,7 @@ def linen_problem(
 
     Raises:
         ValueError: the loss reads `hyper` and no energy is given; a metric is called "energy"; the module has no
-            argument called `train`, or does not accept the example.
+            argument called `train`, or does not accept the example; `wrt` and `start` as in `nnx_problem`.
     """
     if not isinstance(module, linen.Module):
         raise ValueError(f"module must be a Linen module, Net() rather than its class Net, but it is {module!r}")
@@ -172,7 +176,7 @@ def linen_problem(
     with contextlib.suppress(Exception):  # the example may suit initialisation only; the loss gives better errors
         setup.sown.update((name,) for name in _grown(*jax.eval_shape(lambda: called(jax.random.key(0)))))
     options: Any = {"loss": loss, "energy": energy, "metrics": metrics, "predict": predict, "prediction": prediction}
-    return assemble(
+    whole = assemble(
         init,
         partial(_Bound, setup),
         lambda model, rest: model.rest,
@@ -180,6 +184,9 @@ def linen_problem(
         names,
         **options,
     )
+    if isinstance(start, Mapping):  # as `module.init` returns it, with what the module sows
+        start = {name: part for name, part in _parted(start, setup.sown)[0].items() if name != COLLECTION}
+    return with_parts(whole, wrt, start)
 
 
 class _Setup(NamedTuple):
@@ -230,7 +237,7 @@ class _Bound:
             mutable = {*(self.rest if training else ()), *(path[0] for path in sown)}
             return module.apply(bound, *args, **{**_mode(flags, training), **kwargs}, rngs=rngs, mutable=[*mutable])
 
-        out, changed = _apply_with_streams(apply, key, streams[training], training, sown)
+        out, changed = apply_with_streams(apply, key, streams[training], training, sown)
         carried, self.sown = _parted(changed, sown)
         self.rest = {**self.rest, **carried} if training else self.rest
         return out
@@ -274,54 +281,6 @@ def _shapes(variables: Callable[[Any], dict[str, PyTree]], inputs: tuple[Any, ..
 def _shown(shapes: Any) -> str:
     """Returns an input's type and shape as text, such as float32[1,3]."""
     return str(jax.tree.map(lambda leaf: jax.core.ShapedArray(leaf.shape, leaf.dtype).str_short(), shapes))
-
-
-def _apply_with_streams(
-    apply: Callable[[dict[str, Array]], T],
-    key: Key[Array, ""],
-    streams: set[str],
-    looked: bool,
-    sown: set[tuple[str, ...]],
-) -> T:
-    """Returns the result of `apply(rngs)`, with a key for each random stream that the module draws from.
-
-    The streams become known only during tracing, so the module is traced again until it requests no new one.
-
-    Args:
-        apply: {stream: key} -> outputs.
-        key: the key from which the streams' keys are derived.
-        streams: names known so far; newly found names are added.
-        looked: whether streams that the module only checks for (`has_rng`) count too; in training they do.
-        sown: paths known to be sown into; newly found paths are added.
-
-    Raises:
-        ValueError: a stream is not available where the module draws from it.
-    """
-    while True:
-        # One stream gets the key itself, each other a key derived from its name, so streams do not affect each other.
-        own = {
-            name: key if name == "dropout" else jax.random.fold_in(key, zlib.crc32(name.encode())) for name in streams
-        }
-        out: T | None = None
-        missing: InvalidRngError | None = None
-        with asked() as found:
-            try:
-                out = apply(own)
-            except InvalidRngError as error:
-                missing = error
-        wanted = found.drawn | (found.looked - {"params"} if looked else set())
-        if lost := sorted(found.lost & streams):
-            raise ValueError(
-                f"the module draws from the random stream {lost[0]!r} inside a lifted transformation that does not "
-                f"pass it on; name it there: split_rngs={{{lost[0]!r}: True}} for other numbers at each step, False "
-                "for the same at all"
-            ) from missing
-        if missing is None and wanted <= streams and found.sown <= sown:
-            return cast(T, out)
-        if wanted <= streams and found.sown <= sown:
-            raise cast(InvalidRngError, missing)
-        streams |= wanted
-        sown |= found.sown
 
 
 def _parted(variables: Mapping[str, Any], sown: set[tuple[str, ...]]) -> tuple[dict[str, Any], dict[str, Any]]:

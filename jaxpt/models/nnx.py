@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,10 +11,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from jaxpt.core.arguments import check_takes
-from jaxpt.core.types import Batch, ModelState, Params, Problem
+from jaxpt.core.types import Batch, Given, ModelState, Params, Problem, with_given
 from jaxpt.models import noise
 from jaxpt.models.assembly import assemble
-from jaxpt.models.constructor import HiddenArrayError, holds_traced, shapes_of
+from jaxpt.models.constructor import shapes_of
+from jaxpt.models.given import Path, check_selected, flat, matched
+from jaxpt.models.hidden import with_arrays_as_data
 from jaxpt.models.scores import Prediction, Score, scores, unknown
 
 
@@ -80,6 +83,8 @@ def nnx_problem(
     make: Callable[..., nnx.Module],
     loss: Callable[..., Float[Array, " B"]],
     *,
+    wrt: Any = nnx.Param,
+    start: Any = None,
     energy: Score | None = None,
     metrics: Mapping[str, Score] | None = None,
     predict: Callable[[Any, Batch], Float[Array, "B *K"]] | None = None,
@@ -105,6 +110,12 @@ def nnx_problem(
     Args:
         make: the module's class, or a function; called as `make(rngs=nnx.Rngs(key))`.
         loss: `loss(model, batch)` or `loss(model, batch, hyper)` -> [B], one number per example.
+        wrt: which `nnx.Param` variables are trained: a filter of Flax NNX, such as `nnx.LoRAParam`, a function
+            (path, variable) -> bool, or `nnx.Not(...)`. The others are frozen: `start` gives them, and a run holds them
+            once, not once per replica.
+        start: weights that every replica starts from, by name: a module, `nnx.state(module)` or `load_model(path)`. It
+            may be a part of the model's; each replica draws the rest. Frozen arrays keep their type, others get the
+            model's.
         energy: the energy for exchanges, `energy(model, batch)` -> [B] in evaluation mode; the loss by default. Needed
             if the loss reads `hyper`, since all rungs must be scored by the same function.
         metrics: further functions to record in evaluation mode, {name: function(model, batch) -> [B]}; or
@@ -117,83 +128,145 @@ def nnx_problem(
 
     Raises:
         ValueError: the loss reads `hyper` and no energy is given, a metric is called "energy", or an argument has the
-            wrong type.
+            wrong type; `wrt` selects nothing; names or shapes of `start` are not the model's, or a frozen weight is
+            missing.
     """
     if isinstance(make, nnx.Module):
         raise ValueError(
-            f"make must be {type(make).__name__}, the class, or a function: each replica gets fresh weights"
+            f"make must be {type(make).__name__}, the class, or a function: each replica gets fresh weights; to start "
+            "from those of a model give start=model"
         )
     check_takes("make", make, named=["rngs"], hint="give a class, or lambda rngs: Net(64, rngs=rngs)")
     scores(loss, energy, metrics)  # checked before the model is traced
 
-    def separate(model: nnx.Module) -> Any:
-        return nnx.split(model, nnx.Param, Hyperparameter, nnx.RngState, ...)
+    model = _Model(make, wrt)
+    options: Any = {"loss": loss, "energy": energy, "metrics": metrics, "predict": predict, "prediction": prediction}
+    over = partial(_problem, model, options)
+    given = model.given(start)
+    return over(None) if given is None else with_given(over, given)
 
-    graphs: dict[bool, Any] = {}
 
-    def made(key: Key[Array, ""], eager: bool) -> nnx.Module:
+class _Model:
+    """A model's constructor, and what tracing it has shown.
+
+    Args:
+        make: the constructor.
+        wrt: filter of the weights that are trained.
+    """
+
+    def __init__(self, make: Callable[..., nnx.Module], wrt: Any):
+        try:
+            self._trained = nnx.All(nnx.Param, wrt)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                "wrt must be a filter of Flax NNX, such as nnx.LoRAParam or a function (path, variable) -> bool, but "
+                f"it is {wrt!r}"
+            ) from error
+        self._make = make
+        self.graphs: dict[bool, Any] = {}
+        shapes, self.eager = shapes_of(self._structures, ": nnx.Variable(array)")
+        self.hypers, self.streams, self.params, self._frozen, self._rest = shapes
+        self.names = frozenset(variable.tag for _, variable in nnx.to_flat_state(self.hypers))
+        weights = [path for part in (self.params, self._frozen) for path, _ in nnx.to_flat_state(part)]
+        check_selected(wrt, jax.tree.leaves(self.params), weights)
+
+    def separate(self, model: nnx.Module) -> Any:
+        """Returns graph, hyperparameters, random streams, trained weights, frozen weights and the rest."""
+        return nnx.split(model, Hyperparameter, nnx.RngState, self._trained, nnx.Param, ...)
+
+    def made(self, key: Key[Array, ""], eager: bool) -> nnx.Module:
+        """Returns a new model; `eager` as in `shapes_of`."""
         with jax.ensure_compile_time_eval() if eager else contextlib.nullcontext():
-            model = make(rngs=nnx.Rngs(key))
+            model = self._make(rngs=nnx.Rngs(key))
         if not isinstance(model, nnx.Module):
             raise ValueError(f"make must return an nnx.Module, but make(rngs=...) returns {model!r}")
-        return _with_arrays_as_data(model)
+        return with_arrays_as_data(model)
 
-    def structures(eager: bool) -> Any:
-        model = made(jax.random.key(0), eager)
+    def given(self, start: Any) -> Given | None:
+        """Returns given weights as states of the model's variables; None if there are none and none are needed.
+
+        Raises:
+            ValueError: see `matched`.
+        """
+        parts = [dict(nnx.to_flat_state(part)) for part in (self.params, self._rest, self._frozen)]
+        frozen = parts[-1]
+        if start is None and not frozen:
+            return None
+        wanted = {path: variable for part in parts for path, variable in part.items()}
+        # Random streams and hyperparameters are the engine's, whatever they were.
+        others = {path for part in (self.hypers, self.streams) for path, _ in nnx.to_flat_state(part)}
+        arrays = {path: array for path, array in _arrays(start).items() if path not in others}
+        states = (
+            nnx.from_flat_state([(path, wanted[path].replace(array)) for path, array in found.items()])
+            for found in matched(arrays, wanted, frozen)
+        )
+        return Given(*states)
+
+    def _structures(self, eager: bool) -> Any:
+        model = self.made(jax.random.key(0), eager)
         for training in (True, False):
             model.train() if training else model.eval()
-            graphs[training], *states = separate(model)
+            self.graphs[training], *states = self.separate(model)
         return states
 
-    (declared, hypers, streams, _), eager = shapes_of(structures, ": nnx.Variable(array)")
+
+def _problem(model: _Model, options: dict[str, Any], given: Given | None) -> Problem:
+    """Returns the problem of a model with given weights, which are only passed on."""
 
     def init(key: Key[Array, ""]) -> tuple[Params, ModelState]:
-        _, params, _, _, rest = separate(made(key, eager))
-        return params, rest
+        _, _, _, params, _, rest = model.separate(model.made(key, model.eager))
+        return (params, rest) if given is None else (_begun(params, given.start), _begun(rest, given.start))
 
     def build(
         graph: Any, params: Params, rest: ModelState, hyper: Mapping[str, Array], key: Key[Array, ""]
     ) -> nnx.Module:
-        model = nnx.merge(graph, params, _fill(hypers, hyper), _reseed(streams, key), rest, copy=True)
-        return _computing_in(model, _kinds(params) - _kinds(declared))
+        kinds = _kinds(params) - _kinds(model.params)
+        frozen = nnx.State({}) if given is None else _in_kind(given.frozen, kinds)
+        states = params, frozen, _fill(model.hypers, hyper), _reseed(model.streams, key), rest
+        return _computing_in(nnx.merge(graph, *states, copy=True), kinds)
 
     def bind(params: Params, rest: ModelState, hyper: Mapping[str, Array], key: Key[Array, ""]) -> nnx.Module:
-        return build(graphs[True], params, rest, hyper, key)
+        return build(model.graphs[True], params, rest, hyper, key)
 
-    def carried(model: nnx.Module, rest: ModelState) -> ModelState:
-        nnx.pop(model, nnx.Intermediate)
-        _, _, _, _, after = separate(model)
+    def carried(trained: nnx.Module, rest: ModelState) -> ModelState:
+        nnx.pop(trained, nnx.Intermediate)
+        *_, after = model.separate(trained)
         return _without_new(after, rest)
 
     def rebuild(params: Params, rest: ModelState) -> nnx.Module:
-        return build(graphs[False], params, rest, unknown(names), jax.random.key(0))
+        return build(model.graphs[False], params, rest, unknown(model.names), jax.random.key(0))
 
-    names = frozenset(variable.tag for _, variable in nnx.to_flat_state(hypers))
-    options: Any = {"loss": loss, "energy": energy, "metrics": metrics, "predict": predict, "prediction": prediction}
-    return assemble(init, bind, carried, rebuild, names, **options)
+    def complete(params: Params, rest: ModelState) -> tuple[Params, ModelState]:
+        return (params if given is None else nnx.merge_state(params, given.frozen)), rest
+
+    return assemble(init, bind, carried, rebuild, model.names, complete=complete, **options)
 
 
-def _with_arrays_as_data(model: nnx.Module) -> nnx.Module:
-    """Returns a model made under tracing, with its plain arrays marked as data, as in a model made outside of tracing.
+def _arrays(start: Any) -> dict[Path, Any]:
+    """Returns the arrays of a model, a state or nested dicts by their paths, without random streams."""
+    state = nnx.state(start) if isinstance(start, nnx.Module) else {} if start is None else start
+    found = {}
+    for path, leaf in flat(state).items():
+        if isinstance(leaf, nnx.RngState | Hyperparameter | nnx.Intermediate):
+            continue
+        array = leaf[...] if isinstance(leaf, nnx.Variable) else leaf
+        if not jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            found[path] = array
+    return found
 
-    Flax recognises arrays by their class. A traced array has another class, so it would become part of the static
-    structure.
-    """
-    nodes = [(path, node) for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Pytree)]
-    for _, node in nodes:
-        for name, value in list(vars(node).items()):
-            if isinstance(value, jax.core.Tracer):
-                setattr(node, name, nnx.data(value))
-    found = set(map(id, [*(node for _, node in nodes), *jax.tree.leaves(nnx.state(model))]))
-    for path, node in nodes:
-        for name, value in vars(node).items():
-            if not isinstance(value, nnx.Variable) and holds_traced(value, found):
-                place = ".".join(map(str, (*path, name)))
-                raise HiddenArrayError(
-                    f"the model keeps an array drawn from its random key in {place}, a {type(value).__name__}, where "
-                    "Flax does not find it; each replica has its own, so make it an attribute: nnx.Variable(array)"
-                )
-    return model
+
+def _begun(state: nnx.State, start: nnx.State) -> nnx.State:
+    """Returns new weights with the given ones in their places."""
+    given = dict(nnx.to_flat_state(jax.tree.map(jnp.asarray, start)))
+    return nnx.from_flat_state([(path, given.get(path, value)) for path, value in nnx.to_flat_state(state)])
+
+
+def _in_kind(frozen: nnx.State, kinds: set[Any]) -> nnx.State:
+    """Returns frozen weights in the type that trained ones were cast to (`with_compute_dtype`), if there is one."""
+    frozen = jax.tree.map(jnp.asarray, frozen)
+    for kind in kinds:
+        frozen = jax.tree.map(lambda leaf: leaf.astype(kind) if _is_float(leaf) else leaf, frozen)  # noqa: B023
+    return frozen
 
 
 def _without_new(after: nnx.State, before: nnx.State) -> nnx.State:
@@ -209,7 +282,11 @@ def _fill(hypers: nnx.State, values: Mapping[str, Array]) -> nnx.State:
 
 def _kinds(params: Params) -> set[Any]:
     """Returns the floating-point types of weights."""
-    return {leaf.dtype for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.floating)}
+    return {leaf.dtype for leaf in jax.tree.leaves(params) if _is_float(leaf)}
+
+
+def _is_float(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
 def _computing_in(model: nnx.Module, kinds: set[Any]) -> nnx.Module:

@@ -1,6 +1,7 @@
 """Noises that act like a temperature, as functions of traced strengths, and a problem with noisy weights."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree, UInt32
 
 from jaxpt.core.types import Batch, ModelState, Params, Problem
+from jaxpt.models.average import require_no_average
 
 _LANGEVIN_SALT = 0x1A69  # an arbitrary number that users are unlikely to choose
 
@@ -108,7 +110,11 @@ def with_weight_noise(problem: Problem, name: str = "weight_noise") -> Problem:
         raise ValueError(
             f"problem must come from nnx_problem, linen_problem, equinox_problem or energy_problem, not {problem!r}"
         )
+    require_no_average(problem, "with_weight_noise")
+    return problem.changed(partial(_noisy, name=name))
 
+
+def _noisy(problem: Problem, name: str) -> Problem:
     def loss(
         params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array], key: Key[Array, ""]
     ) -> tuple[Array, ModelState]:

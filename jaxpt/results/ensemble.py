@@ -171,7 +171,7 @@ def check_examples(problem: Problem, examples: PyTree) -> None:
 
 
 class How(NamedTuple):
-    """The static arguments that determine a compiled program.
+    """What determines a compiled program; a pytree whose leaves are the problem's given weights.
 
     Attributes:
         problem: the problem.
@@ -188,6 +188,9 @@ class How(NamedTuple):
     placed: Placement
     lift: Lift
     precision: str
+
+
+jax.tree_util.register_pytree_node(How, lambda how: (how[:1], how[1:]), lambda static, parts: How(parts[0], *static))
 
 
 def predictions_of(how: How, params: Params, model_state: ModelState, batch: PyTree) -> Float[Array, "m B *K"]:
@@ -215,7 +218,7 @@ def weighted_mean(each: Float[Array, "M B *K"], weights: Float[Array, " M"]) -> 
     return jnp.sum(jnp.where(shares == 0, 0, shares * each), 0)
 
 
-@partial(jax.jit, static_argnums=0)
+@jax.jit
 def ensemble_scores(
     how: How,
     replicas: tuple[Params, ModelState],
@@ -235,7 +238,9 @@ def ensemble_scores(
         coldest: number of coldest rungs that belong to each ensemble.
     """
 
-    def all_seeds(replicas: Any, rung: Array, weights: Array, examples: PyTree, coldest: Array) -> dict[str, Array]:
+    def all_seeds(
+        how: How, replicas: Any, rung: Array, weights: Array, examples: PyTree, coldest: Array
+    ) -> dict[str, Array]:
         one = partial(_of_one_seed, how, examples=examples, coldest=coldest)
         if not how.lift.has_seeds:
             return one(replicas, rung, weights)
@@ -245,8 +250,9 @@ def ensemble_scores(
     lead = (SEED,) * how.lift.has_seeds
     cut = P(*lead, AXIS)
     with tracing_with(how.precision):
-        run = how.placed.over_shards(all_seeds, (cut, cut, P(*lead), EVERYWHERE, EVERYWHERE), P(None, *lead))
-        return how.placed.readable(run(replicas, rung, weights, examples, coldest))
+        axes = EVERYWHERE, cut, cut, P(*lead), EVERYWHERE, EVERYWHERE
+        run = how.placed.over_shards(all_seeds, axes, P(None, *lead))
+        return how.placed.readable(run(how, replicas, rung, weights, examples, coldest))
 
 
 def _of_one_seed(

@@ -90,7 +90,10 @@ def _timed(engine: Engine, then: dict[str, Any]) -> Engine:
 
 def _check_engine(engine: Engine, now: dict[str, Any], then: dict[str, Any], place: Any) -> None:
     """Raises ValueError if the engine's rule and replicas are not those of the run."""
-    same: Any = [{"rule": side["rule"]["kind"], "replicas": side["replicas"]} for side in (then, now)]  # C may differ
+    same: Any = [
+        {"rule": side["rule"]["kind"], "replicas": side["replicas"], "given": side.get("given")}  # C may differ
+        for side in (then, now)
+    ]
     if changed := settings.differences(*same):
         raise ValueError(
             f"the engine is not the one of the run in {place} (then -> now): {'; '.join(changed)}; load_run takes the "

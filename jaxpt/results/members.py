@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxpt.core import tree
 from jaxpt.core.extras import versions
 from jaxpt.core.ranges import check_numbers
-from jaxpt.core.types import AnyArray, Batch, ModelState, Params, Problem
+from jaxpt.core.types import AnyArray, Batch, ModelState, Params, Problem, with_frozen
 from jaxpt.devices.execution import Lift
 from jaxpt.devices.placement import single
 from jaxpt.devices.precision import tracing_with
@@ -30,6 +29,7 @@ from jaxpt.results.ensemble import (
     require_predict,
     weighted_mean,
 )
+from jaxpt.results.record import alone
 from jaxpt.results.summary import plain
 from jaxpt.saving.model_files import load_weights, save_model
 
@@ -153,7 +153,8 @@ class Ensemble:
                 "evaluation_batch": how.chunk,
             },
         }
-        save_model(path, self.params, self.model_state, {"ensemble": plain(about), "versions": versions()})
+        whole = {"ensemble": plain(about), "versions": versions()}
+        save_model(path, self.params, self.model_state, whole, how.problem.frozen)
 
 
 def together(
@@ -181,7 +182,7 @@ def together(
     """
     require_predict(engine.problem)
     how = _alone(
-        engine.problem, str(engine.replica_axis), engine.replicas_at_once, engine.precision, engine.evaluation_batch
+        alone(engine), str(engine.replica_axis), engine.replicas_at_once, engine.precision, engine.evaluation_batch
     )
     return Ensemble(tuple(map(int, replicas)), seed, params, model_state, weights, plain(scores), how)
 
@@ -208,7 +209,7 @@ def load_ensemble(path: str | os.PathLike[str], problem: Problem) -> Ensemble:
             f"problem must be the jaxpt.Problem of the run, as nnx_problem returns it, but it is of {type(problem)}"
         )
     require_predict(problem)
-    about, params, model_state = load_weights(path, problem)
+    about, params, model_state, frozen = load_weights(path, problem)
     saved = about["ensemble"]
     return Ensemble(
         tuple(saved["replicas"]),
@@ -217,7 +218,7 @@ def load_ensemble(path: str | os.PathLike[str], problem: Problem) -> Ensemble:
         model_state,
         jnp.asarray(np.array(saved["weights"], np.float32)),
         saved["scores"],
-        _alone(problem, **saved["execution"]),
+        _alone(with_frozen(problem, lambda _: frozen), **saved["execution"]),
     )
 
 
@@ -228,7 +229,7 @@ def _alone(problem: Problem, replica_axis: str, replicas_at_once: int, precision
     return How(problem, (), evaluation_batch, where, lift, precision)
 
 
-@partial(jax.jit, static_argnums=0)
+@jax.jit
 def _together(
     how: How, params: Params, model_state: ModelState, weights: Float[Array, " M"], batch: Batch
 ) -> Float[Array, "B *K"]:
@@ -236,7 +237,7 @@ def _together(
         return weighted_mean(predictions_of(how, params, model_state, batch), weights)
 
 
-@partial(jax.jit, static_argnums=0)
+@jax.jit
 def _disagreement(how: How, params: Params, model_state: ModelState, examples: PyTree) -> Float[Array, ""]:
     def score(batch: PyTree) -> dict[str, Array]:
         each = predictions_of(how, params, model_state, batch)

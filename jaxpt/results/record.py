@@ -11,6 +11,7 @@ import numpy as np
 from jaxpt.core import tree
 from jaxpt.core.decimals import shortest
 from jaxpt.core.state import RunState, Trace
+from jaxpt.core.types import ModelState, Params, Problem, with_frozen
 from jaxpt.devices.execution import Execution
 from jaxpt.diagnostics.lineage import Lineage, lineage
 from jaxpt.engine.engine import Engine
@@ -84,7 +85,7 @@ def best_ever(record: Record, on: str, seed: int | None) -> Best:
     if on not in ("energy", "validation"):
         raise ValueError(f"ever=True goes by the energy, but on={on!r}; leave it out")
     kept = best_kept(record.kept, record.trace, lead_of(record, seed))
-    build, weights = record.engine.problem.model, jax.tree.map(jnp.asarray, kept.weights)
+    build, weights = alone(record.engine).model, jax.tree.map(jnp.asarray, kept.weights)
     return Best(
         int(kept.replica),
         seed,
@@ -129,6 +130,17 @@ def on_rungs(record: Record, k: int, seed: int | None, ladder: str | None) -> li
     return np.argsort(rung[lead])[:k].tolist()
 
 
+def alone(engine: Engine) -> Problem:
+    """Returns the problem of an engine with its frozen weights on one device, where `gathered` puts replicas."""
+    return with_frozen(engine.problem, engine.placed.gathered)
+
+
+def complete(engine: Engine, params: Params, model_state: ModelState) -> tuple[Params, ModelState]:
+    """Returns the weights of one replica, on one device, as they are saved: those of the whole model."""
+    whole = alone(engine).complete
+    return (params, model_state) if whole is None else whole(params, model_state)
+
+
 def all_weights(record: Record) -> tuple[Any, Any]:
     """Returns (params, model_state) of all replicas, on their devices."""
     return record.state.replicas.params, record.state.replicas.model_state
@@ -138,7 +150,7 @@ def replicas_of(record: Record, chosen: list[int], seed: int | None, models: boo
     """Returns replicas of one seed, with their models unless `models` is false."""
     lead = lead_of(record, seed)
     rung, hyper = record.engine.placed.to_host((record.state.replicas.rung, record.state.replicas.hyper))
-    build = record.engine.problem.model
+    build = alone(record.engine).model if models else None
     found = []
     for replica in chosen:
         index = (*lead, replica)

@@ -10,7 +10,7 @@ from jaxpt.core import tree
 from jaxpt.core.extras import extra, versions
 from jaxpt.devices.processes import is_first
 from jaxpt.results.members import Ensemble, together
-from jaxpt.results.record import Best, Record, all_weights, best_ever, lead_of, on_rungs, pick, replicas_of
+from jaxpt.results.record import Best, Record, all_weights, best_ever, complete, lead_of, on_rungs, pick, replicas_of
 from jaxpt.results.summary import Summary, about_replica, frame, summary
 from jaxpt.results.weights import chosen_members
 from jaxpt.saving.files import local_path
@@ -217,14 +217,14 @@ class Result(Record):
             if replica is not None:
                 raise ValueError(f"ever=True is the best replica of all periods, so leave out replica={replica!r}")
             best, kept = best_ever(self, on, seed), best_kept(self.kept, self.trace, lead_of(self, seed))
-            params, rest = kept.weights
-            save_model(path, params, rest, about_replica(best) | {"step": best.step, "versions": versions()})
+            weights = complete(self.engine, *kept.weights)
+            save_model(path, *weights, about_replica(best) | {"step": best.step, "versions": versions()})
             return
         if replica is None:
             replica = pick(self, on, seed)
         if not isinstance(replica, int | np.integer) or not 0 <= replica < self.engine.num_replicas:
             raise ValueError(f"replica must be one of 0 .. {self.engine.num_replicas - 1}, but it is {replica!r}")
         index = (*lead_of(self, seed), int(replica))
-        params, rest = self.engine.placed.gathered(tree.take(all_weights(self), index))
+        params, rest = complete(self.engine, *self.engine.placed.gathered(tree.take(all_weights(self), index)))
         about = about_replica(replicas_of(self, [int(replica)], seed, models=False)[0])
         save_model(path, params, rest, about | {"step": int(self.state.step), "versions": versions()})

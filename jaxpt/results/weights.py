@@ -71,16 +71,16 @@ def ensemble_weights(engine: Engine, state: RunState, examples: PyTree) -> Float
     return _weights(how, (state.replicas.params, state.replicas.model_state), examples)
 
 
-@partial(jax.jit, static_argnums=0)
+@jax.jit
 def _weights(how: How, replicas: tuple[Params, ModelState], examples: PyTree) -> Float[Array, "*S M"]:
-    def all_seeds(replicas: tuple[Params, ModelState], examples: PyTree) -> Array:
+    def all_seeds(how: How, replicas: tuple[Params, ModelState], examples: PyTree) -> Array:
         energies = how.lift.seeds(partial(_energies, how, examples=examples))(replicas)
         return how.lift.each_seed(mixture_weights)(energies)
 
     lead = (SEED,) * how.lift.has_seeds
     with tracing_with(how.precision):
-        run = how.placed.over_shards(all_seeds, (P(*lead, AXIS), EVERYWHERE), P(*lead))
-        return how.placed.readable(run(replicas, examples))
+        run = how.placed.over_shards(all_seeds, (EVERYWHERE, P(*lead, AXIS), EVERYWHERE), P(*lead))
+        return how.placed.readable(run(how, replicas, examples))
 
 
 def _energies(how: How, replicas: tuple[Params, ModelState], *, examples: PyTree) -> Float[Array, "M N"]:

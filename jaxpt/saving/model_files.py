@@ -25,7 +25,13 @@ FORMAT = 1
 """Format version of model files; other versions cannot be read."""
 
 
-def save_model(path: str | os.PathLike[str], params: Params, model_state: ModelState, about: Mapping[str, Any]) -> None:
+def save_model(
+    path: str | os.PathLike[str],
+    params: Params,
+    model_state: ModelState,
+    about: Mapping[str, Any],
+    frozen: PyTree = None,
+) -> None:
     """Writes one replica's weights, or the stacked ones of an ensemble; see `Result.save_model` and `Ensemble.save`.
 
     Args:
@@ -33,9 +39,10 @@ def save_model(path: str | os.PathLike[str], params: Params, model_state: ModelS
         params: trained weights of one replica, or stacked.
         model_state: its model's other state.
         about: the description written beside the weights, ready for JSON.
+        frozen: weights that the replicas of an ensemble share, not stacked.
     """
     file = files.local_path("path", path).absolute()
-    leaves = jax.tree.leaves_with_path(_weights(params, model_state))
+    leaves = jax.tree.leaves_with_path(_all(params, model_state, frozen))
     places = [[_key(part) for part in place] for place, _ in leaves]
     names = list(map(_flat_name, places))
     _require_different(names)
@@ -51,16 +58,17 @@ def save_model(path: str | os.PathLike[str], params: Params, model_state: ModelS
         _save_nested(file, _nested(described, arrays, str), content)
 
 
-def check_names(params: Params, model_state: ModelState) -> None:
+def check_names(problem: Problem) -> None:
     """Raises ValueError if two arrays of a model would share a name in a file of weights, or in a checkpoint.
 
     Args:
-        params: trained weights, as arrays or shapes.
-        model_state: the model's other state.
+        problem: the problem of one replica.
     """
-    places = [place for place, _ in jax.tree.leaves_with_path(_weights(params, model_state))]
+    own = jax.eval_shape(problem.init, jax.random.key(0))
+    whole = own if problem.complete is None else jax.eval_shape(problem.complete, *own)
+    places = [place for place, _ in jax.tree.leaves_with_path(_weights(*whole))]
     _require_different([_flat_name([_key(part) for part in place]) for place in places])
-    _require_different([tree.name(path) for path, _ in jax.tree.leaves_with_path((params, model_state))])
+    _require_different([tree.name(path) for path, _ in jax.tree.leaves_with_path(own)])
 
 
 def _require_different(names: Sequence[str]) -> None:
@@ -91,8 +99,10 @@ def load_model(path: str | os.PathLike[str]) -> PyTree:
     return _nested(about["arrays"], arrays)
 
 
-def load_weights(path: str | os.PathLike[str], problem: Problem) -> tuple[dict[str, Any], Params, ModelState]:
-    """Returns the description of an ensemble, and its weights in the form that the problem takes, leaves [K, ...].
+def load_weights(path: str | os.PathLike[str], problem: Problem) -> tuple[dict[str, Any], Params, ModelState, PyTree]:
+    """Returns the description of an ensemble, its weights in the form that the problem takes, and its frozen weights.
+
+    Leaves of params and model_state are [K, ...]; the K replicas share the frozen ones.
 
     Args:
         path: as in `load_model`.
@@ -106,21 +116,24 @@ def load_weights(path: str | os.PathLike[str], problem: Problem) -> tuple[dict[s
     if "ensemble" not in about:
         raise ValueError(f"{path} holds the model of one replica, not an ensemble; read it by jaxpt.load_model(path)")
     found = {tuple(entry["path"]): array for entry, array in zip(about["arrays"], arrays, strict=True)}
-    shapes, structure = jax.tree.flatten(jax.eval_shape(problem.init, jax.random.key(0)))
+    begun = jax.eval_shape(problem.init, jax.random.key(0))
+    shapes, structure = jax.tree.flatten((*begun, problem.frozen))
     # Numbers in place of the arrays show where `_weights` puts each of them.
     numbered = jax.tree.unflatten(structure, [np.array(number) for number in range(len(shapes))])
-    order = {int(n): tuple(map(_key, place)) for place, n in jax.tree.leaves_with_path(_weights(*numbered))}
+    order = {int(n): tuple(map(_key, place)) for place, n in jax.tree.leaves_with_path(_all(*numbered))}
     replicas = len(about["ensemble"]["replicas"])
-    wanted = {order[n]: (str(shape.dtype), (replicas, *shape.shape)) for n, shape in enumerate(shapes)}
+    leads = [(replicas,)] * len(jax.tree.leaves(begun)) + [()] * len(jax.tree.leaves(problem.frozen))
+    wanted = {
+        order[n]: (str(s.dtype), (*lead, *s.shape)) for n, (lead, s) in enumerate(zip(leads, shapes, strict=True))
+    }
     _require_same({place: (str(array.dtype), array.shape) for place, array in found.items()}, wanted, path)
-    params, model_state = jax.tree.unflatten(structure, [found[order[n]] for n in range(len(shapes))])
-    return about, params, model_state
+    return about, *jax.tree.unflatten(structure, [found[order[n]] for n in range(len(shapes))])
 
 
 def _require_same(found: Mapping[tuple[Any, ...], Any], wanted: Mapping[tuple[Any, ...], Any], path: Any) -> None:
     """Raises ValueError unless the arrays of a file, {place: (type, shape)}, are those of a problem."""
     differences = [
-        f"{_flat_name(list(place))}: {_shown(found.get(place))} in the file, {_shown(wanted.get(place))} in the problem"
+        f"{_flat_name(list(place))}: {_shown(place, found)} in the file, {_shown(place, wanted)} in the problem"
         for place in dict.fromkeys((*wanted, *found))
         if found.get(place) != wanted.get(place)
     ]
@@ -132,9 +145,12 @@ def _require_same(found: Mapping[tuple[Any, ...], Any], wanted: Mapping[tuple[An
         )
 
 
-def _shown(kind: tuple[str, tuple[int, ...]] | None) -> str:
-    """Returns a stacked array's type and its shape without the replicas, such as float32[6,16]."""
-    return "none" if kind is None else f"{kind[0]}[{','.join(map(str, kind[1][1:]))}]"
+def _shown(place: tuple[Any, ...], kinds: Mapping[tuple[Any, ...], Any]) -> str:
+    """Returns an array's type and its shape without the replicas, such as float32[6,16]."""
+    if place not in kinds:
+        return "none"
+    kind, shape = kinds[place]
+    return f"{kind}[{','.join(map(str, shape if place[:1] == ('frozen',) else shape[1:]))}]"
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Any]]:
@@ -159,10 +175,22 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Any]]:
     return about, arrays
 
 
+def _all(params: Params, model_state: ModelState, frozen: PyTree) -> PyTree:
+    """Returns the weights of an ensemble with those that its replicas share, if there are any."""
+    stacked = _weights(params, model_state)
+    if not jax.tree.leaves(frozen):
+        return stacked
+    return {"replicas": stacked, "frozen": nnx.to_pure_dict(frozen) if isinstance(frozen, nnx.State) else frozen}
+
+
 def _weights(params: Params, model_state: ModelState) -> PyTree:
     """Returns weights and batch statistics in the form that the model's library accepts."""
-    if isinstance(params, nnx.State):
+    if isinstance(params, nnx.State) and isinstance(model_state, nnx.State):
         return nnx.to_pure_dict(nnx.merge_state(params, model_state))
+    is_state = lambda node: isinstance(node, nnx.State)  # noqa: E731
+    params, model_state = jax.tree.map(
+        lambda node: nnx.to_pure_dict(node) if is_state(node) else node, (params, model_state), is_leaf=is_state
+    )
     if not jax.tree.leaves(model_state):
         return {"params": params} if isinstance(model_state, dict) else params
     if isinstance(model_state, dict):

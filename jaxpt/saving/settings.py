@@ -58,18 +58,22 @@ def describe(engine: Engine, state: RunState, key: Array, data: Data) -> dict[st
             for name, ladder in engine.ladders.items()
         },
         **shapes(engine, state),
-        "data": {
-            tree.name(path): _shape(leaf) + _checksum(leaf) for path, leaf in jax.tree.leaves_with_path(data._asdict())
-        },
+        "data": _arrays(data._asdict()),
         "programs": {name: _hash(program) for name, program in _programs(engine, state, first, key.ndim, data)},
     }
 
 
+def _arrays(arrays: PyTree) -> dict[str, str]:
+    """Returns {name: type, shape and checksum} of arrays."""
+    return {tree.name(path): _shape(leaf) + _checksum(leaf) for path, leaf in jax.tree.leaves_with_path(arrays)}
+
+
 def shapes(engine: Engine, state: RunState) -> dict[str, Any]:
-    """Returns the settings that a checkpoint's arrays depend on, ready for JSON."""
+    """Returns the settings that a checkpoint's arrays depend on, and the given weights, ready for JSON."""
     return {
         "rule": rule_in_words(engine.rule),
         "replicas": {tree.name(path): _shape(leaf) for path, leaf in jax.tree.leaves_with_path(state.replicas)},
+        **({} if engine.problem.given is None else {"given": _arrays(engine.problem.given)}),
     }
 
 
@@ -149,10 +153,11 @@ def _programs(
     train = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), data.train)
     weight = None if data.train is None else jax.ShapeDtypeStruct((size,), jnp.bool)
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    step = jax.make_jaxpr(lambda *args: train_step(engine.problem, engine.optimizer, engine.schedule, *args))
-    yield "a training step of problem, optimizer and schedule", step(replica, train, weight, number)
-    score = jax.make_jaxpr(engine.problem.evaluate)
-    yield "evaluation", score(replica.params, replica.model_state, _abstract(data.valid))
+    # Given weights are arguments, so that a change of them is not one of the programs.
+    step = jax.make_jaxpr(lambda problem, *args: train_step(problem, engine.optimizer, engine.schedule, *args))
+    yield "a training step of problem, optimizer and schedule", step(engine.problem, replica, train, weight, number)
+    score = jax.make_jaxpr(lambda problem, *args: problem.evaluate(*args))
+    yield "evaluation", score(engine.problem, replica.params, replica.model_state, _abstract(data.valid))
 
     def one(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape[seeds:], leaf.dtype)

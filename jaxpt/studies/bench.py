@@ -94,7 +94,7 @@ class Bench:
 
     def _check(self, program: jax.stages.Compiled, engine: Engine, data: Data) -> None:
         execution, shards = engine.execution(data), engine.placed.num_shards
-        memory.check(program, self.form.replicas, data, execution, self._most, shards)
+        memory.check(program, self.form.replicas, (data, engine.problem.frozen), execution, self._most, shards)
 
     def _turn(self, run: Callable[[int], Any], seconds: float, most: int, units: int) -> Callable[[], float]:
         """Returns a function that times so many runs as take about these seconds; warms up meanwhile."""

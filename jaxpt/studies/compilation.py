@@ -6,12 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from jaxpt.core import tree
 from jaxpt.core.data import Batches, Data
 from jaxpt.core.seeds import keys
 from jaxpt.core.state import RunState
+from jaxpt.core.types import with_frozen
 from jaxpt.devices import memory as device_memory
 from jaxpt.devices.execution import Execution
 from jaxpt.devices.placement import check_fits, shard_map, single
@@ -156,6 +158,9 @@ def compile_for(
     placed = shard_map(found.devices) if len(found.devices) > 1 else single(found.devices[0])
     check_fits(placed, engine.num_replicas)
     engine = dataclasses.replace(engine.over(None), placement=placed)
+    # NumPy arrays are on no device, so the program may be compiled for another one.
+    problem = with_frozen(engine.problem, lambda arrays: jax.tree.map(np.asarray, arrays))
+    engine = dataclasses.replace(engine, problem=problem)
     splits = engine.abstract_data(data)
     given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.result_type(leaf)), batches)
     if periods is None:
@@ -172,7 +177,7 @@ def compile_for(
         device=device,
         execution=how,
         seeds=seeds or 1,
-        **_sizes(program, form, (splits, given), how),
+        **_sizes(program, form, (splits, given, engine.problem.frozen), how),
         memory=most,
         kernels=counts and counts.kernels,
         collectives_in_steps=counts and counts.collectives_in_steps,
@@ -184,7 +189,7 @@ def compile_for(
     )
     if program is None or plan.total is None or most is None or plan.total <= most:
         return plan
-    return dataclasses.replace(plan, advice=_advice(program, form, (splits, given), how, most))
+    return dataclasses.replace(plan, advice=_advice(program, form, (splits, given, engine.problem.frozen), how, most))
 
 
 def _compiled(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, str | None, float]:

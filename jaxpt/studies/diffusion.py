@@ -76,7 +76,7 @@ def diffusion(
     _check(engine, train, steps, start, own_burn_in, seeds)
     engine = dataclasses.replace(
         engine,
-        problem=_from_start(engine.problem),
+        problem=engine.problem.changed(_from_start),
         ladder=ladder,
         rule=Independent(),
         burn_in=0,

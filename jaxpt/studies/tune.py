@@ -11,6 +11,7 @@ import numpy as np
 from jaxpt.core import tree
 from jaxpt.core.data import Data
 from jaxpt.core.seeds import keys
+from jaxpt.core.types import with_frozen
 from jaxpt.devices.execution import UNROLL_AT_MOST, ReplicaAxis
 from jaxpt.engine.company import depend_on_company, may_depend_on_company
 from jaxpt.engine.engine import Engine
@@ -116,6 +117,7 @@ def _checked(engine: Any, data: Any, seconds: Any, seeds: Any) -> Data:
 
 
 def _tuned(engine: Engine, data: Data, key: jax.Array, seconds: float) -> Tuned:
+    engine = dataclasses.replace(engine, problem=with_frozen(engine.problem, engine.placed.put))
     bench = Bench(engine, data, key)
     executions, notes = _executions(engine, data, key)
     rows, refused = _raced(bench, "execution", executions, _SHARE * seconds)

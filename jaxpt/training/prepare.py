@@ -19,6 +19,7 @@ from jaxpt.core.cooldown import NEVER, in_force
 from jaxpt.core.data import Batches, Data
 from jaxpt.core.labels import StreamLabels
 from jaxpt.core.state import RunState, Trace
+from jaxpt.core.types import with_frozen
 from jaxpt.devices import memory
 from jaxpt.devices.execution import Execution
 from jaxpt.engine.checks import check_minibatch
@@ -98,6 +99,8 @@ def prepare(
 
     `first` takes the first minibatches from their feed.
     """
+    # Once, to every device, like the data.
+    engine = dataclasses.replace(engine, problem=with_frozen(engine.problem, engine.placed.put))
     feed: Iterator[Batches | None] = itertools.repeat(None)
     if streaming := is_stream(train):
         lengths = [engine.every] * (whole - done) + [rest] * (rest > 0)
@@ -113,7 +116,7 @@ def prepare(
     data = engine.placed.put(host)  # once, to every device
     execution = engine.execution(seen)
     form = engine.abstract(key)
-    check_names(form.replicas.params, form.replicas.model_state)  # or the first save would fail
+    check_names(engine.problem)  # or the first save would fail
     if store is not None:
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), seen.train)
         store.match(settings.describe(engine, form, key, seen._replace(train=shapes) if streaming else host))
@@ -131,7 +134,9 @@ def prepare(
             if left:
                 most = memory.limit(engine.placed)
                 # Minibatches of its own belong to a replica: their memory grows with the replicas.
-                each, shared = ((form.replicas, given), data) if engine.own_batches else (form.replicas, (data, given))
+                own = engine.own_batches
+                each = (form.replicas, given) if own else form.replicas
+                shared = data, () if own else given, engine.problem.frozen
                 memory.check(compiled(lowered), each, shared, execution, most, engine.placed.num_shards)
     seconds = time.perf_counter() - started
     return Job(engine, short, key, data, batches, feed, max_periods, form, row, execution, seconds)
