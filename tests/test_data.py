@@ -47,7 +47,7 @@ def test_examples_seen_counts_short_minibatches_as_they_are(drop):
     assert examples_seen(11, 10, 4, drop, limit=3) == np.minimum(counts.sum(1), 3).sum()
 
 
-@pytest.mark.parametrize("count", [4097, 5000, 8192, 112_383])
+@pytest.mark.parametrize("count", [65, 128, 1000, 8192, 112_383])
 def test_an_order_that_is_not_drawn_whole_is_a_permutation(count):
     orders = jax.vmap(lambda key: order_at(key, jnp.arange(count), count))(jax.random.split(jax.random.key(0), 2))
     np.testing.assert_array_equal(np.sort(orders, axis=-1), np.tile(np.arange(count), (2, 1)))
@@ -58,15 +58,36 @@ def test_an_order_that_is_not_drawn_whole_is_a_permutation(count):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
-@pytest.mark.parametrize("examples", [1000, 5000])
+@pytest.mark.parametrize("examples", [60, 5000])
 def test_epochs_are_epochs_with_keys_of_other_generators(impl, examples):
     """These keys give all rows of a vmap the bits of the first, and an epoch is drawn in several calls."""
-    epoch = steps_per_epoch(examples, 100)
-    draw = lambda key, step: minibatches(key, step, num_steps=5, num_examples=examples, batch_size=100)
+    size = examples // 10
+    epoch = steps_per_epoch(examples, size)
+    draw = lambda key, step: minibatches(key, step, num_steps=5, num_examples=examples, batch_size=size)
     keys = jax.random.split(jax.random.key(0, impl=impl), 2)
     found = [jax.vmap(draw, (0, None), (0, None))(keys, step)[0] for step in range(0, epoch, 5)]
     for order in np.concatenate(found, 1).reshape(2, -1):
         np.testing.assert_array_equal(np.sort(order), np.arange(examples))
+
+
+@pytest.mark.parametrize("count", [65, 100])
+def test_such_orders_of_a_few_examples_are_random(count):
+    """20,000 keys: every position and every two are uniform; places kept and ascents have the exact moments."""
+    keys, bins = jax.random.split(jax.random.key(7), 20_000), 8
+    orders = np.asarray(jax.jit(jax.vmap(lambda key: order_at(key, jnp.arange(count), count)))(keys))
+    for at in (0, 1, count // 2, count - 1):
+        assert stats.chisquare(np.bincount(orders[:, at], minlength=count)).pvalue > 1e-3
+    size = np.bincount(np.arange(count) * bins // count)
+    expected = (np.outer(size, size) - np.diag(size)) / (count * (count - 1)) * len(keys)  # two are never the same
+    for a, b in ((0, 1), (0, count // 2), (1, count - 1)):
+        joint = np.histogram2d(orders[:, a] * bins // count, orders[:, b] * bins // count, bins=bins)[0]
+        assert stats.chisquare(joint.ravel(), expected.ravel()).pvalue > 1e-3
+    kept, ascents = (orders == np.arange(count)).sum(1), (np.diff(orders, axis=1) > 0).sum(1)
+    noise = len(keys) ** -0.5
+    assert abs(kept.mean() - 1) < 4 * noise
+    assert abs(kept.var() - 1) < 4 * 3**0.5 * noise  # the fourth central moment of a Poisson number of mean 1 is 4
+    assert abs(ascents.mean() - (count - 1) / 2) < 4 * noise * ((count + 1) / 12) ** 0.5
+    assert abs(ascents.var() / ((count + 1) / 12) - 1) < 4 * 2**0.5 * noise
 
 
 def test_such_orders_look_random():

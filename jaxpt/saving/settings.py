@@ -22,7 +22,7 @@ from jaxpt.core.types import Observation
 from jaxpt.engine.engine import Engine
 from jaxpt.engine.replica import train_step
 
-FORMAT = 3
+FORMAT = 4
 """Format version of run directories; other versions cannot be read."""
 _NUMBERS = ("every", "burn_in", "batch_size", "own_batches", "drop_remainder", "probe", "rescale_momentum", "precision")
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # a function's address in its repr, which differs between processes
