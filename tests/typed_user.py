@@ -37,6 +37,11 @@ def sgd(hyper: Mapping[str, jax.Array]) -> Any:
     return optax.sgd(hyper["learning_rate"])
 
 
+def adapted(base: Net) -> jaxpt.Problem:
+    """Returns a problem that trains adapters and is scored with their average."""
+    return jaxpt.with_average(jaxpt.nnx_problem(Net, loss, wrt=nnx.LoRAParam, start=base), 0.99)
+
+
 def train(x: np.ndarray, y: np.ndarray) -> jaxpt.Result:
     """Uses the main names."""
     split = {"x": x, "y": y}

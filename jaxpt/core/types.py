@@ -25,7 +25,8 @@ class Given(NamedTuple):
 
     Attributes:
         start: NumPy arrays that replicas start from; only `Problem.init` reads them.
-        frozen: arrays of the parts that are not trained. A run holds them once on each device, not once per replica.
+        frozen: arrays of the parts that are not trained, which all functions but `init` read. A run holds them once on
+            each device, not once per replica.
     """
 
     start: PyTree

@@ -16,6 +16,7 @@ from jaxpt.core.ladder import as_arrays
 from jaxpt.core.ranges import check_numbers
 from jaxpt.core.search import Search
 from jaxpt.core.state import RunState, Trace
+from jaxpt.core.types import with_frozen
 from jaxpt.devices import placement
 from jaxpt.devices.execution import Execution, choose
 from jaxpt.devices.placement import EVERYWHERE
@@ -165,7 +166,8 @@ class Engine(Spec):
         placement.check_seeds(self.placed, lead[0] if lead else None)
         ladders = {name: as_arrays(ladder) for name, ladder in self.ladders.items()}
         start = self.lift(key).each_seed(lambda key: jax.random.fold_in(key, INIT))(key)
-        replicas = init_replicas(self.problem, self.optimizer, self.schedule, dict(self.fixed), ladders, start)
+        problem = with_frozen(self.problem, lambda _: None)  # they may be on several devices already; init reads none
+        replicas = init_replicas(problem, self.optimizer, self.schedule, dict(self.fixed), ladders, start)
         rule = self.rule.init(ladders)
         ladders, rule = jax.tree.map(
             lambda leaf: jnp.broadcast_to(jnp.array(leaf, jnp.asarray(leaf).dtype), lead + jnp.shape(leaf)),

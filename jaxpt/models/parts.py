@@ -34,23 +34,25 @@ def with_parts(problem: Problem, wrt: Select, start: Mapping[str, PyTree] | None
     frozen = [("params", *path) for path in weights if path not in trained]
     wanted = flat({"params": params, **rest})
     given = Given(*map(_nested, matched({} if start is None else flat(start), wanted, frozen)))
+    names = _nested(dict.fromkeys(path[1:] for path in frozen))
     kinds = _kinds({path: weights[path] for path in trained})
-    return with_given(partial(_over, problem, kinds), given)
+    return with_given(partial(_over, problem, kinds, names), given)
 
 
-def _over(problem: Problem, kinds: frozenset[Any], given: Given) -> Problem:
+def _over(problem: Problem, kinds: frozenset[Any], names: Mapping[str, Any], given: Given) -> Problem:
     """Returns the problem with given weights, which are only passed on.
 
     Args:
         problem: the problem of all weights.
         kinds: the types of the trained weights.
+        names: the names of the frozen weights, nested.
         given: the weights, by collection.
     """
 
     def init(key: Key[Array, ""]) -> tuple[Params, ModelState]:
         params, rest = problem.init(key)
         begun = _put({"params": params, **rest}, given.start)
-        return _without(begun.pop("params"), given.frozen.get("params", {})), begun
+        return _without(begun.pop("params"), names), begun
 
     def whole(params: Params) -> Params:
         frozen = jax.tree.map(jnp.asarray, given.frozen.get("params", {}))
@@ -120,13 +122,13 @@ def _put(tree: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _without(tree: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns nested dicts without the places of these arrays, and without dicts that are then empty."""
+def _without(tree: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns nested dicts without the arrays of these names, and without dicts that are then empty."""
     made = {}
     for name, value in tree.items():
-        if name not in arrays:
+        if name not in names:
             made[name] = value
-        elif isinstance(value, Mapping) and (left := _without(value, arrays[name])):
+        elif isinstance(value, Mapping) and (left := _without(value, names[name])):
             made[name] = left
     return made
 
