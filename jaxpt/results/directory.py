@@ -22,8 +22,7 @@ class RunDirectory:
         settings: its settings.json; None if that is missing or damaged.
         steps: optimiser steps of the latest call of `fit`; None if not noted.
         periods: number of periods recorded.
-        first: the first period's line in periods.jsonl; None without one.
-        last: the last period's line; None without one.
+        last: the last period's line in periods.jsonl; None without one.
         lowest: for each seed the line, the seed and the replica with the lowest energy of all periods; seed None in a
             run with one.
         pace: seconds per step in the later half of the run; None if unknown.
@@ -37,7 +36,6 @@ class RunDirectory:
     settings: dict[str, Any] | None
     steps: int | None
     periods: int
-    first: dict[str, Any] | None
     last: dict[str, Any] | None
     lowest: list[tuple[dict[str, Any], int | None, int]]
     pace: float | None
@@ -95,12 +93,13 @@ def look(path: Path) -> RunDirectory:
     kept = _checkpoints(path, holder is not None, troubles)
     noted = _json(path / "run.json", troubles) if (path / "run.json").exists() or course.last else None
     steps = noted.get("steps") if noted else None
+    if holder is not None and course.last is None:  # it has not written them yet
+        troubles = [one for one in troubles if not one.endswith("is missing")]
     return RunDirectory(
         path,
         known,
         steps if isinstance(steps, int) else None,
         course.periods,
-        course.first,
         course.last,
         course.lowest,
         course.pace,
@@ -162,7 +161,6 @@ class _Course:
 
     def __init__(self) -> None:
         self.periods = 0
-        self.first: dict[str, Any] | None = None
         self.last: dict[str, Any] | None = None
         self.lowest: list[tuple[dict[str, Any], int | None, int]] = []
         self._energy: Any = np.inf
@@ -171,7 +169,6 @@ class _Course:
     def add(self, line: dict[str, Any]) -> None:
         """Adds the next line."""
         self.periods += 1
-        self.first = self.first or line
         self.last = line
         if line.get("seconds") is not None:
             self._times.append((line["step"], line["seconds"]))

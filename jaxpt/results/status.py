@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxpt.core.decimals import shortened
+from jaxpt.core.extras import extra
 from jaxpt.core.state import Trace
 from jaxpt.core.types import Info
 from jaxpt.diagnostics import diagnosis, exchanges
@@ -69,8 +70,6 @@ def write_report(run: RunDirectory, path: Path, title: str) -> None:
     """
     if run.last is None:
         raise ValueError(f"{run.path} has no period yet, so there is nothing to report")
-    from jaxpt.core.extras import extra
-
     extra("matplotlib", "plots", "--report")
     from jaxpt.results.page import Content, page
     from jaxpt.results.pictures import draw

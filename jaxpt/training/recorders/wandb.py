@@ -147,7 +147,7 @@ def _last_offline(folder: Path, id: str) -> int:
 def _wait_for_end(path: Path) -> None:
     """Waits until W&B has written the end of a run into its file, which it does a moment after `finish` returns."""
     until = time.monotonic() + _PATIENCE
-    while time.monotonic() < until:
+    while path.exists() and time.monotonic() < until:
         if any(record.WhichOneof("record_type") == "exit" for record in records(path, _BLOCK)):
             return
         time.sleep(_PAUSE)
