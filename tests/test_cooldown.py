@@ -252,3 +252,39 @@ def test_an_optimiser_that_keeps_its_first_rate_is_refused(settings):
             optimizer=lambda h: optax.rprop(h["learning_rate"]),
             **settings,
         )
+
+
+def test_momentum_is_finite_where_a_schedule_has_brought_rates_to_zero():
+    """The velocity cannot be kept at a rate of 0, where nothing moves; 0 / 0 would make every replica NaN."""
+    unit = optax.cosine_decay_schedule(1.0, 50)
+    falling = jaxpt.Engine(
+        jaxpt.energy_problem(lambda w: 0.5 * w**2, lambda key: 1 + 0.1 * jax.random.normal(key, ())),
+        lambda h: optax.sgd(h["learning_rate"], momentum=0.9),
+        jaxpt.Ladder(learning_rate=[0.01, 0.02, 0.04]),
+        every=10,
+        rescale_momentum="learning_rate",
+        schedule=lambda h, step: {**h, "learning_rate": h["learning_rate"] * unit(step)},
+    )
+    result = jaxpt.fit(falling, steps=70, progress=False)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.state.replicas[:3]))
+    np.testing.assert_array_equal(result.trace.valid["energy"][4], result.trace.valid["energy"][6])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Asks(jaxpt.Rule):
+    """A rule that reads in which part of the run it is."""
+
+    def propose(self, key, seen):
+        go = seen.allowed & ~seen.cooldown & ~seen.search
+        rung = {name: jnp.where(go, place[::-1], place) for name, place in seen.rung.items()}
+        moved = {k: v[rung[name]] for name, ladder in seen.ladders.items() for k, v in ladder.values.items()}
+        return jaxpt.Move(rung, {**seen.hyper, **moved}), self, jaxpt.Info.none(len(seen.energy))
+
+
+def test_a_rule_that_asks_for_the_part_of_the_run_can_be_saved(tmp_path, data):
+    asking = engine(rule=Asks(), search=jaxpt.Search(steps=10))
+    whole = fit(asking, data)
+    kept = fit(asking, data, directory=tmp_path)
+    assert_same(kept.state, whole.state)
+    assert (np.diff(whole.trace.rung[next(iter(whole.trace.rung))], axis=0) != 0).any()

@@ -1,11 +1,13 @@
 """The best replica of all periods, and directories that are read again."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import jaxpt
+from tests import conftest
 
 RATES = [0.02, 0.3, 1.1]
 
@@ -130,3 +132,15 @@ def test_a_run_is_read_with_the_engine_that_made_it(tmp_path):
     ):
         with pytest.raises(ValueError, match=rf"the engine is not the one of the run in .*{place}"):
             jaxpt.load_run(other, tmp_path / "run")
+
+
+@pytest.mark.parametrize("rule", [jaxpt.CopyBest(), jaxpt.PBT()], ids=["CopyBest", "PBT"])
+def test_scores_of_a_run_that_is_read_belong_to_its_weights(rule, tmp_path, data):
+    """The last period's move copied weights after they had been scored."""
+    engine = conftest.make_engine(conftest.small_problem(), rule=rule)
+    made = jaxpt.fit(engine, data.train, data.valid, steps=15, directory=tmp_path / "run", progress=False)
+    assert (made.trace.info.parents[-1] != np.arange(4)).any(), "weights were copied"
+    read = jaxpt.load_run(engine, tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, read.valid, made.valid)
+    now = jax.tree.map(np.asarray, engine.evaluate(read.state, data.valid))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), read.valid, now)

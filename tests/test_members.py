@@ -307,3 +307,32 @@ def test_splits_without_examples_are_refused(result, data):
     ):
         with pytest.raises(ValueError, match="there are no examples to average over"):
             scored()
+
+
+@pytest.mark.filterwarnings("ignore:energy is not finite")
+def test_a_diverged_replica_does_not_count_though_its_predictions_are_finite():
+    """Its weight is about 1e21: predictions of 1e21 are finite, their squares are not."""
+
+    class Slope(nnx.Module):
+        def __init__(self, *, rngs):
+            self.slope = nnx.Param(jnp.zeros(()))
+
+    x = np.random.default_rng(0).normal(size=256).astype(np.float32)
+    split = {"x": x, "y": 2 * x}
+    problem = jaxpt.nnx_problem(
+        Slope,
+        lambda model, batch: (model.slope[...] * batch["x"] - batch["y"]) ** 2,
+        predict=lambda model, batch: model.slope[...] * batch["x"],
+        prediction="values",
+    )
+    clipped = lambda h: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(h["learning_rate"]))
+    ladder = jaxpt.Ladder(learning_rate=[0.05, 0.1, 0.2, 1e21])
+    engine = jaxpt.Engine(problem, clipped, ladder, jaxpt.Independent(), every=21, batch_size=32)
+    result = jaxpt.fit(engine, split, split, steps=105, progress=False)
+    assert np.isfinite(result.valid["energy"]).tolist() == [True, True, True, False]
+    metrics = {"mse": lambda p, batch: (p - batch["y"]) ** 2}
+    for members in (result.ensemble(), result.ensemble(coldest=4), result.ensemble(best=4)):
+        assert members.evaluate(split, metrics)["mse"] < 0.01
+        np.testing.assert_allclose(sorted(members.weights), [0, 1 / 3, 1 / 3, 1 / 3], rtol=1e-6)
+    found = jaxpt.compare({"a": engine}, split, split, steps=105, seeds=[1], ensemble=metrics, progress=False)
+    assert found.values("a", "mse", what="ensemble", split="valid") < 0.01

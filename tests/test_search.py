@@ -3,6 +3,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxpt
@@ -287,3 +288,25 @@ MISTAKES = [
 def test_each_mistake_has_a_message(mistake, message):
     with pytest.raises(ValueError, match=message):
         mistake()
+
+
+def diverging(**settings):
+    """A quadratic, on which the two hottest of six learning rates diverge: SGD is stable below 2."""
+    problem = jaxpt.energy_problem(
+        lambda w: 0.5 * (w[0] ** 2 + 0.01 * w[1] ** 2) + 0.1, lambda key: 1 + 0.1 * jax.random.normal(key, (2,))
+    )
+    ladder = jaxpt.Ladder(learning_rate=jaxpt.geometric(0.01, 100.0, 6))
+    return jaxpt.Engine(problem, lambda h: optax.sgd(h["learning_rate"]), ladder, every=10, **settings)
+
+
+@pytest.mark.filterwarnings("ignore:energy is not finite")
+def test_a_rung_that_diverges_has_no_vote_and_its_replica_goes_on_after_the_search():
+    """A copy of a healthy replica on its rung would have the lowest energy, and the ladder would move there."""
+    searched = diverging(search=0.2, cooldown=0.3, diverged="respawn")
+    result = jaxpt.fit(searched, steps=500, progress=False)
+    parents = np.asarray(result.trace.info.parents)
+    copied = np.flatnonzero((parents != np.arange(6)).any(-1))
+    assert copied.tolist() == [9], "the period in which the search ends"
+    assert parents[9].tolist() == [0, 1, 2, 3, 3, 3]
+    assert np.asarray(result.trace.hyper["learning_rate"])[10:].max() < 2.3
+    assert np.isfinite(result.valid["energy"]).all()

@@ -87,9 +87,9 @@ class Engine(Spec):
         precision: of float32 products: "highest", float32 everywhere; "high", TF32 on GPUs; "default", JAX's setting,
             which is TF32 on GPUs unless changed. See `jaxpt.devices.precision`.
         diverged: the treatment of a replica whose energy is not finite. "keep": it keeps training, never gets a colder
-            rung from a healthy replica, and counts nowhere; "stop": `fit` ends the run; "respawn": after each period it
-            takes weights and optimiser state from the nearest healthy replica on the ladder and keeps its own
-            hyperparameters, as `trace.info.parents` records.
+            rung from a healthy replica, and counts nowhere; "stop": `fit` ends the run; "respawn": after each period,
+            in a search after the last, it takes weights and optimiser state from the nearest healthy replica on the
+            ladder and keeps its own hyperparameters, as `trace.info.parents` records.
 
     Raises:
         ValueError: an argument is out of range; ladders differ in length or share a name; a rule that exchanges has

@@ -100,7 +100,9 @@ def period(engine: Spec, state: RunState, data: Data, batches: Batches | None) -
         seen = Observation(turn, energy, rung, hyper, ladders, allowed, variance, cooling, searching)
         move, rule, info = rule.propose(key, seen)
         if engine.diverged == "respawn":
-            move, info = _respawned(energy, rung, move, info)
+            # In the search a rung's energy must be its own, or the ladder would contract around a rate that diverges.
+            now = True if engine.beginning is None else ~searching | ends
+            move, info = _respawned(energy, rung, move, info, now)
         return _apply(engine, replicas, move, step), move.ladders or ladders, rule, info
 
     moved, ladders, rule, info = lift.each_seed(propose)(
@@ -171,11 +173,12 @@ def scores(engine: Spec, lift: Lift, replicas: Replicas, examples: PyTree) -> di
 
 
 def _respawned(
-    energy: Float[Array, " M"], rung: dict[str, Int[Array, " M"]], move: Move, info: Info
+    energy: Float[Array, " M"], rung: dict[str, Int[Array, " M"]], move: Move, info: Info, now: Bool[Array, ""] | bool
 ) -> tuple[Move, Info]:
     """Returns the move, changed so that diverged replicas take the weights of the nearest healthy replica.
 
     Nearest on the first ladder; of two at the same distance the colder. Rungs and hyperparameters do not change.
+    Nothing is copied if `now` is false.
     """
     healthy, own = jnp.isfinite(energy), jnp.arange(energy.shape[0])
     place = next(iter(rung.values())).astype(jnp.float32)
@@ -184,7 +187,7 @@ def _respawned(
     nearest = jnp.argmin(jnp.where(healthy, away, jnp.inf), -1)
     parents = own if move.parents is None else move.parents
     # A rule that copies weights may already have replaced a diverged replica. Without a healthy one nothing is copied.
-    parents = jnp.where(~healthy & healthy.any() & (parents == own), nearest, parents)
+    parents = jnp.where(~healthy & healthy.any() & (parents == own) & now, nearest, parents)
     return move._replace(parents=parents), info._replace(parents=parents)
 
 
@@ -223,4 +226,7 @@ def _apply(engine: Spec, replicas: Replicas, move: Move, step: Int[Array, ""]) -
         jax.vmap(partial(scheduled, engine.schedule), (0, None))(r.hyper, step)[engine.rescale_momentum]
         for r in (replicas, moved)
     )
-    return moved._replace(opt_state=rescale_momentum(moved.opt_state, before / after))
+    # A schedule or a cooldown may have brought both to 0; a rate of 0 moves nothing, whatever the momentum.
+    stays = (before == after) | (after == 0)
+    factor = jnp.where(stays, 1.0, before / jnp.where(stays, 1.0, after))
+    return moved._replace(opt_state=rescale_momentum(moved.opt_state, factor))

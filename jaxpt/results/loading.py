@@ -13,6 +13,7 @@ from jaxpt.core.state import Trace
 from jaxpt.core.types import Info
 from jaxpt.devices.execution import Execution
 from jaxpt.engine.engine import Engine
+from jaxpt.results.record import last_scores
 from jaxpt.results.result import Result
 from jaxpt.saving import settings
 from jaxpt.saving.files import local_path
@@ -58,7 +59,7 @@ def load_run(
         state, trace, progress, kept = store.load(form, row, jax.random.key_impl(key), chosen)
     finally:
         store.close()
-    last: Any = jax.tree.map(lambda leaf: np.asarray(leaf)[-1], (trace.valid, trace.test))
+    valid, test = last_scores(trace)
     placed = engine.placed
     execution = Execution(
         str(engine.replica_axis), placed.platform, engine.num_replicas // placed.num_shards, placed.num_devices
@@ -67,8 +68,8 @@ def load_run(
         engine,
         state,
         trace,
-        valid=last[0],
-        test=last[1],
+        valid=valid,
+        test=test,
         seconds=progress.seconds,
         compile_seconds=0.0,
         replica_images=progress.images,

@@ -130,6 +130,15 @@ def on_rungs(record: Record, k: int, seed: int | None, ladder: str | None) -> li
     return np.argsort(rung[lead])[:k].tolist()
 
 
+def last_scores(trace: Trace) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Returns {score: [*S, M]} at the end of a run, on the validation and on the test split, from its last period."""
+    last: Any = jax.tree.map(lambda leaf: np.asarray(leaf)[-1], (trace.valid, trace.test))
+    if trace.info.parents is None:
+        return last
+    parents = np.asarray(trace.info.parents)[-1]  # a copy of weights takes their scores along
+    return jax.tree.map(lambda score: np.take_along_axis(score, parents, -1), last)
+
+
 def alone(engine: Engine) -> Problem:
     """Returns the problem of an engine with its frozen weights on one device, where `gathered` puts replicas."""
     return with_frozen(engine.problem, engine.placed.gathered)

@@ -147,7 +147,10 @@ def chosen_members(
             raise ValueError(f"best must be 1 .. {replicas}, the number of replicas, but it is {best!r}")
         energy = record.valid["energy"][lead]
         chosen = np.argsort(np.where(np.isfinite(energy), energy, np.inf), stable=True)[:best].tolist()
-    return chosen, jnp.full(len(chosen), 1 / len(chosen), jnp.float32)
+    # A replica that has diverged may still predict finite numbers.
+    healthy = np.isfinite(record.valid["energy"][lead])[chosen]
+    shares = healthy if healthy.any() else np.ones(len(chosen))
+    return chosen, jnp.asarray(shares / shares.sum(), jnp.float32)
 
 
 def _likeliest(record: Record, lead: tuple[int, ...], examples: PyTree) -> tuple[list[int], Float[Array, " K"]]:

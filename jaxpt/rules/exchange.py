@@ -65,14 +65,16 @@ def noise_correction(
 
 
 def energy_spread(energy: Float[Array, " M"]) -> Float[Array, ""]:
-    """Returns the median absolute deviation of the energies that are finite; 1 if it is zero or none is.
+    """Returns the median absolute deviation of the energies that are finite, in the energies' own units.
 
-    It is the same for every order of the replicas. So for given energies, swaps whose log ratio is divided by it leave
-    a law of the orders invariant, as they do with a fixed factor.
+    If half of them or more are equal, that is zero, and the mean absolute deviation from the median is returned; if all
+    are equal, or none is finite, 1. It is the same for every order of the replicas. So for given energies, swaps whose
+    log ratio is divided by it leave a law of the orders invariant, as they do with a fixed factor.
     """
     known = jnp.where(jnp.isfinite(energy), energy, jnp.nan)
-    spread = jnp.nanmedian(jnp.abs(known - jnp.nanmedian(known)))
-    return jnp.where(spread > 0, spread, 1.0)
+    away = jnp.abs(known - jnp.nanmedian(known))
+    median, mean = jnp.nanmedian(away), jnp.nanmean(away)
+    return jnp.where(median > 0, median, jnp.where(mean > 0, mean, 1.0))
 
 
 @partial(jax.jit, static_argnames="pairing")

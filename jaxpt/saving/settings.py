@@ -172,8 +172,10 @@ def _programs(
     # The move is the output; the rule's next state and the record are left out.
     propose = jax.make_jaxpr(lambda rule, key, seen: rule.propose(key, seen)[0])
     key, allowed = jax.ShapeDtypeStruct((), state.key.dtype), jax.ShapeDtypeStruct((), jnp.bool)
+    parts = (allowed if part is not None else None for part in (engine.ending, engine.beginning))
     make: Any = Observation
-    yield "the rule's exchange", propose(rule, key, make(number, energy, rung, hyper, ladders, allowed, variance))
+    seen = make(number, energy, rung, hyper, ladders, allowed, variance, *parts)
+    yield "the rule's exchange", propose(rule, key, seen)
 
 
 def _hash(program: ClosedJaxpr) -> str:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -196,10 +197,12 @@ def _numbers(plan: _Plan, result: Result) -> _Run:
     best = [_known({name: v[seeds, replica] for name, v in s.items()}, healthy) for s in (result.valid, result.test)]
     mixed: list[dict[str, Any]] = [{}, {}]
     if plan.metrics:
-        mixed = [
-            {} if split is None else _known(mean_prediction(result.engine, result.state, split, plan.metrics), healthy)
-            for split in (plan.data.valid, plan.data.test)
-        ]
+        # Replicas that have diverged do not count, also if their predictions are finite.
+        weights = np.isfinite(result.valid["energy"]).astype(np.float32)
+        weights[~healthy] = 1
+        mix = partial(mean_prediction, result.engine, result.state, metrics=plan.metrics, weights=weights)
+        splits = (plan.data.valid, plan.data.test)
+        mixed = [{} if split is None else _known(mix(split), healthy) for split in splits]
     kept = result if plan.keep else None
     images, times = result.replica_images, (result.seconds, result.compile_seconds)
     return _Run(replica, (*best, *mixed), result.trace, images, *times, kept)

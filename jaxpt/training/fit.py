@@ -14,13 +14,13 @@ import numpy as np
 from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
-from jaxpt.core import tree
 from jaxpt.core.cooldown import NEVER
 from jaxpt.core.data import Data
 from jaxpt.core.seeds import keys
 from jaxpt.core.state import RunState
 from jaxpt.devices.processes import clear_errors, is_first
 from jaxpt.engine.engine import Engine
+from jaxpt.results.record import last_scores
 from jaxpt.results.result import Result
 from jaxpt.saving.files import local_path
 from jaxpt.training.divergence import DivergenceMonitor
@@ -273,11 +273,7 @@ def _close_at_end(stack: contextlib.ExitStack, job: Job) -> None:
 
 def _last_scores(engine: Engine, state: RunState, trace: Any, job: Job) -> tuple[Any, Any]:
     """Returns the scores at the end on the validation and the test split."""
-    last_valid, last_test = tree.take((trace.valid, trace.test), -1)
-    if (parents := trace.info.parents) is not None:  # a copy of weights takes their scores along
-        last_valid, last_test = jax.tree.map(
-            lambda score: np.take_along_axis(score, parents[-1], -1), (last_valid, last_test)
-        )
+    last_valid, last_test = last_scores(trace)
     if engine.probe is not None:
         with clear_errors():
             last_valid = jax.tree.map(np.asarray, engine.evaluate(state, job.data.valid))

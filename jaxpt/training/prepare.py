@@ -144,10 +144,12 @@ def prepare(
 
 def _short(engine: Engine, whole: int, rest: int) -> Engine:
     """Returns the engine of the last period if that is short: no exchanges, and the ladder does not contract."""
-    search = engine.beginning
-    over = search is None or search.end <= engine.every * whole
-    schedule = engine.schedule if over else in_force(engine.schedule, (search,))
-    return dataclasses.replace(engine, every=rest or 1, burn_in=NEVER, search=None, schedule=schedule)
+    search, schedule, every = engine.beginning, engine.schedule, rest or 1
+    if search is not None and search.end > engine.every * whole:
+        search, schedule = None, in_force(schedule, (search,))
+    elif search is not None:
+        search = dataclasses.replace(search, share=None, steps=every)  # over; rules still see it
+    return dataclasses.replace(engine, every=every, burn_in=NEVER, search=search, schedule=schedule)
 
 
 def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:

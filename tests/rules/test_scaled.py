@@ -39,6 +39,13 @@ def test_the_spread_is_the_median_absolute_deviation():
         assert float(energy_spread(jnp.array(nothing))) == 1.0
 
 
+def test_the_spread_of_equal_energies_keeps_their_unit():
+    """Error rates of a small split are often equal; a median of zero must not bring in a unit of its own."""
+    ties = jnp.array([0.02, 0.02, 0.02, 0.01])
+    for unit in (1.0, 1e-3, 1e3):
+        np.testing.assert_allclose(energy_spread(unit * ties), unit * 0.0025, rtol=1e-5)
+
+
 @pytest.mark.parametrize("strength", [0.5, 1.0, 3.0])
 def test_the_probability_is_the_formula(strength):
     _, info = offer(jaxpt.Tempering(strength=strength), [0.0, 1.0, 6.0, 3.0])
