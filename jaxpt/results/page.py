@@ -42,7 +42,7 @@ pre { background: #f6f7f8; padding: 14px 16px; margin: 8px 0; font: 13px/1.45 ui
 figure { margin: 14px 0; break-inside: avoid; }
 figcaption { color: #333; font-weight: 600; margin-bottom: 4px; }
 img { width: 100%; height: auto; display: block; }
-.pairs { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 4px 28px; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(420px, 100%), 1fr)); gap: 4px 28px; }
 summary { cursor: pointer; margin: 8px 0; }
 .scroll { overflow-x: auto; }
 .columns table { max-width: 100%; }
@@ -175,7 +175,7 @@ def _path(lineage: Lineage) -> str:
     left_out = max(0, len(cells) - _ROWS)
     titles = ["from step", "to step", "replica", *(name.replace("_", " ") for name in names)]
     note = f'<p class="quiet">The first {left_out} stretches are left out.</p>' if left_out else ""
-    return f"<details>\n<summary>{len(cells)} stretches</summary>\n{note}{_table(titles, cells[left_out:])}\n</details>"
+    return f"<details>\n<summary>{len(cells)} stretch{"es" * (len(cells) > 1)}</summary>\n{note}{_table(titles, cells[left_out:])}\n</details>"
 
 
 def _pairs(heading: str, values: Mapping[str, Any]) -> str:
