@@ -175,7 +175,8 @@ def _path(lineage: Lineage) -> str:
     left_out = max(0, len(cells) - _ROWS)
     titles = ["from step", "to step", "replica", *(name.replace("_", " ") for name in names)]
     note = f'<p class="quiet">The first {left_out} stretches are left out.</p>' if left_out else ""
-    return f"<details>\n<summary>{len(cells)} stretch{"es" * (len(cells) > 1)}</summary>\n{note}{_table(titles, cells[left_out:])}\n</details>"
+    count = f"{len(cells)} stretch" + "es" * (len(cells) > 1)
+    return f"<details>\n<summary>{count}</summary>\n{note}{_table(titles, cells[left_out:])}\n</details>"
 
 
 def _pairs(heading: str, values: Mapping[str, Any]) -> str:
