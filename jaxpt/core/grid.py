@@ -2,15 +2,16 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jaxpt.core.ladder import Ladder
 
 
-def product(**values: Sequence[float] | np.ndarray | Array) -> dict[str, Float[np.ndarray, " M"]]:
-    """Returns all combinations of several hyperparameters' values, as the columns of a `jaxpt.Ladder`.
+def product(**values: Sequence[float] | np.ndarray | Array) -> dict[str, Any]:
+    """Returns all combinations of several hyperparameters' values, as the columns of a `jaxpt.Ladder`, float64[M].
 
         >>> columns = jaxpt.product(learning_rate=[0.1, 0.3], dropout_rate=[0.0, 0.2, 0.4])
         >>> columns["learning_rate"]

@@ -212,6 +212,6 @@ def check_space(name: str, space: Space, values: np.ndarray, domain: Any) -> Non
     inside = space.contains(np.asarray(values, np.float32))
     if not inside.all():
         raise ValueError(
-            f"{name} begins with {shortest(np.asarray(values)[~inside])} on its ladder, outside of "
+            f"{name} begins with {shortest(np.unique(np.asarray(values)[~inside]))} on its ladder, outside of "
             f"explore[{name!r}] = {space!r}; widen the space, or take these values off the ladder"
         )
