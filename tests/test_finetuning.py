@@ -1,6 +1,10 @@
 """Given weights: replicas that start from them, parts that stay frozen, held once."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +16,7 @@ from flax import nnx
 import jaxpt
 from jaxpt.core.tree import name as named
 from jaxpt.devices.memory import bytes_of
+from tests.conftest import QUICK
 
 WIDTH = 16
 
@@ -250,6 +255,22 @@ def test_a_frozen_base_may_be_in_bfloat16():
     result = jaxpt.fit(engine(problem), DATA, DATA, steps=8)
     assert {leaf.dtype for leaf in jax.tree.leaves(result.state.replicas.params)} == {jnp.dtype(jnp.float32)}
     assert np.isfinite(result.trace.valid["energy"]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["shard_map", "pmap"])
+def test_each_of_two_devices_has_the_base(way):
+    command = [sys.executable, "-m", "tests.finetuning_on_devices", way]
+    root = Path(__file__).parent.parent
+    environment = os.environ | QUICK | {"JAX_NUM_CPU_DEVICES": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=root, env=environment)
+    assert done.stdout.strip() == "the same", done.stderr
+
+
+@pytest.mark.slow
+def test_it_compiles_for_other_devices():
+    plan = jaxpt.compile_for(engine(lora()), jaxpt.Data(DATA, DATA), device="cpu", periods=1)
+    assert plan.data >= bytes_of((DATA, DATA)) + bytes_of(lora().frozen)
 
 
 def renamed():
