@@ -96,6 +96,35 @@ def test_a_file_that_cannot_be_written_does_not_end_the_run(tmp_path):
     assert_are(lines(tmp_path / "periods.jsonl"), later.trace)
 
 
+class Told(jaxpt.Recorder):
+    """Notes how a run ends."""
+
+    def open(self, run):
+        self.run, self.notes = run, []
+
+    def add(self, trace, seconds, images):
+        pass
+
+    def fail(self, error):
+        self.notes.append(type(error))
+
+    def close(self):
+        self.notes.append("closed")
+
+
+def test_a_recorder_is_told_the_seeds_and_the_error_that_ends_a_run():
+    recorder = Told()
+    jaxpt.fit(ENGINE, steps=4, recorders=[recorder], seed=7, progress=False)
+    assert (recorder.run.seed, recorder.run.seeds, recorder.notes) == (7, None, ["closed"])
+
+    def end(status):
+        raise KeyError("ended")
+
+    with pytest.raises(KeyError, match="ended"):
+        jaxpt.fit(ENGINE, steps=4, recorders=[recorder], seeds=range(3, 5), callbacks=[end], progress=False)
+    assert (recorder.run.seeds, recorder.notes) == ((3, 4), [KeyError, "closed"])
+
+
 def events(directory):
     """{tag: {step: value}} as TensorBoard shows them: a session that starts takes back what lies behind its start."""
     from tensorboardX.proto.event_pb2 import Event, SessionLog
