@@ -183,19 +183,6 @@ def test_a_dispatch_of_many_periods_has_all_of_them(service, tmp_path):
     assert_shows(kept, "valid/energy/replica_02", result.trace, result.trace.valid["energy"][:, 2])
 
 
-@pytest.mark.slow
-def test_a_period_of_more_numbers_than_mlflow_takes_in_a_call(store, tmp_path):
-    engine = bowl(rungs=np.geomspace(1, 4, 300))
-    recorder = jaxpt.MLflow("tests", tracking_uri=store)
-    trace = jaxpt.fit(engine, steps=6, directory=tmp_path, recorders=[recorder], progress=False).trace
-    (ids,) = json.loads((tmp_path / "trackers.json").read_text()).values()
-    (kept,) = in_mlflow(store, ids.values()).values()
-    assert len(kept.points) > 1000
-    assert_shows(kept, "valid/energy/replica_299", trace, trace.valid["energy"][:, 299])
-    assert_shows(kept, "loss/replica_00", trace, trace.loss[:, 0])
-    assert_shows(kept, "period", trace, range(3))
-
-
 SQUARES = jaxpt.energy_problem(lambda w: jnp.sum(w**2), lambda key: jax.random.normal(key, (2,)))
 
 
