@@ -46,7 +46,8 @@ from jaxpt.studies.comparison import compare
 from jaxpt.studies.compilation import CompiledFor, compile_for
 from jaxpt.studies.diffusion import diffusion
 from jaxpt.studies.replay import replay
-from jaxpt.studies.sampling import mala, sampler
+from jaxpt.studies.moves import mala
+from jaxpt.studies.sampling import sampler
 from jaxpt.studies.timings import Timing, Tuned
 from jaxpt.studies.tune import tune
 from jaxpt.training.fit import fit

@@ -20,7 +20,7 @@ from jaxpt.core.extras import versions
 from jaxpt.core.state import Replicas, RunState
 from jaxpt.core.types import Observation
 from jaxpt.engine.engine import Engine
-from jaxpt.engine.replica import train_step
+from jaxpt.engine.replica import reported, train_step
 
 FORMAT = 3
 """Format version of run directories; other versions cannot be read."""
@@ -166,7 +166,9 @@ def _programs(
     propose = jax.make_jaxpr(lambda rule, key, seen: rule.propose(key, seen)[0])
     key, allowed = jax.ShapeDtypeStruct((), state.key.dtype), jax.ShapeDtypeStruct((), jnp.bool)
     make: Any = Observation
-    yield "the rule's exchange", propose(rule, key, make(number, energy, rung, hyper, ladders, allowed, variance))
+    told = jax.tree.map(lambda _: energy, jax.eval_shape(reported, replica.opt_state))
+    seen = make(number, energy, rung, hyper, ladders, allowed, variance, reported=told)
+    yield "the rule's exchange", propose(rule, key, seen)
 
 
 def _hash(program: ClosedJaxpr) -> str:
