@@ -73,8 +73,8 @@ class Trace(NamedTuple):
             recorded (see `Lineage.scheduled`).
         info: record of the period's exchange; leaves [P, M-1], `ladder` [P] (with seeds [P, S, M-1] and [P, S]).
         cooldown: the cooldown's factor at the period's end, [P], see `Cooldown.fall`; None without a cooldown.
-        reported: {name: mean over the period's steps} of numbers that the optimiser reports, such as the "acceptance" of
-            `jaxpt.mala`; None if it reports none.
+        reported: {name: mean over the period's steps} of numbers that the optimiser reports, such as the "acceptance"
+            of `jaxpt.mala`; None if it reports none.
         draws: the results of `Engine.draws` at the period's end, a pytree with leaves [P, M, ...]; None without it.
     """
 

@@ -72,15 +72,15 @@ def sampler(
         temperature: one per rung; one is enough.
         step_size: step size of the moves, one for all or one per rung; see `mala` for its meaning.
         every: moves before each exchange, and between draws.
-        burn_in: steps before exchanges (but see `swap_while_tuning`), in which ladder and step sizes adapt, if asked to.
+        burn_in: steps before exchanges (but see `swap_while_tuning`), in which ladder and step sizes adapt if asked.
         metrics: functions of W to record once a period, {name: W -> number}.
         pairing: the pairs that are offered a swap.
         adapt_ladder: move the temperatures between the two ends during burn-in until rejections are equal.
         window: periods between adaptations.
-        swap_while_tuning: if the ladder adapts, offer swaps during burn-in as well; without them the energies of trapped
-            replicas mislead it.
-        adapt_step_size: adapt the step size of each rung during burn-in, after every period, until moves are accepted as
-            often as `target`; then freeze it.
+        swap_while_tuning: if the ladder adapts, offer swaps during burn-in as well; without them the energies of
+            trapped replicas mislead it.
+        adapt_step_size: adapt the step size of each rung during burn-in, after every period, until moves are accepted
+            as often as `target`; then freeze it.
         target: the wanted acceptance of moves; 0.574 is best for `mala` in many dimensions.
         prior: W -> log density of the prior, up to a constant; -inf outside its support.
         inverse_temperature: beta of each rung, in place of temperatures; needed with a prior. 0 samples the prior.
@@ -191,7 +191,13 @@ def _inside(
 
     def start(key: Key[Array, ""]) -> Params:
         first = jax.tree.map(jnp.asarray, init(key))
-        more = lambda carry: (carry[0] + 1, jax.tree.map(jnp.asarray, init(jax.random.fold_in(key, carry[0]))))
-        return jax.lax.while_loop(lambda c: outside(c[1]) & (c[0] < _TRIES), more, (jnp.int32(0), first))[1]
+
+        def again(carry: tuple[Array, Params]) -> tuple[Array, Params]:
+            return carry[0] + 1, jax.tree.map(jnp.asarray, init(jax.random.fold_in(key, carry[0])))
+
+        def wanted(carry: tuple[Array, Params]) -> Array:
+            return outside(carry[1]) & (carry[0] < _TRIES)
+
+        return jax.lax.while_loop(wanted, again, (jnp.int32(0), first))[1]
 
     return start
