@@ -76,7 +76,12 @@ def test_a_resumed_run_keeps_its_draws(tmp_path):
     whole = jaxpt.fit(make(burn_in=0, step_size=0.3), steps=100, progress=False)
     for steps in (50, 100):
         resumed = jaxpt.fit(make(burn_in=0, step_size=0.3), steps=steps, directory=tmp_path, progress=False)
-    jax.tree.map(np.testing.assert_array_equal, resumed.draws(3), whole.draws(3))
+    loaded = jaxpt.load_run(make(burn_in=0, step_size=0.3), tmp_path)
+    for result in (resumed, loaded):
+        jax.tree.map(np.testing.assert_array_equal, result.draws(3), whole.draws(3))
+    np.testing.assert_array_equal(loaded.trace.reported["acceptance"], whole.trace.reported["acceptance"])
+    with pytest.raises(ValueError, match="draws"):
+        jaxpt.fit(make(burn_in=0, step_size=0.3, draws=lambda w: w["x"]), steps=100, directory=tmp_path, progress=False)
 
 
 def test_one_temperature_and_independent_rungs_have_draws_too():

@@ -151,6 +151,8 @@ def _programs(
     yield "a training step of problem, optimizer and schedule", step(replica, train, weight, number)
     score = jax.make_jaxpr(engine.problem.evaluate)
     yield "evaluation", score(replica.params, replica.model_state, _abstract(data.valid))
+    if engine.draws is not None:
+        yield "draws", jax.make_jaxpr(engine.draws)(replica.params)
 
     def one(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape[seeds:], leaf.dtype)
