@@ -93,9 +93,8 @@ def mala(
         del updates, extra
         require_real(params, "mala")
         key_noise, key_accept = jax.random.split(key)
-        sizes = (
-            scale if jax.tree.structure(scale) == jax.tree.structure(params) else jax.tree.map(lambda _: scale, params)
-        )
+        # A number, or one array for weights that are one array: for every leaf.
+        sizes = jax.tree.map(lambda _: scale, params) if jax.tree_util.all_leaves([scale]) else scale
         length = jnp.asarray(step_size) * (1.0 if prior is not None else temperature)
         width = jnp.sqrt(2 * length)
         noise = optax.tree.random_like(key_noise, params, jax.random.normal)
@@ -113,8 +112,10 @@ def mala(
         accepted = jnp.log(jax.random.uniform(key_accept)) < log_ratio
         probability = jnp.where(jnp.isnan(log_ratio), 0.0, jnp.exp(jnp.minimum(log_ratio, 0.0)))
         move = jax.tree.map(lambda m: jnp.where(accepted, m, jnp.zeros_like(m)), move)
-        kept = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), found, (state.energy, state.prior))
-        return move, MalaState(state.accepted + accepted, *kept, Reported({"acceptance": probability}))
+        values, of_prior = jax.tree.map(
+            lambda new, old: jnp.where(accepted, new, old), found, (state.energy, state.prior)
+        )
+        return move, MalaState(state.accepted + accepted, values, of_prior, Reported({"acceptance": probability}))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

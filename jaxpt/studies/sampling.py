@@ -97,16 +97,14 @@ def sampler(
             or both missing, or do not fit the prior; an argument does not fit the move; otherwise as for `Engine`,
             `Ladder` and `Tempering`.
     """
-    if np.asarray(step_size).dtype.kind not in "iuf" or not (np.asarray(step_size) > 0).all():
-        raise ValueError(f"step_size must be positive, one number or one per rung, but it is {step_size!r}")
-    _check_target(target)
-    _check_move(move, scale, init_is_prior)
-    name, ladder = _rungs(temperature, inverse_temperature, prior, init_is_prior)
+    check_takes("init", init, "key")
+    _check_numbers(step_size, target, scale)
+    _check_move(move, prior, scale, init_is_prior)
+    name, values = _rungs(temperature, inverse_temperature, prior, init_is_prior)
     shared = np.ndim(step_size) == 0 and not adapt_step_size
-    if not shared:
-        ladder["step_size"] = (
-            np.broadcast_to(step_size, np.shape(ladder[name])) if np.ndim(step_size) == 0 else step_size
-        )
+    own = (
+        {} if shared else {"step_size": np.full(np.shape(values), step_size) if np.ndim(step_size) == 0 else step_size}
+    )
     draw = init if init_is_prior else None
 
     def transform(h: Mapping[str, Array]) -> Any:
@@ -115,8 +113,8 @@ def sampler(
             return kernel_move(energy, move, h["step_size"], 1 / hot, prior)
         return mala(energy, h["step_size"], hot, prior=prior, draw=draw, scale=scale)
 
-    beta: Any = "temperature" if name == "temperature" else ladder[name]
-    rungs = Ladder(**ladder, beta=beta, name=name)
+    named: dict[str, Any] = {name: values, **own}
+    rungs = Ladder(**named, beta="temperature" if name == "temperature" else values, name=name)
     rule: Rule = Independent()
     if rungs.num_rungs > 1:
         swaps = adapt_ladder and swap_while_tuning
@@ -136,27 +134,32 @@ def sampler(
     )
 
 
-def _check_target(target: Any) -> None:
+def _check_numbers(step_size: Any, target: Any, scale: Any) -> None:
+    """Raises ValueError if step size, target or preconditioner is out of range."""
+    if np.asarray(step_size).dtype.kind not in "iuf" or not (np.asarray(step_size) > 0).all():
+        raise ValueError(f"step_size must be positive, one number or one per rung, but it is {step_size!r}")
     if not isinstance(target, int | float | np.number) or not 0 < target < 1:
         raise ValueError(f"target must be an acceptance probability between 0 and 1, but it is {target!r}")
-
-
-def _check_move(move: Any, scale: Any, init_is_prior: bool) -> None:
-    """Raises ValueError if the preconditioner is not positive, or options of `mala` are given with another move."""
     sizes = [np.asarray(leaf) for leaf in jax.tree.leaves(scale)]
     if not sizes or any(size.dtype.kind not in "iuf" or not (size > 0).all() for size in sizes):
         raise ValueError(
             f"scale must be positive, a number or a pytree of arrays like the weights, but it is {scale!r}"
         )
+
+
+def _check_move(move: Any, prior: Any, scale: Any, init_is_prior: bool) -> None:
+    """Raises ValueError if move or prior is not a function, or options of `mala` are given with another move."""
+    if prior is not None:
+        check_takes("prior", prior, "params")
     if move is None:
         return
     check_takes("move", move, "log_density", "step_size")
-    if init_is_prior or any(size.ndim or size != 1 for size in sizes):
+    if init_is_prior or not isinstance(scale, int | float) or scale != 1:
         raise ValueError("scale and init_is_prior are for the sampler's own move; leave them out, or leave out move")
 
 
-def _rungs(temperature: Any, positive: Any, prior: Any, init_is_prior: bool) -> tuple[str, dict[str, Any]]:
-    """Returns the hyperparameter of the ladder, and {name: its values}."""
+def _rungs(temperature: Any, positive: Any, prior: Any, init_is_prior: bool) -> tuple[str, Any]:
+    """Returns the name of the ladder's hyperparameter, and its values."""
     if (temperature is None) == (positive is None):
         raise ValueError("give temperature=[...] or inverse_temperature=[...], one number per rung, and not both")
     if prior is None and (positive is not None or init_is_prior):
@@ -165,7 +168,7 @@ def _rungs(temperature: Any, positive: Any, prior: Any, init_is_prior: bool) -> 
             "temperature=[...] alone"
         )
     if prior is None:
-        return "temperature", {"temperature": temperature}
+        return "temperature", temperature
     if positive is None:
         raise ValueError("with a prior give inverse_temperature=[1.0, ..., 0.0], which may reach 0, not temperature")
     found = np.asarray(positive)
@@ -176,7 +179,7 @@ def _rungs(temperature: Any, positive: Any, prior: Any, init_is_prior: bool) -> 
             "init_is_prior=True is for a rung that samples the prior, but the smallest inverse temperature is "
             f"{found.min():g}; add 0.0 to the ladder, or leave it out"
         )
-    return "inverse_temperature", {"inverse_temperature": positive}
+    return "inverse_temperature", positive
 
 
 def _inside(
