@@ -1,6 +1,7 @@
 """Draws of a sampler's run, gathered by rung, and the acceptance and step sizes of its moves."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,9 @@ def test_step_sizes_are_adapted_to_the_target_on_each_rung_and_then_frozen():
     frozen = result.trace.step > BURN_IN
     assert (size[frozen] == size[-1]).all()
     assert (size[-1] > 5 * size[0]).all()
-    assert "moves accepted on each rung: 7" in str(diagnostics.diagnosis(result.trace))
+    assert re.search(
+        r"moves accepted on each rung: (6|7)\d%, (6|7)\d%, (6|7)\d%", str(diagnostics.diagnosis(result.trace))
+    )
 
 
 @pytest.mark.slow
