@@ -48,8 +48,9 @@ from jaxpt.saving.model_files import load_model
 from jaxpt.studies.comparison import compare
 from jaxpt.studies.compilation import CompiledFor, compile_for
 from jaxpt.studies.diffusion import diffusion
+from jaxpt.studies.moves import mala
 from jaxpt.studies.replay import replay
-from jaxpt.studies.sampling import mala, sampler
+from jaxpt.studies.sampling import sampler
 from jaxpt.studies.timings import Timing, Tuned
 from jaxpt.studies.tune import tune
 from jaxpt.training.fit import fit

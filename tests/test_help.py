@@ -13,9 +13,10 @@ from jaxpt.core import types
 from jaxpt.devices import execution as axis
 from jaxpt.devices import placement
 from jaxpt.engine import replica as stacked
-from jaxpt.studies import sampling
+from jaxpt.rules import step_size
+from jaxpt.studies import moves
 
-NAMESPACES = (jaxpt, jaxpt.equinox, diagnostics, placement, sampling, types, axis, stacked)
+NAMESPACES = (jaxpt, jaxpt.equinox, diagnostics, placement, moves, step_size, types, axis, stacked)
 
 
 def fields(thing):

@@ -33,6 +33,11 @@ def result():
     return jaxpt.fit(jaxpt.Engine(wells, sgd, LADDER, every=2), steps=4)
 
 
+def sampled(**options):
+    """A sampler with these options beside the least that it needs."""
+    return jaxpt.sampler(lambda w: w**2, jax.random.normal, step_size=0.1, every=5, **options)
+
+
 def problem():
     return jaxpt.nnx_problem(lambda rngs: nnx.Linear(FEATURES, 3, rngs=rngs), loss, predict=lambda m, b: m(b["x"]))
 
@@ -202,6 +207,33 @@ MISTAKES = {
     "step_size must be positive, one number or one per rung, but it is 'a'": lambda: jaxpt.sampler(
         lambda w: w**2, jax.random.normal, temperature=[1.0, 2.0], step_size="a", every=5
     ),
+    "give temperature=[...] or inverse_temperature=[...], one number per rung, and not both": lambda: sampled(),
+    "inverse_temperature and init_is_prior are for prior(W) exp(-beta E)": lambda: sampled(inverse_temperature=[1, 0]),
+    "with a prior give inverse_temperature=[1.0, ..., 0.0], which may reach 0": lambda: sampled(
+        temperature=[1.0, 2.0], prior=lambda w: -(w**2)
+    ),
+    "the smallest inverse temperature is 0.5; add 0.0 to the ladder": lambda: sampled(
+        inverse_temperature=[1.0, 0.5], prior=lambda w: -(w**2), init_is_prior=True
+    ),
+    "inverse_temperature must be a row of numbers, 0 or more": lambda: sampled(
+        inverse_temperature=[1.0, -0.5], prior=lambda w: -(w**2)
+    ),
+    "scale must be positive, a number or a pytree": lambda: sampled(temperature=[1.0, 2.0], scale=0.0),
+    "target must be an acceptance probability between 0 and 1": lambda: sampled(temperature=[1.0, 2.0], target=57),
+    "move is called as move(log_density, step_size)": lambda: sampled(temperature=[1.0, 2.0], move=lambda h: h),
+    "scale and init_is_prior are for the sampler's own move": lambda: sampled(
+        temperature=[1.0, 2.0], move=lambda density, h: None, scale=2.0
+    ),
+    "the step size is adapted once a period of burn-in, but burn_in=0 holds no period": lambda: sampled(
+        temperature=[1.0, 2.0], adapt_step_size=True
+    ),
+    "adapt_ladder=True moves the rungs between two ends, but there is one rung": lambda: sampled(
+        temperature=[1.0], adapt_ladder=True
+    ),
+    "the run has kept no draws; make its engine with draws=": lambda: result().draws(),
+    "thin must be an integer of at least 1, but it is 0": lambda: jaxpt.fit(
+        sampled(temperature=[1.0]), steps=5, progress=False
+    ).draws(thin=0),
     "seeds must be one or more different integers, e.g. range(5), but they are 5": lambda: jaxpt.diffusion(
         result().engine, steps=10, seeds=5
     ),

@@ -26,7 +26,11 @@ def test_seo_offers_all_even_or_all_odd_pairs_by_a_fair_coin():
     assert stats.binomtest(int(even.sum()), len(even)).pvalue > 0.001
 
 
-@pytest.mark.parametrize("rungs", [2, 3, 6])
+def test_deo_offers_the_only_pair_of_two_rungs_in_every_exchange():
+    assert all(deo(jax.random.key(0), jnp.asarray(turn), 2).tolist() == [True] for turn in range(4))
+
+
+@pytest.mark.parametrize("rungs", [3, 6])
 def test_deo_offers_even_and_odd_pairs_in_turn(rungs):
     for turn in range(4):
         pairs = deo(jax.random.key(turn), jnp.asarray(turn), rungs)

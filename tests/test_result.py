@@ -227,6 +227,7 @@ def test_other_peoples_folders_and_broken_models_are_refused(result, tmp_path):
         ("matplotlib", "plots", lambda r, path: r.plot()),
         ("matplotlib", "plots", lambda r, path: r.report(path / "r.html")),
         ("safetensors", "safetensors", lambda r, path: r.save_model(path / "m.safetensors", seed=0)),
+        ("arviz", "arviz", lambda r, path: r.inference_data()),
     ],
 )
 def test_a_missing_package_is_named_with_its_extra(package, extra, call, result, tmp_path, monkeypatch):

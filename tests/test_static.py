@@ -13,6 +13,7 @@ import pytest
 
 import jaxpt
 from jaxpt.rules import Replay
+from jaxpt.rules.step_size import AdaptedStepSize
 
 WELLS = jaxpt.energy_problem(lambda w: w**2, jax.random.normal)
 
@@ -75,6 +76,7 @@ MAKE = {
     "Choice": [[jaxpt.Choice([16, 32]), jaxpt.Choice((0.5, -0.0))]],
     "CopyBest": [[jaxpt.CopyBest(), jaxpt.CopyBest()]],
     "Independent": [[GRID, jaxpt.Independent()]],
+    "AdaptedStepSize": [[AdaptedStepSize(jaxpt.Tempering(1.0), 0.5), AdaptedStepSize(jaxpt.Tempering(3.0), 0.8)]],
     "_Word": [
         [jaxpt.Tempering("auto").C, jaxpt.Tempering("auto", target=0.3).C],
         [jaxpt.Tempering().C, jaxpt.Tempering(strength=3.0).C],

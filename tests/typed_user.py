@@ -81,6 +81,7 @@ def train(x: np.ndarray, y: np.ndarray) -> jaxpt.Result:
     assert_type(jaxpt.replay(path, engine, split, split), jaxpt.Result)
     walls = jaxpt.sampler(lambda w: w**2, jax.random.normal, temperature=[1.0, 2.0], step_size=0.1, every=5)
     assert_type(walls, jaxpt.Engine)
+    assert_type(jaxpt.diagnostics.log_evidence(result.trace), jaxpt.diagnostics.LogEvidence)
     found = jaxpt.diffusion(engine, split, steps=10, start=0.1)
     assert_type(found, jaxpt.Diffusion)
     both = {"tempering": engine, "grid": dataclasses.replace(engine, rule=jaxpt.Independent())}

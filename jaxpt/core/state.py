@@ -28,6 +28,16 @@ class Replicas(NamedTuple):
     rung: dict[str, Int[Array, " M"]]
 
 
+class Reported(NamedTuple):
+    """A part of an optimiser's state whose numbers the trace records, as means over each period's steps.
+
+    Attributes:
+        numbers: {name: number of the last step}.
+    """
+
+    numbers: dict[str, Float[Array, ""]]
+
+
 class RunState(NamedTuple):
     """The complete state of a run: the rest of the run is a pure function of it.
 
@@ -63,6 +73,9 @@ class Trace(NamedTuple):
             recorded (see `Lineage.scheduled`).
         info: record of the period's exchange; leaves [P, M-1], `ladder` [P] (with seeds [P, S, M-1] and [P, S]).
         cooldown: the cooldown's factor at the period's end, [P], see `Cooldown.fall`; None without a cooldown.
+        reported: {name: mean over the period's steps} of numbers that the optimiser reports, such as the "acceptance"
+            of `jaxpt.mala`; None if it reports none.
+        draws: the results of `Engine.draws` at the period's end, a pytree with leaves [P, M, ...]; None without it.
     """
 
     step: Int[Array, " P"]
@@ -73,3 +86,5 @@ class Trace(NamedTuple):
     hyper: dict[str, Float[Array, "P M"]]
     info: Info
     cooldown: Float[Array, " P"] | None = None
+    reported: dict[str, Float[Array, "P M"]] | None = None
+    draws: PyTree = None

@@ -168,6 +168,7 @@ class Observation(NamedTuple):
             with `noise_corrected`, else None.
         cooldown: true in the cooldown, where `allowed` is false again; None for an engine without one.
         search: true in the search, whose energies tell nothing of the later ladder; None for an engine without one.
+        reported: {name: mean over the period's steps} of numbers that the optimiser reports; None if it reports none.
     """
 
     turn: Int[Array, ""]
@@ -179,6 +180,7 @@ class Observation(NamedTuple):
     variance: Float[Array, "M M"] | None = None
     cooldown: Bool[Array, ""] | None = None
     search: Bool[Array, ""] | None = None
+    reported: Mapping[str, Float[Array, " M"]] | None = None
 
 
 class Info(NamedTuple):

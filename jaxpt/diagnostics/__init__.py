@@ -7,11 +7,13 @@ or the whole.
 from jaxpt.diagnostics.barrier import Barrier, barrier, round_trip_rate, suggest_replicas
 from jaxpt.diagnostics.counts import acceptance_rate, interval, pair_acceptance, round_trips, running_mean
 from jaxpt.diagnostics.diagnosis import Diagnosis, diagnose, diagnosis
+from jaxpt.diagnostics.evidence import LogEvidence, log_evidence
 from jaxpt.diagnostics.exchanges import acceptance, exchanges, offered, rejection, window, windows
 from jaxpt.diagnostics.index import (
     energy_by_rung,
     flow,
     index_process,
+    move_acceptance,
     relaxation_time,
     round_trips_per_exchange,
     samples,
@@ -22,6 +24,7 @@ from jaxpt.diagnostics.index import (
 __all__ = [
     "Barrier",
     "Diagnosis",
+    "LogEvidence",
     "acceptance",
     "acceptance_rate",
     "barrier",
@@ -32,6 +35,8 @@ __all__ = [
     "flow",
     "index_process",
     "interval",
+    "log_evidence",
+    "move_acceptance",
     "offered",
     "pair_acceptance",
     "rejection",

@@ -93,6 +93,8 @@ def round_trip_rate(
     """
     r = np.asarray(rejection, np.float64)
     with np.errstate(divide="ignore"):
+        if isinstance(offered, str) and offered == "deo" and r.shape[-1] == 1:  # two rungs: offered in every exchange
+            return np.asarray(1 - r[..., 0])
         if isinstance(offered, str) and offered == "deo":
             return np.asarray(1 / (2 + 2 * np.sum(r / (1 - r), -1)))
         shares = {"seo": 0.5, "random_adjacent": 1 / r.shape[-1]}

@@ -8,7 +8,15 @@ from jaxtyping import Float
 from jaxpt.core.state import Trace
 from jaxpt.diagnostics.barrier import round_trip_rate
 from jaxpt.diagnostics.exchanges import acceptance, check_trace, exchanges, ladder_name, offered, windows
-from jaxpt.diagnostics.index import energy_by_rung, flow, relaxation_time, round_trips_per_exchange, samples, time_share
+from jaxpt.diagnostics.index import (
+    energy_by_rung,
+    flow,
+    move_acceptance,
+    relaxation_time,
+    round_trips_per_exchange,
+    samples,
+    time_share,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +103,9 @@ def diagnosis(trace: Trace, ladder: str | None = None) -> Diagnosis:
         f"round trips {trips:.1f}; {expected:.1f} if energies mixed between exchanges\n"
         f"relaxation time {float(np.mean(relaxation_time(trace, name))):.3g} exchanges\n"
     )
+    if made.reported is not None and "acceptance" in made.reported:
+        moves = _over_seeds(move_acceptance(trace, name))
+        page += f"moves accepted on each rung: {', '.join(f'{share:.0%}' for share in moves)}\n"
     page += "verdicts:\n" + "".join(f"- {verdict}\n" for verdict in verdicts or ("nothing to complain about",))
     return Diagnosis(name, count, accepted, total, suggested, trips, expected, verdicts, page)
 

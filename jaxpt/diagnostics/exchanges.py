@@ -50,9 +50,10 @@ def exchanges(trace: Trace, ladder: str | None = None) -> Trace:
 
     Leaves out the cooldown, and exchanges during which the ladder still adapts (`Tempering(swap_while_tuning=True)`).
     Also leaves out a last period that is shorter than the others and has no offer: `fit` runs such steps without an
-    exchange.
+    exchange. Draws are left out.
     """
     check_trace(trace)
+    trace = trace._replace(draws=None)  # they may be large
     length = np.diff(trace.step)
     if len(length) > 1 and length[-1] < length[0] and not _any_offer(trace)[-1]:
         trace = jax.tree.map(lambda leaf: np.asarray(leaf)[:-1], trace)

@@ -89,6 +89,19 @@ def samples(trace: Trace, score: str = "energy", ladder: str | None = None) -> F
     return np.take_along_axis(np.asarray(exchanges(trace, ladder).valid[score], np.float64), on_rung, -1)
 
 
+def move_acceptance(trace: Trace, ladder: str | None = None) -> Float[np.ndarray, "*S M"]:
+    """Returns the mean acceptance probability of a sampler's moves on each rung, over the periods of its exchanges.
+
+    Raises:
+        ValueError: the optimiser reports no "acceptance", as `jaxpt.mala` does.
+    """
+    made = exchanges(trace, ladder)
+    if made.reported is None or "acceptance" not in made.reported:
+        raise ValueError("the optimiser of this run reports no acceptance of its moves; jaxpt.mala does")
+    on_rung = np.argsort(made.rung[ladder_name(trace, ladder)], -1)
+    return np.asarray(np.take_along_axis(np.asarray(made.reported["acceptance"], np.float64), on_rung, -1).mean(0))
+
+
 def energy_by_rung(trace: Trace, ladder: str | None = None) -> Float[np.ndarray, "*S M"]:
     """Returns the mean energy of the replicas on each rung; it should increase from the coldest to the hottest."""
     return np.asarray(samples(trace, "energy", ladder).mean(0))

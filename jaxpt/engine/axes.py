@@ -33,4 +33,5 @@ def trace_axes(seeds: int) -> Any:
     make: Any = Trace
     lead = None, *(SEED,) * seeds
     row = P(*lead, AXIS)
-    return make(step=P(), loss=row, valid=row, test=row, rung=row, hyper=row, info=P(*lead), cooldown=P())
+    rows = dict.fromkeys(("loss", "valid", "test", "rung", "hyper", "reported", "draws"), row)
+    return make(step=P(), info=P(*lead), cooldown=P(), **rows)

@@ -34,7 +34,7 @@ from jaxpt.engine.spec import Spec, abstract_hyper
     meta=(
         *("optimizer", "every", "batch_size", "schedule", "own_batches"),
         *("drop_remainder", "probe", "evaluation_batch", "rescale_momentum"),
-        *("replica_axis", "replicas_at_once", "placement", "precision", "diverged"),
+        *("replica_axis", "replicas_at_once", "placement", "precision", "diverged", "draws"),
     ),
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,6 +90,8 @@ class Engine(Spec):
             rung from a healthy replica, and counts nowhere; "stop": `fit` ends the run; "respawn": after each period,
             in a search after the last, it takes weights and optimiser state from the nearest healthy replica on the
             ladder and keeps its own hyperparameters, as `trace.info.parents` records.
+        draws: a function of one replica's weights; its results, any pytree of arrays, are recorded at the end of each
+            period in `trace.draws`, see `Result.draws`.
 
     Raises:
         ValueError: an argument is out of range; ladders differ in length or share a name; a rule that exchanges has

@@ -15,7 +15,7 @@ from jaxpt.core.search import Search, best_place
 from jaxpt.core.state import Replicas, RunState, Trace
 from jaxpt.core.types import Info, Move, Observation
 from jaxpt.devices.execution import Lift
-from jaxpt.engine.replica import rescale_momentum, scheduled, train_step
+from jaxpt.engine.replica import reported, rescale_momentum, scheduled, train_step
 from jaxpt.engine.scoring import mean_scores, paired_variance
 from jaxpt.engine.spec import Spec
 from jaxpt.rules.exchange import energy_spread
@@ -63,7 +63,7 @@ def periods(
 def period(engine: Spec, state: RunState, data: Data, batches: Batches | None) -> tuple[RunState, Trace]:
     """Runs `every` training steps, computes the energies and exchanges; for the replicas of one device."""
     lift = engine.lift(state.key)
-    replicas, losses = _train(engine, state, data.train, batches)
+    replicas, losses, told = _train(engine, state, data.train, batches)
     step, turn = state.step + engine.every, state.period
 
     # By the period's number alone, so that a resumed run draws the same examples.
@@ -77,7 +77,9 @@ def period(engine: Spec, state: RunState, data: Data, batches: Batches | None) -
     # Test scores take the whole split, also with a probe.
     test = {} if data.test is None else lift.seeds(partial(scores, engine, lift, examples=data.test))(replicas)
 
-    def propose(key: Key[Array, ""], energy: Array, replicas: Replicas, ladders: dict[str, Ladder], rule: Any) -> Any:
+    def propose(
+        key: Key[Array, ""], energy: Array, replicas: Replicas, told: Any, ladders: dict[str, Ladder], rule: Any
+    ) -> Any:
         variance = None
         if rule.noise_corrected:
             how = engine.problem, lift.replicas, engine.placed.all_gather
@@ -86,7 +88,7 @@ def period(engine: Spec, state: RunState, data: Data, batches: Batches | None) -
             variance = paired_variance(*how, replicas, probe(key), *sizes)
         key = jax.random.fold_in(jax.random.fold_in(key, EXCHANGE), turn)
         # Small arrays are gathered on all devices, and each computes the same exchange.
-        energy, rung, hyper = engine.placed.all_gather((energy, replicas.rung, replicas.hyper))
+        energy, rung, hyper, told = engine.placed.all_gather((energy, replicas.rung, replicas.hyper, told))
         # burn_in and the cooldown's start are traced: whether swaps are allowed is data, not another program.
         allowed, cooling, searching = step > engine.burn_in, None, None
         if engine.beginning is not None:
@@ -97,7 +99,7 @@ def period(engine: Spec, state: RunState, data: Data, batches: Batches | None) -
         if engine.ending is not None:
             cooling = engine.ending.begun(step)
             allowed = allowed & ~cooling
-        seen = Observation(turn, energy, rung, hyper, ladders, allowed, variance, cooling, searching)
+        seen = Observation(turn, energy, rung, hyper, ladders, allowed, variance, cooling, searching, told)
         move, rule, info = rule.propose(key, seen)
         if engine.diverged == "respawn":
             # In the search a rung's energy must be its own, or the ladder would contract around a rate that diverges.
@@ -106,18 +108,19 @@ def period(engine: Spec, state: RunState, data: Data, batches: Batches | None) -
         return _apply(engine, replicas, move, step), move.ladders or ladders, rule, info
 
     moved, ladders, rule, info = lift.each_seed(propose)(
-        state.key, valid["energy"], replicas, state.ladders, state.rule
+        state.key, valid["energy"], replicas, told, state.ladders, state.rule
     )
     # Rungs and hyperparameters of `replicas`, not of `moved`: those during the period.
     factor = None if engine.ending is None else engine.ending.fall(step)
-    trace = Trace(step, losses, valid, test, replicas.rung, replicas.hyper, info, factor)
+    draws = None if engine.draws is None else lift.seeds(lift.replicas(engine.draws, (0,)), (0,))(replicas.params)
+    trace = Trace(step, losses, valid, test, replicas.rung, replicas.hyper, info, factor, told, draws)
     return state._replace(replicas=moved, step=step, period=turn + 1, ladders=ladders, rule=rule), trace
 
 
 def _train(
     engine: Spec, state: RunState, train: PyTree, batches: Batches | None
-) -> tuple[Replicas, Float[Array, "... M"]]:
-    """Returns the replicas after `every` steps, and each replica's mean loss over these steps."""
+) -> tuple[Replicas, Float[Array, "... M"], dict[str, Float[Array, "... M"]] | None]:
+    """Returns the replicas after `every` steps, and the means of loss and reported numbers over these steps."""
     lift = engine.lift(state.key)
     given, weight = (None, None) if batches is None else batches
     # Of minibatches of its own, each replica has its own short ones.
@@ -131,17 +134,19 @@ def _train(
     # The run's step numbers: schedules read them, and each step folds its number into the replica's key.
     numbers = state.step + jnp.arange(engine.every)
 
-    def step(replica: Replicas, xs: tuple[Any, Any, Any]) -> tuple[Replicas, Array]:
+    def step(replica: Replicas, xs: tuple[Any, Any, Any]) -> tuple[Replicas, tuple[Array, Any]]:
         given, weight, number = xs
         # Without a split `given` holds the examples themselves, else their indices.
         batch = given if train is None else tree.take(train, given)
-        return train_step(engine.problem, engine.optimizer, engine.in_force, replica, batch, weight, number)
+        how = engine.problem, engine.optimizer, engine.in_force
+        replica, loss = train_step(*how, replica, batch, weight, number)
+        return replica, (loss, reported(replica.opt_state))
 
-    def steps(replica: Replicas, given: PyTree) -> tuple[Replicas, Float[Array, ""]]:
+    def steps(replica: Replicas, given: PyTree) -> tuple[Replicas, Float[Array, ""], Any]:
         examples, counts = given if own else (given, weight)
         with jax.named_scope(STEPS):
-            replica, losses = jax.lax.scan(step, replica, (examples, counts, numbers))
-        return replica, losses.mean()
+            replica, (losses, told) = jax.lax.scan(step, replica, (examples, counts, numbers))
+        return replica, losses.mean(), jax.tree.map(jnp.mean, told)
 
     one_seed = lift.replicas(steps, (0, 0 if engine.own_batches else None))
     return lift.seeds(one_seed, (0, None if train is None else 0))(state.replicas, given)

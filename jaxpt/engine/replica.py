@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxpt.core.ladder import Ladder
-from jaxpt.core.state import Replicas
+from jaxpt.core.state import Replicas, Reported
 from jaxpt.core.types import Hyper, ModelState, Optimizer, Params, Problem, Schedule
 from jaxpt.engine.scoring import check_per_example
 from jaxpt.engine.updates import extra_arguments, updated, uphill
@@ -113,6 +113,13 @@ def scheduled(schedule: Schedule | None, hyper: Hyper, step: Int[Array, ""]) -> 
     """Returns the hyperparameters that a step uses: the rung's, or the schedule's result for them."""
     # A copy, in case the schedule modifies its argument: the replica's own values must not change.
     return dict(hyper) if schedule is None else dict(schedule(dict(hyper), step))
+
+
+def reported(opt_state: PyTree) -> dict[str, Array] | None:
+    """Returns the numbers that an optimiser reports (`jaxpt.core.state.Reported`); None if there are none."""
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, Reported))
+    found = [node.numbers for node in nodes if isinstance(node, Reported)]
+    return {name: jnp.asarray(value) for numbers in found for name, value in numbers.items()} or None
 
 
 def rescale_momentum(opt_state: PyTree, factor: Float[Array, "..."]) -> PyTree:

@@ -1,17 +1,17 @@
 """The fields of an engine, as a record that every module of this room may read."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, PyTree
 
 from jaxpt.core.cooldown import Cooldown, in_force
 from jaxpt.core.ladder import Ladder
 from jaxpt.core.search import Search
-from jaxpt.core.types import Optimizer, Problem, Schedule
+from jaxpt.core.types import Optimizer, Params, Problem, Schedule
 from jaxpt.devices import placement
 from jaxpt.devices.execution import Lift, ReplicaAxis
 from jaxpt.devices.placement import Placement
@@ -44,6 +44,7 @@ class Spec:
     placement: Placement | Literal["auto"] = dataclasses.field(default="auto", kw_only=True)
     precision: Precision = dataclasses.field(default="highest", kw_only=True)
     diverged: Literal["keep", "stop", "respawn"] = dataclasses.field(default="keep", kw_only=True)
+    draws: Callable[[Params], PyTree] | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def ladders(self) -> dict[str, Ladder]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpt.core import tree
 from jaxpt.core.state import Trace
 from jaxpt.core.types import Info
 from jaxpt.devices.execution import Execution
@@ -53,7 +54,8 @@ def load_run(
             step = min((_last_energy(store.rows(kept)), kept) for kept in kept_steps)[1]
         chosen = int(kept_steps[-1] if step == "latest" else step)
         key = _key(store.settings()["seeds"])
-        form, row = engine.abstract(key), _trace(store.rows(chosen))
+        form = engine.abstract(key)
+        row = _trace(store.rows(chosen), engine, form.replicas.params, key.ndim + 1)
         _check_engine(engine, settings.shapes(engine, form), store.settings(), place)
         engine = _timed(engine, store.settings())
         state, trace, progress, kept = store.load(form, row, jax.random.key_impl(key), chosen)
@@ -112,14 +114,29 @@ def _key(seeds: dict[str, Any]) -> jax.Array:
     return jax.random.wrap_key_data(jnp.asarray(seeds["keys"], jnp.uint32), impl=re.sub(r"\W", "", seeds["prng"]))
 
 
-def _trace(rows: dict[str, np.ndarray]) -> Trace:
-    """Returns a trace, given {name: array}."""
-    parts: dict[str, dict[str, np.ndarray]] = {name: {} for name in ("valid", "test", "rung", "hyper", "info")}
+def _trace(rows: dict[str, np.ndarray], engine: Engine, params: Any, lead: int) -> Trace:
+    """Returns a trace, given {name: array}.
+
+    Args:
+        rows: the arrays of a checkpoint's trace.
+        engine: its `draws` gives the draws their structure.
+        params: the replicas' weights as shapes.
+        lead: the number of their leading axes, those of seeds and replicas.
+    """
+    parts: dict[str, dict[str, np.ndarray]] = {
+        name: {} for name in ("valid", "test", "rung", "hyper", "info", "reported", "draws")
+    }
     for name, array in rows.items():
         room, _, inner = name.partition("/")
-        if inner:
+        if inner or room == "draws":
             parts[room][inner] = array
+    draws: Any = parts["draws"] or None
+    if draws and engine.draws is not None:
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[lead:], leaf.dtype), params)
+        form = jax.eval_shape(engine.draws, one)
+        draws = jax.tree_util.tree_map_with_path(lambda path, _: draws[tree.name(path)], form)
     trace: Any = Trace
     info: Any = Info
     splits = (parts[name] for name in ("valid", "test", "rung", "hyper"))
-    return trace(rows["step"], rows["loss"], *splits, info(**parts["info"]), rows.get("cooldown"))
+    last = rows.get("cooldown"), parts["reported"] or None, draws
+    return trace(rows["step"], rows["loss"], *splits, info(**parts["info"]), *last)

@@ -5,10 +5,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxpt.core import tree
 from jaxpt.core.extras import extra, versions
 from jaxpt.devices.processes import is_first
+from jaxpt.results.draws import draws, inference_data
 from jaxpt.results.members import Ensemble, together
 from jaxpt.results.record import Best, Record, all_weights, best_ever, complete, lead_of, on_rungs, pick, replicas_of
 from jaxpt.results.summary import Summary, about_replica, frame, summary
@@ -128,6 +130,38 @@ class Result(Record):
         }
         params, rest = self.engine.placed.gathered(tree.take(all_weights(self), index))
         return together(self.engine, chosen, seed, weights, scores, params, rest)
+
+    def draws(self, rungs: int | None = None, *, thin: int = 1, ladder: str | None = None) -> PyTree:
+        """Returns the draws of a sampler's run after burn-in, one per period, gathered by rung from all replicas.
+
+        Args:
+            rungs: the number of rungs, from the coldest on; by default the coldest alone, without an axis of rungs.
+            thin: keep one draw in this many.
+            ladder: the ladder whose rungs are meant; needed if there are several.
+
+        Returns:
+            A pytree of NumPy arrays like the weights (or like the results of `Engine.draws`), with leaves [draws, ...]
+            or [draws, rungs, ...]; with seeds [draws, S, ...] or [draws, S, rungs, ...].
+
+        Raises:
+            ValueError: the run has kept no draws; thin or rungs is out of range; several ladders, and none is chosen.
+        """
+        return draws(self, rungs, thin, ladder)
+
+    def inference_data(self, *, thin: int = 1) -> Any:
+        """Returns the coldest rung's draws after burn-in as arviz takes them, with the seeds as chains.
+
+        A group "posterior" has a variable for each leaf of the weights; weights that are one array are called "w". The
+        result is an `arviz.InferenceData`, or from arviz 1.0 on a DataTree. `arviz.summary(data)` gives ESS and R-hat.
+
+        Args:
+            thin: as in `draws`.
+
+        Raises:
+            ModuleNotFoundError: arviz is not installed.
+            ValueError: as for `draws`.
+        """
+        return inference_data(self, thin)
 
     mixture = ensemble  # the earlier name, kept until 0.1.0 is released
 

@@ -130,6 +130,8 @@ def frame(result: Record) -> Any:
     scores = {"loss": trace.loss, "valid": trace.valid, "test": trace.test, "rung": trace.rung, "hyper": trace.hyper}
     if trace.info.parents is not None:
         scores["parent"] = trace.info.parents
+    if trace.reported is not None:
+        scores["reported"] = trace.reported
     if trace.cooldown is not None:
         columns["cooldown"] = np.asarray(trace.cooldown)[period]
     columns |= {tree.name(path): np.asarray(leaf).ravel() for path, leaf in jax.tree.leaves_with_path(scores)}

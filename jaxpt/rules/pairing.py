@@ -32,10 +32,11 @@ def deo(key: Key[Array, ""], turn: Int[Array, ""], num_rungs: int) -> Bool[Array
     """Deterministic even-odd: offers all even pairs, then all odd pairs, in turn (Okabe et al. 2001; arXiv 1905.02939).
 
     A replica that has just moved up is next offered the rung above, so replicas travel steadily instead of diffusing.
-    As rungs are added, round trips keep their frequency, while under the reversible pairings they die out.
+    As rungs are added, round trips keep their frequency, while under the reversible pairings they die out. Two rungs
+    have one pair, which every exchange offers a swap.
     """
     del key
-    return _parity(turn % 2, num_rungs)
+    return _parity(turn % 2 if num_rungs > 2 else 0, num_rungs)
 
 
 PAIRINGS: dict[str, Pairing] = {"random_adjacent": random_adjacent, "seo": seo, "deo": deo}
@@ -112,5 +113,5 @@ def _check_pairs(pairs: PyTree, num_rungs: int) -> Bool[Array, " P"]:
     return jnp.asarray(pairs)
 
 
-def _parity(parity: Int[Array, ""], num_rungs: int) -> Bool[Array, " P"]:
+def _parity(parity: Int[Array, ""] | int, num_rungs: int) -> Bool[Array, " P"]:
     return jnp.arange(num_rungs - 1) % 2 == parity

@@ -20,7 +20,7 @@ from jaxpt.core.extras import versions
 from jaxpt.core.state import Replicas, RunState
 from jaxpt.core.types import Observation
 from jaxpt.engine.engine import Engine
-from jaxpt.engine.replica import train_step
+from jaxpt.engine.replica import reported, train_step
 
 FORMAT = 4
 """Format version of run directories; other versions cannot be read."""
@@ -158,6 +158,8 @@ def _programs(
     yield "a training step of problem, optimizer and schedule", step(engine.problem, replica, train, weight, number)
     score = jax.make_jaxpr(lambda problem, *args: problem.evaluate(*args))
     yield "evaluation", score(engine.problem, replica.params, replica.model_state, _abstract(data.valid))
+    if engine.draws is not None:
+        yield "draws", jax.make_jaxpr(engine.draws)(replica.params)
 
     def one(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape[seeds:], leaf.dtype)
@@ -174,7 +176,8 @@ def _programs(
     key, allowed = jax.ShapeDtypeStruct((), state.key.dtype), jax.ShapeDtypeStruct((), jnp.bool)
     parts = (allowed if part is not None else None for part in (engine.ending, engine.beginning))
     make: Any = Observation
-    seen = make(number, energy, rung, hyper, ladders, allowed, variance, *parts)
+    told = jax.tree.map(lambda _: energy, jax.eval_shape(reported, replica.opt_state))
+    seen = make(number, energy, rung, hyper, ladders, allowed, variance, *parts, reported=told)
     yield "the rule's exchange", propose(rule, key, seen)
 
 

@@ -7,127 +7,200 @@ have the right law for any step size, period, ladder and pairing; these affect o
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key, PyTree
 
+from jaxpt.core.arguments import check_takes
 from jaxpt.core.ladder import Ladder
 from jaxpt.core.types import Params
 from jaxpt.engine.engine import Engine
 from jaxpt.models.energy import energy_problem
-from jaxpt.models.noise import require_real
-from jaxpt.rules import Tempering
+from jaxpt.rules import Independent, Rule, Tempering
 from jaxpt.rules.pairing import Pairing
+from jaxpt.rules.step_size import AdaptedStepSize
+from jaxpt.studies.moves import Kernel, LogDensity, kernel_move, mala
 
-
-class MalaState(NamedTuple):
-    """The state of `mala`.
-
-    Attributes:
-        accepted: proposals accepted so far; 57 % of all is best for many dimensions (Roberts and Rosenthal 1998).
-    """
-
-    accepted: Int[Array, ""]
-
-
-def mala(
-    energy: Callable[[Params], Float[Array, ""]],
-    step_size: Float[Array, ""] | float,
-    temperature: Float[Array, ""] | float,
-) -> optax.GradientTransformationExtraArgs:
-    """Metropolis-adjusted Langevin: leaves exp(-E / T) invariant exactly, for any step size.
-
-    Proposes W - h grad E + sqrt(2 h T) xi, as `jaxpt.langevin` does, and accepts it by the Metropolis-Hastings rule
-    (Roberts and Tweedie 1996), which removes the discretisation error. A NaN energy is never accepted. Each step costs
-    one more evaluation of the gradient and two of the energy.
-
-    Args:
-        energy: E(W); the update's gradients must be those of E, so the problem's loss is E.
-        step_size: h.
-        temperature: T, positive.
-    """
-
-    def update(
-        updates: Any, state: MalaState, params: Any, *, key: Key[Array, ""], **extra: Any
-    ) -> tuple[Any, MalaState]:
-        del extra
-        require_real(params, "mala")
-        key_noise, key_accept = jax.random.split(key)
-        noise = optax.tree.random_like(key_noise, params, jax.random.normal)
-        scale = jnp.sqrt(2 * jnp.asarray(step_size) * jnp.asarray(temperature))
-        move = jax.tree.map(lambda g, xi: scale * xi - step_size * g, updates, noise)
-        after, gradient = jax.value_and_grad(energy)(jax.tree.map(jnp.add, params, move))
-        back = jax.tree.map(lambda m, g: (step_size * g - m) / scale, move, gradient)
-        log_ratio = (energy(params) - after) / temperature + (_square(noise) - _square(back)) / 2
-        accepted = jnp.log(jax.random.uniform(key_accept)) < log_ratio
-        move = jax.tree.map(lambda m: jnp.where(accepted, m, jnp.zeros_like(m)), move)
-        return move, MalaState(state.accepted + accepted)
-
-    return optax.GradientTransformationExtraArgs(lambda params: MalaState(jnp.zeros((), jnp.int32)), update)
+_TRIES = 1000  # draws of init for a start inside the support
+Row = Sequence[float] | np.ndarray
 
 
 def sampler(
     energy: Callable[[Params], Float[Array, ""]],
     init: Callable[[Key[Array, ""]], Params],
     *,
-    temperature: Sequence[float] | np.ndarray,
-    step_size: float | Sequence[float] | np.ndarray,
+    temperature: Row | None = None,
+    step_size: float | Row,
     every: int,
     burn_in: int = 0,
     metrics: Mapping[str, Callable[[Params], Array]] | None = None,
     pairing: Pairing | str = "deo",
     adapt_ladder: bool = False,
     window: int = 32,
+    swap_while_tuning: bool = True,
+    adapt_step_size: bool = False,
+    target: float = 0.574,
+    prior: LogDensity | None = None,
+    inverse_temperature: Row | None = None,
+    init_is_prior: bool = False,
+    scale: PyTree = 1.0,
+    move: Kernel | None = None,
+    draws: Callable[[Params], PyTree] | None = lambda params: params,
 ) -> Engine:
     """Returns an engine that samples exp(-E / T) for each temperature of a ladder, exactly.
 
         >>> wells = lambda w: 20 * (w**2 - 1) ** 2
         >>> engine = jaxpt.sampler(wells, jax.random.normal, temperature=jaxpt.geometric(1, 20, 4),
-        ...                        step_size=0.01, every=10, metrics={"w": lambda w: w})
-        >>> trace = jaxpt.fit(engine, steps=20_000).trace
-        >>> w = jaxpt.diagnostics.samples(trace, "w")[500:, 0]  # [periods, rungs], coldest first
+        ...                        step_size=0.01, every=10, burn_in=5000, adapt_step_size=True)
+        >>> found = jaxpt.fit(engine, steps=20_000)
+        >>> w = found.draws()  # of the coldest rung, [draws]
         >>> bool(0.2 < (w > 0).mean() < 0.8)  # both wells, with 20 temperatures of height between them
         True
 
-    Leave out the beginning of the trace: burn-in, during which there are no exchanges (and the ladder adapts), and the
-    further time that the replicas need to forget their initial weights.
+    With a prior it samples prior(W) exp(-beta E) for each inverse temperature, where E is minus the log likelihood and
+    beta may be 0; `diagnostics.log_evidence` then integrates the likelihood.
+
+    `Result.draws` returns the draws after burn-in. Leave out the further time that the replicas need to forget their
+    initial weights.
 
     Args:
-        energy: E(W), exact: all data at once, no probe.
-        init: key -> W.
-        temperature: one per rung.
-        step_size: step size of the Langevin proposals, one for all or one per rung.
-        every: Langevin steps before each exchange.
-        burn_in: steps without exchanges.
+        energy: E(W), exact: all data at once, no probe; finite wherever the prior is positive.
+        init: key -> W. A draw at which E or a gradient is not finite is drawn again, at most 1000 times.
+        temperature: one per rung; one is enough.
+        step_size: step size of the moves, one for all or one per rung; see `mala` for its meaning.
+        every: moves before each exchange, and between draws.
+        burn_in: steps before exchanges (but see `swap_while_tuning`), in which ladder and step sizes adapt if asked.
         metrics: functions of W to record once a period, {name: W -> number}.
         pairing: the pairs that are offered a swap.
         adapt_ladder: move the temperatures between the two ends during burn-in until rejections are equal.
         window: periods between adaptations.
+        swap_while_tuning: if the ladder adapts, offer swaps during burn-in as well; without them the energies of
+            trapped replicas mislead it.
+        adapt_step_size: adapt the step size of each rung during burn-in, after every period, until moves are accepted
+            as often as `target`; then freeze it.
+        target: the wanted acceptance of moves; 0.574 is best for `mala` in many dimensions.
+        prior: W -> log density of the prior, up to a constant; -inf outside its support.
+        inverse_temperature: beta of each rung, in place of temperatures; needed with a prior. 0 samples the prior.
+        init_is_prior: `init` draws from the prior exactly. The rung with beta = 0 then takes a new draw in each step.
+        scale: the preconditioner of `mala`, a number or a pytree like W.
+        move: another kernel, (log density of a rung, step size) -> kernel, for example `lambda density, step_size:
+            blackjax.hmc(density, step_size, np.ones(2), 10)`.
+        draws: the part of W to keep at the end of each period; by default all of it. None keeps nothing.
 
     A run of `fit` ends with `Diverged` if a replica starts where E is not finite, since it would never move.
 
     Raises:
-        ValueError: a step size is not positive; otherwise as for `Engine`, `Ladder` and `Tempering`.
+        ValueError: a step size, target or scale is not positive; temperatures and inverse temperatures are both given
+            or both missing, or do not fit the prior; an argument does not fit the move; otherwise as for `Engine`,
+            `Ladder` and `Tempering`.
     """
-    if np.asarray(step_size).dtype.kind not in "iuf" or not (np.asarray(step_size) > 0).all():
-        raise ValueError(f"step_size must be positive, one number or one per rung, but it is {step_size!r}")
-    shared = np.ndim(step_size) == 0
-    own: dict[str, Any] = {} if shared else {"step_size": step_size}
+    check_takes("init", init, "key")
+    _check_numbers(step_size, target, scale)
+    _check_move(move, prior, scale, init_is_prior)
+    name, values = _rungs(temperature, inverse_temperature, prior, init_is_prior)
+    shared = np.ndim(step_size) == 0 and not adapt_step_size
+    own = (
+        {} if shared else {"step_size": np.full(np.shape(values), step_size) if np.ndim(step_size) == 0 else step_size}
+    )
+    draw = init if init_is_prior else None
+
+    def transform(h: Mapping[str, Array]) -> Any:
+        hot = h[name] if name == "temperature" else 1 / h[name]
+        if move is not None:
+            return kernel_move(energy, move, h["step_size"], 1 / hot, prior)
+        return mala(energy, h["step_size"], hot, prior=prior, draw=draw, scale=scale)
+
+    named: dict[str, Any] = {name: values, **own}
+    rungs = Ladder(**named, beta="temperature" if name == "temperature" else values, name=name)
+    rule: Rule = Independent()
+    if rungs.num_rungs > 1:
+        swaps = adapt_ladder and swap_while_tuning
+        rule = Tempering(1.0, pairing, adapt_ladder=adapt_ladder, window=window, swap_while_tuning=swaps)
+    elif adapt_ladder:
+        raise ValueError("adapt_ladder=True moves the rungs between two ends, but there is one rung; leave it out")
     return Engine(
-        energy_problem(energy, init, metrics=metrics),
-        lambda h: mala(energy, h["step_size"], h["temperature"]),
-        Ladder(temperature=temperature, beta="temperature", name="temperature", **own),
-        Tempering(1.0, pairing, adapt_ladder=adapt_ladder, window=window),
+        energy_problem(energy, _inside(init, energy, prior), metrics=metrics),
+        transform,
+        rungs,
+        AdaptedStepSize(rule, float(target)) if adapt_step_size else rule,
         every=every,
         burn_in=burn_in,
         diverged="stop",  # finite energies stay finite under Metropolis' rule; others started outside the support
         fixed={"step_size": float(np.asarray(step_size))} if shared else {},
+        draws=draws,
     )
 
 
-def _square(tree: Any) -> Array:
-    return sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)), start=jnp.zeros(()))
+def _check_numbers(step_size: Any, target: Any, scale: Any) -> None:
+    """Raises ValueError if step size, target or preconditioner is out of range."""
+    if np.asarray(step_size).dtype.kind not in "iuf" or not (np.asarray(step_size) > 0).all():
+        raise ValueError(f"step_size must be positive, one number or one per rung, but it is {step_size!r}")
+    if not isinstance(target, int | float | np.number) or not 0 < target < 1:
+        raise ValueError(f"target must be an acceptance probability between 0 and 1, but it is {target!r}")
+    sizes = [np.asarray(leaf) for leaf in jax.tree.leaves(scale)]
+    if not sizes or any(size.dtype.kind not in "iuf" or not (size > 0).all() for size in sizes):
+        raise ValueError(
+            f"scale must be positive, a number or a pytree of arrays like the weights, but it is {scale!r}"
+        )
+
+
+def _check_move(move: Any, prior: Any, scale: Any, init_is_prior: bool) -> None:
+    """Raises ValueError if move or prior is not a function, or options of `mala` are given with another move."""
+    if prior is not None:
+        check_takes("prior", prior, "params")
+    if move is None:
+        return
+    check_takes("move", move, "log_density", "step_size")
+    if init_is_prior or not isinstance(scale, int | float) or scale != 1:
+        raise ValueError("scale and init_is_prior are for the sampler's own move; leave them out, or leave out move")
+
+
+def _rungs(temperature: Any, positive: Any, prior: Any, init_is_prior: bool) -> tuple[str, Any]:
+    """Returns the name of the ladder's hyperparameter, and its values."""
+    if (temperature is None) == (positive is None):
+        raise ValueError("give temperature=[...] or inverse_temperature=[...], one number per rung, and not both")
+    if prior is None and (positive is not None or init_is_prior):
+        raise ValueError(
+            "inverse_temperature and init_is_prior are for prior(W) exp(-beta E); give the prior's log density, or "
+            "temperature=[...] alone"
+        )
+    if prior is None:
+        return "temperature", temperature
+    if positive is None:
+        raise ValueError("with a prior give inverse_temperature=[1.0, ..., 0.0], which may reach 0, not temperature")
+    found = np.asarray(positive)
+    if found.dtype.kind not in "iuf" or found.ndim != 1 or not (found >= 0).all():
+        raise ValueError(f"inverse_temperature must be a row of numbers, 0 or more, but it is {positive!r}")
+    if init_is_prior and found.size and found.min() > 0:
+        raise ValueError(
+            "init_is_prior=True is for a rung that samples the prior, but the smallest inverse temperature is "
+            f"{found.min():g}; add 0.0 to the ladder, or leave it out"
+        )
+    return "inverse_temperature", positive
+
+
+def _inside(
+    init: Callable[[Key[Array, ""]], Params], energy: Callable[[Params], Array], prior: LogDensity | None
+) -> Callable[[Key[Array, ""]], Params]:
+    """Returns init, repeated with other keys while it draws weights outside the support."""
+
+    def outside(params: Params) -> Array:
+        functions = [energy] if prior is None else [energy, prior]
+        found = [jax.value_and_grad(function)(params) for function in functions]
+        return ~jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found)]))
+
+    def start(key: Key[Array, ""]) -> Params:
+        first = jax.tree.map(jnp.asarray, init(key))
+
+        def again(carry: tuple[Array, Params]) -> tuple[Array, Params]:
+            return carry[0] + 1, jax.tree.map(jnp.asarray, init(jax.random.fold_in(key, carry[0])))
+
+        def wanted(carry: tuple[Array, Params]) -> Array:
+            return outside(carry[1]) & (carry[0] < _TRIES)
+
+        return jax.lax.while_loop(wanted, again, (jnp.int32(0), first))[1]
+
+    return start

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ from jaxpt.training.stream import Prefetch, is_stream, prefetch
 if TYPE_CHECKING:
     from jaxpt.saving.checkpoint import Checkpoints
 
+_DRAWS = 2**28  # bytes of a dispatch's draws on the devices; the host keeps those of the whole run
 _ROOMS = (64, 1024)  # most periods in a dispatch, the trace's rows; only two sizes, so that runs share programs
 
 
@@ -123,7 +125,7 @@ def prepare(
         if store.steps:
             form = _as_loaded(form)
     short = _short(engine, whole, rest)
-    max_periods = 1 if streaming else _ROOMS[whole > _ROOMS[0]]
+    max_periods = 1 if streaming else min(_ROOMS[whole > _ROOMS[0]], _most_rows(engine, form))
     started = time.perf_counter()
     row: Any = None
     for part, periods, left in ((engine, max_periods, done < whole), (short, 1, rest > 0)):
@@ -140,6 +142,16 @@ def prepare(
                 memory.check(compiled(lowered), each, shared, execution, most, engine.placed.num_shards)
     seconds = time.perf_counter() - started
     return Job(engine, short, key, data, batches, feed, max_periods, form, row, execution, seconds)
+
+
+def _most_rows(engine: Engine, form: RunState) -> int:
+    """Returns how many periods' draws fit into `_DRAWS` bytes on the devices; at least one period's."""
+    lead = form.key.ndim + 1
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[lead:], leaf.dtype), form.replicas.params)
+    kept = () if engine.draws is None else jax.eval_shape(engine.draws, one)
+    each = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+    chains = math.prod(form.replicas.rung[next(iter(engine.ladders))].shape)
+    return max(1, _DRAWS // max(1, each * chains))
 
 
 def _short(engine: Engine, whole: int, rest: int) -> Engine:

@@ -21,10 +21,10 @@ class JsonLines(Recorder):
         {"period": 3, "step": 80, "seconds": 1.7, "loss": [M], "valid": {"energy": [M], ...}, "test": {...},
          "rung": {ladder: [M]}, "hyper": {name: [M]}, "ladder": its name, "attempted": [M-1], "accepted": [M-1], "C": 1}
 
-    "C" is present if the rule has one, and "parents": [M] if it copies weights. With S seeds the lists are [S][M], and
-    C is [S]. Numbers that are not finite are null. `seconds` is the training time so far: periods of one dispatch share
-    its time evenly, and periods known only from a checkpoint have null. Lines that an error prevented are written when
-    the run is resumed.
+    "C" is present if the rule has one, "parents": [M] if it copies weights, and "reported", such as
+    {"acceptance": [M]}, if the optimiser reports numbers. With S seeds the lists are [S][M], and C is [S]. Numbers that
+    are not finite are null. `seconds` is the training time so far: periods of one dispatch share its time evenly, and
+    periods known only from a checkpoint have null. Lines that an error prevented are written when the run is resumed.
 
     The file may hold lines of an earlier process. Lines past the run's trace, and an incomplete last line, are cut off.
 
@@ -95,6 +95,7 @@ class JsonLines(Recorder):
             "C": info.C,
             "parents": info.parents,
             "cooldown": trace.cooldown,
+            "reported": trace.reported,
         }
         lists = {name: jax.tree.map(_numbers, value) for name, value in columns.items() if value is not None}
         turns = np.asarray(info.ladder).reshape(len(trace.step), -1)[:, 0]
