@@ -103,7 +103,7 @@ def period(engine: Spec, state: RunState, data: Data, batches: Batches | None) -
         move, rule, info = rule.propose(key, seen)
         if engine.diverged == "respawn":
             # In the search a rung's energy must be its own, or the ladder would contract around a rate that diverges.
-            now = True if engine.beginning is None else ~searching | ends
+            now = True if searching is None else ~searching | ends
             move, info = _respawned(energy, rung, move, info, now)
         return _apply(engine, replicas, move, step), move.ladders or ladders, rule, info
 
