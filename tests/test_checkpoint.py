@@ -224,9 +224,9 @@ def test_another_release_and_broken_settings(saved):
     file = saved / "settings.json"
     described = json.loads(file.read_text())
     file.write_text(json.dumps({**described, "format": 1}))
-    with pytest.raises(jaxpt.CheckpointError, match="a run in format 1, but this release reads and writes format 3"):
+    with pytest.raises(jaxpt.CheckpointError, match="a run in format 1, but this release reads and writes format 4"):
         go_on(saved)
-    for text in ("", "{", "[]", "{}", '{"format": 3}'):
+    for text in ("", "{", "[]", "{}", '{"format": 4}'):
         file.write_text(text)
         with pytest.raises(jaxpt.CheckpointError, match=r"settings.json is damaged"):
             go_on(saved)
