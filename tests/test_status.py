@@ -15,6 +15,7 @@ import jaxpt
 from jaxpt.results.command import main
 from jaxpt.results.directory import look
 from jaxpt.results.status import read_trace
+from jaxpt.saving.settings import FORMAT
 from tests.test_checkpoint import bowl
 
 ENGINE = bowl()
@@ -159,7 +160,7 @@ def copied(directory, to):
     [
         ("settings", "trouble: settings.json is missing"),
         ("noise", "trouble: settings.json cannot be read: "),
-        ("format", "trouble: settings.json is of format 2, but this release reads format 3; use the release"),
+        ("format", f"trouble: settings.json is of format 2, but this release reads format {FORMAT}; use the release"),
         ("line", "trouble: periods.jsonl is damaged from line 4 on, and the rest of it is left out"),
         ("tail", "step 10 of 12 (83%), 5 periods"),
         ("lines", "trouble: periods.jsonl is missing"),
@@ -178,7 +179,7 @@ def test_what_is_missing_or_damaged_is_said(harm, says, finished, tmp_path, caps
         case "noise":
             settings.write_text("{")
         case "format":
-            settings.write_text(settings.read_text().replace('"format": 3', '"format": 2'))
+            settings.write_text(settings.read_text().replace(f'"format": {FORMAT}', '"format": 2'))
         case "line":
             periods.write_bytes(b"".join([*held[:3], b"\0\0\n", *held[4:]]))
         case "tail":
@@ -195,7 +196,7 @@ def test_what_is_missing_or_damaged_is_said(harm, says, finished, tmp_path, caps
 
 
 def test_a_run_without_a_period_has_no_report(tmp_path, capsys):
-    (tmp_path / "settings.json").write_text('{"format": 3}')
+    (tmp_path / "settings.json").write_text(json.dumps({"format": FORMAT}))
     assert "begun, but no process is running it" in shown(tmp_path, capsys)
     assert main([str(tmp_path), "--report", str(tmp_path / "page.html")]) == 2
     assert "has no period yet" in capsys.readouterr().err
