@@ -27,6 +27,9 @@ class AdaptedStepSize(Rule):
         rule: the rule that decides everything else.
         target: the wanted acceptance of moves.
         name: the hyperparameter on the ladder that is the step size (static).
+
+    Attributes:
+        frozen: whether burn-in is over.
     """
 
     rule: Rule

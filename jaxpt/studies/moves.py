@@ -20,7 +20,12 @@ The state has W as its `position`; info may have an `acceptance_rate`. The kerne
 
 
 class Values(NamedTuple):
-    """A function's value and gradient at the current weights."""
+    """A function at the current weights.
+
+    Attributes:
+        value: its value.
+        gradient: its gradient, like the weights.
+    """
 
     value: Float[Array, ""]
     gradient: PyTree
