@@ -80,6 +80,16 @@ def test_as_a_metric_of_a_problem_and_of_the_ensemble(data):
     assert jaxpt.models.scores.is_higher_better(problem, "calibration") is False
 
 
+def test_what_is_no_probability_is_refused_or_in_a_program_no_number():
+    logits, labels = np.array([[2.0, -1.0], [0.5, 0.5]], np.float32), np.array([0, 1])
+    for wrong in (logits, np.array([[0.5, 0.5], [0.7, 0.7]], np.float32)):
+        with pytest.raises(ValueError, match=r"rows in 0 .. 1 of sum 1, but a row is \[.*\]; take jax.nn.softmax"):
+            ece()(wrong, {"y": labels})
+        assert np.isnan(computed(ece(), wrong, labels))
+    rounded = jax.nn.softmax(jnp.linspace(-3, 3, 1000, dtype=jnp.bfloat16)[None])
+    assert 0 < float(computed(ece(), rounded, np.array([999]))) <= 1, "sums in bfloat16 are inexact"
+
+
 def test_each_mistake_has_a_message():
     with pytest.raises(ValueError, match="function must be a function, called as function"):
         jaxpt.calibration_error(0.5)
@@ -91,5 +101,9 @@ def test_each_mistake_has_a_message():
         ValueError, match=r"must return \(probabilities \[B, K\], labels \[B\]\), but it returns \(4, 2\)"
     ):
         jaxpt.calibration_error(lambda p, batch: p)(jnp.ones((4, 2)), None)
+    with pytest.raises(ValueError, match=r"\(\(4,\), \(4,\)\); of a probability of yes, p \[B\], make jnp.stack"):
+        ece()(jnp.ones(4), {"y": jnp.zeros(4, int)})
+    with pytest.raises(ValueError, match="labels must be integers, the classes, but their dtype is <U1"):
+        ece()(jnp.ones((2, 2)) / 2, {"y": np.array(["a", "b"])})
     with pytest.raises(ValueError, match="one class per example"):
         ece()(jnp.ones((4, 2)), {"y": jnp.zeros(3, int)})

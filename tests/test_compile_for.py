@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -113,6 +114,7 @@ REFUSED = {
     "after the colon comes the number of devices": {"device": "cpu:2x2"},
     "this process has 1 CPU device(s); call jaxpt.use_all_cores(64)": {"device": "cpu:64"},
     "seeds must be an integer of at least 1": {"device": "cpu", "seeds": 0},
+    "seeds must be an integer of at least 1, or None, but it is True": {"device": "cpu", "seeds": True},
     "periods must be an integer of at least 1": {"device": "cpu", "periods": 1.5},
     "memory must be an integer of at least 1": {"device": "cpu", "memory": -1},
 }
@@ -123,6 +125,24 @@ def test_mistakes_are_explained(said):
     with pytest.raises(ValueError) as refused:  # noqa: PT011  looked at below
         compile_for(make_engine(small_problem()), SPLITS, **REFUSED[said])
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("call", [partial(compile_for, device="cpu"), jaxpt.tune])
+def test_splits_that_are_missing_or_apart_are_explained(call):
+    engine = make_engine(small_problem())
+    with pytest.raises(ValueError, match=r"fails without data: .*; if it needs data, give jaxpt.Data\(train, valid\)"):
+        call(engine)
+    with pytest.raises(ValueError, match=r"write (compile_for|tune)\(engine, jaxpt.Data\(train, valid\), ...\)"):
+        call(engine, SPLITS.train, SPLITS.valid)
+    with pytest.raises(ValueError, match=r"engine must be a jaxpt.Engine, but it is of <class '.*Problem'>; call"):
+        call(engine.problem, SPLITS)
+
+
+def test_numbers_may_be_those_of_numpy():
+    found = compile_for(make_engine(small_problem()), SPLITS, device="cpu", seeds=np.int64(2), periods=np.int32(3),
+                        memory=np.int64(10**9))  # fmt: skip
+    assert json.loads(json.dumps(found.as_dict()))["seeds"] == 2
+    assert found.memory == 10**9
 
 
 @pytest.mark.parametrize(("device", "said"), [("v5e:2x2", "jaxpt[tpu]"), ("h100", "jaxpt[cuda]")])

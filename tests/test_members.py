@@ -259,6 +259,11 @@ def test_files_of_something_else_are_refused(result, tmp_path):
         jaxpt.load_ensemble(tmp_path / "ensemble", result.engine)
     with pytest.raises(ValueError, match="the problem has no predictions; give nnx_problem"):
         jaxpt.load_ensemble(tmp_path / "ensemble", problem._replace(predict=None))
+    with pytest.raises(
+        ValueError, match='holds an ensemble with prediction="classes", but the problem has prediction="v'
+    ):
+        jaxpt.load_ensemble(tmp_path / "ensemble", problem._replace(prediction="values"))
+    jaxpt.load_ensemble(tmp_path / "ensemble", problem._replace(prediction="classes"))  # the default, by name
     other = jaxpt.nnx_problem(Wider, conftest.loss, predict=logits)
     with pytest.raises(ValueError, match="holds an ensemble of another problem; give the problem of the run") as found:
         jaxpt.load_ensemble(tmp_path / "ensemble", other)
@@ -273,6 +278,7 @@ def test_files_of_something_else_are_refused(result, tmp_path):
     [
         ({"best": 5}, r"best must be 1 \.\. 4, the number of replicas, but it is 5"),
         ({"best": 0}, r"best must be 1 \.\. 4"),
+        ({"best": True}, r"best must be 1 \.\. 4, the number of replicas, but it is True"),
         ({"best": 2, "coldest": 2}, "coldest and best are different ways to choose an ensemble's replicas"),
         ({"best": 2, "weighted_on": {}}, "best and weighted_on are different ways"),
         ({"best": 2, "ladder": "rate"}, "ladder='rate' says on which ladder replicas are coldest; leave it out with"),

@@ -55,7 +55,19 @@ def sized(space):
     return dataclasses.replace(engine(), ladder=sizes, rule=rule, fixed={"learning_rate": 0.1, "dropout_rate": 0.1})
 
 
+def walked(steps):
+    jaxpt.diffusion(
+        jaxpt.Engine(jaxpt.energy_problem(lambda w: w**2, jax.random.normal), sgd, LADDER, every=2), steps=steps
+    )
+
+
 MISTAKES = {
+    **{
+        f"steps must be an integer, a positive multiple of the engine's every, but steps={steps!r}": functools.partial(
+            walked, steps
+        )
+        for steps in (50.0, "50", None)
+    },
     "learning_rate needs numbers, one per rung, but it is ['a']": lambda: jaxpt.Ladder(learning_rate=["a"]),
     "learning_rate=[0.01, 0.02] say, but the shapes are learning_rate: ()": lambda: jaxpt.Ladder(learning_rate=0.1),
     "beta needs numbers, one per rung, but it is ['x', 'y']": lambda: jaxpt.Ladder(decay=[1, 2], beta=["x", "y"]),

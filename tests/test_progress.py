@@ -17,4 +17,4 @@ def test_the_bar_is_wide_enough_at_80_columns(monkeypatch):
     assert "best 0.04839, swaps 53%" in line
     assert "images" not in line
     monkeypatch.setenv("COLUMNS", "120")
-    assert postfix([0.5, 0.25], 0, 0, 1000.0) == "best 0.25, 1,000 replica-images/s"
+    assert postfix([0.5, 0.25], 0, 0, 1000.0) == "best 0.25, 1,000 examples/s"

@@ -9,6 +9,7 @@ import pytest
 import jaxpt
 from jaxpt.core.ladder import as_arrays, contracted
 from jaxpt.core.search import best_place
+from jaxpt.results.summary import plain
 from tests import conftest
 from tests.conftest import assert_same, make_engine, small_problem
 
@@ -227,6 +228,33 @@ def test_each_seed_finds_its_own(data):
     assert (one != other).all()
     alone = fit(engine(), data, seed=7)
     np.testing.assert_allclose(other, alone.trace.hyper["learning_rate"][3], rtol=1e-4)
+
+
+def test_the_ladder_of_each_seed_is_shown(data, tmp_path):
+    both = fit(engine(rule=jaxpt.Tempering(100.0, "deo")), data, seeds=[0, 7])
+    held = both.state.ladders[NAME]
+    rates, found = np.asarray(held.values["learning_rate"]), both.summary()
+    assert (rates[0] != rates[1]).all()
+    np.testing.assert_allclose(found["ladders"][NAME]["values"]["learning_rate"], rates, rtol=1e-6)
+    ends = ", ".join(f"{rates[seed, 0]:.4g} to {rates[seed, -1]:.4g} (seed {seed})" for seed in (0, 1))
+    assert f"learning_rate {ends}" in str(found)
+    many = {**found, "ladders": {NAME: {**found["ladders"][NAME], "values": {"learning_rate": rates[[0, 1] * 3]}}}}
+    lowest = f"{rates[:, 0].min():.4g} .. {rates[:, 0].max():.4g}"
+    assert f"learning_rate {lowest} to " in str(type(found)(plain(many)))
+    assert str(jaxpt.diagnostics.diagnosis(both.trace)).count("by seed") == 4
+    both.report(tmp_path / "report.html")
+    assert "learning rate, seed 1" in (tmp_path / "report.html").read_text()
+
+
+def test_seeds_with_one_ladder_share_its_values(data):
+    both = fit(engine(search=None, rule=jaxpt.Tempering(100.0, "deo")), data, seeds=[0, 7])
+    ladder = both.engine.ladders[NAME]
+    np.testing.assert_allclose(
+        both.summary()["ladders"][NAME]["values"]["learning_rate"], ladder.values["learning_rate"], rtol=1e-6
+    )
+    page = str(jaxpt.diagnostics.diagnosis(both.trace))
+    assert "by seed" not in page
+    assert f"   0 {float(ladder.beta[0]):>10.4g} " in page
 
 
 def test_several_ladders_contract_together(data):

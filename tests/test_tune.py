@@ -200,6 +200,11 @@ def test_numbers_that_depend_on_the_execution_keep_it(given):
     assert str(found).endswith(found.note)
 
 
+def test_the_number_of_ladders_may_be_that_of_numpy(given):
+    both = jaxpt.tune(given, SPLITS, seconds=0.01, seeds=np.int64(2), prng="rbg")
+    assert json.loads(json.dumps(both.as_dict()))
+
+
 def test_many_replicas_are_not_unrolled_and_seeds_count_as_replicas():
     key, keys = jax.random.key(0), jax.random.split(jax.random.key(0), 3)
     listed = lambda engine, key: [

@@ -87,7 +87,7 @@ def headline(folders: Mapping[str, Path]) -> str:
             "minus grid, constant rates",
             "mean of all",
             "minus grid, cooldown",
-            "minus the same, both weighted",
+            "minus that grid, both weighted",
         )
     ]
     for title, folder in folders.items():

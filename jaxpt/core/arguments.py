@@ -39,6 +39,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
+def is_count(value: Any) -> bool:
+    """Returns whether a value is an integer of at least 1, of Python or NumPy, and not a yes or no."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= 1
+
+
 def check_share(name: str, value: Any, most: float) -> None:
     """Raises ValueError unless a value is None or a number above 0 and at most `most`."""
     if value is not None and not (is_number(value) and 0 < value <= most):

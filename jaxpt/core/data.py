@@ -1,6 +1,7 @@
 """Data on the device, and minibatches drawn there by key: epochs without replacement."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,20 @@ class Data(NamedTuple):
     train: PyTree = None
     valid: PyTree = None
     test: PyTree = None
+
+
+def refuse_splits(call: str, more: Sequence[Any]) -> None:
+    """Raises ValueError if splits were given one by one, as `fit` takes them, to a function that takes a `Data`.
+
+    Args:
+        call: the function's name.
+        more: its positional arguments after the data.
+    """
+    if more:
+        raise ValueError(
+            f"{call} takes all splits as one jaxpt.Data, but {1 + len(more)} were given one by one; write "
+            f"{call}(engine, jaxpt.Data(train, valid), ...)"
+        )
 
 
 class Batches(NamedTuple):

@@ -91,11 +91,13 @@ def diagnosis(trace: Trace, ladder: str | None = None) -> Diagnosis:
     energies = _over_seeds(energy_by_rung(trace, name))
     suggested = max(2, round(2 * total) + 1)
     factor = "strength" if _is_scaled(made) else "C"
+    searched = _was_searched(trace)
     verdicts = (
-        *_on_pairs(accepted, _error(made), stretches, _was_respaced(trace, name), factor),
-        *_on_travel(trips, expected, len(energies), count, deo=isinstance(pairing, str)),
+        *_on_pairs(accepted, _error(made), stretches, factor, _to_even_out(trace, name, factor, searched)),
+        # After a search the ladder is short and exchanges only sort.
+        *([] if searched else _on_travel(trips, expected, len(energies), count, deo=isinstance(pairing, str))),
         *_on_size(accepted, suggested, factor),
-        *_on_energies(made, name, energies, factor),
+        *_on_energies(made, name, energies, factor, searched),
     )
     page = _page(name, made, accepted, stretches, energies)
     page += (
@@ -106,6 +108,8 @@ def diagnosis(trace: Trace, ladder: str | None = None) -> Diagnosis:
     if made.reported is not None and "acceptance" in made.reported:
         moves = _over_seeds(move_acceptance(trace, name))
         page += f"moves accepted on each rung: {', '.join(f'{share:.0%}' for share in moves)}\n"
+    if searched:
+        page += "the ladder contracted in a search; exchanges after it sort replicas, round trips are not their aim\n"
     page += "verdicts:\n" + "".join(f"- {verdict}\n" for verdict in verdicts or ("nothing to complain about",))
     return Diagnosis(name, count, accepted, total, suggested, trips, expected, verdicts, page)
 
@@ -124,18 +128,26 @@ def _page(name: str, made: Trace, accepted: np.ndarray, stretches: list[np.ndarr
     if made.info.correction is not None:
         taken = np.nanmean(np.where(made.info.attempted, made.info.correction, np.nan))
         head += f"noise correction: {taken:.3g} off the log acceptance ratio in the mean\n"
-    beta = _over_seeds(np.full((1, rungs), np.nan) if made.info.beta is None else np.asarray(made.info.beta)[-1])
+    beta = _beta(made, rungs)
     share = _over_seeds(time_share(made, name).max(-2))
     travelled = _over_seeds(flow(made, name))
     columns = f"{'rung':>4} {'beta':>10} {'energy':>10} {'flow':>5} {'longest stay':>12}"
     lines = [columns + "   acceptance with the next, and over time"]
     for k in range(rungs):
-        row = f"{k:>4} {beta[k]:>10.4g} {energies[k]:>10.4g} {travelled[k]:>5.2f} {share[k]:>12.0%}"
+        row = f"{k:>4} {beta[k]:>10} {energies[k]:>10.4g} {travelled[k]:>5.2f} {share[k]:>12.0%}"
         if k < rungs - 1:
             over_time = (part[k] for part in stretches)
             row += f"   {accepted[k]:>6.1%}  " + " ".join("   -" if np.isnan(p) else f"{p:>4.0%}" for p in over_time)
         lines.append(row)
     return head + "\n".join(lines) + "\n"
+
+
+def _beta(made: Trace, rungs: int) -> list[str]:
+    """Returns the inverse temperatures as text; a mean over seeds of different ladders would be that of no rung."""
+    if made.info.beta is None:
+        return ["-"] * rungs
+    each = np.asarray(made.info.beta, np.float64)[-1].reshape(-1, rungs)
+    return [f"{b:.4g}" if (each[:, k] == b).all() else "by seed" for k, b in enumerate(each[0])]
 
 
 def _error(made: Trace) -> float:
@@ -145,10 +157,11 @@ def _error(made: Trace) -> float:
     return float(spread / np.sqrt(max(1.0, where.sum() / where.shape[-1])))
 
 
-def _on_pairs(
-    accepted: np.ndarray, error: float, stretches: list[np.ndarray], respaced: bool, factor: str
-) -> list[str]:
-    """Returns verdicts on single pairs, or on all pairs; `factor` names what makes swaps rarer."""
+def _on_pairs(accepted: np.ndarray, error: float, stretches: list[np.ndarray], factor: str, remedy: str) -> list[str]:
+    """Returns verdicts on single pairs, or on all pairs.
+
+    `factor` names what makes swaps rarer, `remedy` says what makes acceptance even.
+    """
     found = []
     if np.nanmin(accepted) > 0.9:
         found.append(f"all pairs swap nearly always, so the ladder does not sort: raise {factor}, or spread the rungs")
@@ -161,21 +174,26 @@ def _on_pairs(
                 f"{factor}"
             ]
     if np.nanstd(accepted) > max(0.15, 2 * error) and len(accepted) > 1:
-        if factor != "C":
-            remedy = "move the values of the rungs, closer together where pairs swap rarely"
-        elif respaced:
-            remedy = (
-                "the ladder was adapted, but on other energies: lengthen the burn-in, or set beta = "
-                "diagnostics.barrier(trace).rungs(M)"
-            )
-        else:
-            remedy = "space the rungs anew (adapt_ladder=True, or beta = diagnostics.barrier(trace).rungs(M))"
         found.append(f"acceptance is uneven, {np.nanmin(accepted):.0%} to {np.nanmax(accepted):.0%}: {remedy}")
     means = [float(np.nanmean(part)) for part in stretches if np.isfinite(part).any()]
     if len(means) > 1 and abs(means[-1] - means[0]) > 0.2:
         only = ": C fits a part of it only" if factor == "C" else ""
         found.append(f"acceptance went from {means[0]:.0%} to {means[-1]:.0%} in the course of the run{only}")
     return found
+
+
+def _to_even_out(trace: Trace, name: str, factor: str, searched: bool) -> str:
+    """Returns what makes the acceptance of the pairs more even."""
+    if searched:
+        return "a smaller factor of the search, jaxpt.Search(0.1, factor=...), brings all rungs closer together"
+    if factor != "C":
+        return "move the values of the rungs, closer together where pairs swap rarely"
+    if _was_respaced(trace, name):
+        return (
+            "the ladder was adapted, but on other energies: lengthen the burn-in, or set beta = "
+            "diagnostics.barrier(trace).rungs(M)"
+        )
+    return "space the rungs anew (adapt_ladder=True, or beta = diagnostics.barrier(trace).rungs(M))"
 
 
 def _on_travel(trips: float, expected: float, rungs: int, count: int, deo: bool) -> list[str]:
@@ -208,18 +226,23 @@ def _on_size(accepted: np.ndarray, suggested: int, factor: str) -> list[str]:
     return []
 
 
-def _on_energies(made: Trace, name: str, energies: np.ndarray, factor: str) -> list[str]:
+def _on_energies(made: Trace, name: str, energies: np.ndarray, factor: str, searched: bool) -> list[str]:
     """Returns verdicts on the energies."""
+    cooled = made.cooldown is not None
     found = []
     broken = ~np.isfinite(made.valid["energy"])
     if broken.all():
         found.append("no energy is finite: look at the data, and at the loss where init draws the weights")
     elif broken.any():
-        found.append(f"{broken.mean():.1%} of all energies are not finite: lower the hottest rung's value")
-    elif len(made.step) > 3 and energies[0] - energies[-1] > 2 * _energy_error(made, name):
+        remedy = 'give Engine(diverged="respawn")' if searched else "lower the hottest rung's value"
+        found.append(f"{broken.mean():.1%} of all energies are not finite: {remedy}")
+    elif (
+        not (searched and cooled) and len(made.step) > 3 and energies[0] - energies[-1] > 2 * _energy_error(made, name)
+    ):
+        remedy = "end with a cooldown (cooldown=0.3)" if searched else f"lengthen the burn-in, or raise {factor}"
         found.append(
             f"the coldest rung holds the higher energy ({energies[0]:.4g}, the hottest {energies[-1]:.4g}): cold "
-            f"replicas train more slowly than swaps sort them; lengthen the burn-in, or raise {factor}"
+            f"replicas train more slowly than swaps sort them; {remedy}"
         )
     if made.info.correction is not None:
         taken = float(np.nanmean(np.where(made.info.attempted, made.info.correction, np.nan)))
@@ -255,6 +278,15 @@ def _was_respaced(trace: Trace, name: str) -> bool:
     turns = np.asarray(trace.info.ladder).reshape(len(trace.step), -1)[:, 0] == list(trace.rung).index(name)
     beta = np.asarray(trace.info.beta)[turns]
     return bool((beta != beta[-1:]).any())
+
+
+def _was_searched(trace: Trace) -> bool:
+    """Returns whether the ends of a ladder moved during the run, which only a search does; other changes keep them."""
+    for values in trace.hyper.values():
+        first, last = np.sort(np.asarray(values, np.float64)[[0, -1]], -1)[..., [0, -1]]
+        if not np.allclose(first, last, rtol=1e-3, atol=0):
+            return True
+    return False
 
 
 def _is_scaled(made: Trace) -> bool:

@@ -333,7 +333,8 @@ def _explain(error: Exception, what: str, name: str, split: PyTree, absent: set[
             "them"
         )
     if split is None:
-        return f"{what} fails without data: {type(error).__name__}: {error}; give a training split if it needs one"
+        how = "if it needs data, give jaxpt.Data(train, valid), or to fit train, valid"
+        return f"{what} fails without data: {type(error).__name__}: {error}; {how}"
     return f"{what} fails on data.{name}: {type(error).__name__}: {error}"
 
 
@@ -341,7 +342,7 @@ def _is_integer(leaf: Any) -> bool:
     return isinstance(leaf, np.ndarray) and np.issubdtype(leaf.dtype, np.integer)
 
 
-def _is_label(leaf: Array | np.ndarray) -> bool:
+def _is_label(leaf: Any) -> bool:
     """Returns whether an array is concrete and may hold classes: integers, one per example."""
-    concrete = not isinstance(leaf, jax.core.Tracer)
+    concrete = isinstance(leaf, jax.Array | np.ndarray) and not isinstance(leaf, jax.core.Tracer)
     return concrete and np.ndim(leaf) == 1 and np.issubdtype(leaf.dtype, np.integer)

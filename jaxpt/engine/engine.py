@@ -23,9 +23,10 @@ from jaxpt.devices.placement import EVERYWHERE
 from jaxpt.devices.precision import tracing_with
 from jaxpt.engine import checks
 from jaxpt.engine.axes import batches_axes, state_axes, trace_axes
+from jaxpt.engine.moves import check_move
 from jaxpt.engine.period import INIT, periods, scores
 from jaxpt.engine.reads import convolves
-from jaxpt.engine.replica import init_replicas
+from jaxpt.engine.replica import init_replicas, reported
 from jaxpt.engine.spec import Spec, abstract_hyper
 
 
@@ -134,7 +135,7 @@ class Engine(Spec):
 
         Raises:
             ValueError: `key` is not a typed key or a one-dimensional array of them; the seeds do not split evenly over
-                the placement's groups of devices.
+                the placement's groups of devices; the rule's `propose` does not return what a run can carry.
         """
         return self.placed.put(self._start(key), state_axes(key.ndim))
 
@@ -171,6 +172,7 @@ class Engine(Spec):
         problem = with_frozen(self.problem, lambda _: None)  # they may be on several devices already; init reads none
         replicas = init_replicas(problem, self.optimizer, self.schedule, dict(self.fixed), ladders, start)
         rule = self.rule.init(ladders)
+        check_move(self, rule, ladders, reported(replicas.opt_state))
         ladders, rule = jax.tree.map(
             lambda leaf: jnp.broadcast_to(jnp.array(leaf, jnp.asarray(leaf).dtype), lead + jnp.shape(leaf)),
             (ladders, rule),

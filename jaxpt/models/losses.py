@@ -102,7 +102,7 @@ def _known(labels: Array, ignore_label: int | None) -> Array:
     return labels if ignore_label is None else jnp.where(labels == ignore_label, 0, labels)
 
 
-def _check_kinds(logits: Array, labels: Array) -> None:
+def check_kinds(logits: Array, labels: Array) -> None:
     """Raises ValueError unless there is one integer per example."""
     for name, value in {"logits": logits, "labels": labels}.items():
         if not hasattr(value, "dtype"):
@@ -121,7 +121,7 @@ def _check_kinds(logits: Array, labels: Array) -> None:
 
 def _check_labels(logits: Array, labels: Array, ignore_label: int | None) -> None:
     """Raises ValueError unless there is one integer per row of logits, in range if labels are concrete."""
-    _check_kinds(logits, labels)
+    check_kinds(logits, labels)
     if ignore_label is not None and not isinstance(ignore_label, int | np.integer):
         raise ValueError(f"ignore_label must be an integer, the label that stands for none, but it is {ignore_label!r}")
     if isinstance(labels, jax.core.Tracer) or labels.size == 0:

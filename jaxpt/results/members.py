@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -146,6 +147,7 @@ class Ensemble:
             "seed": self.seed,
             "weights": self.weights,
             "scores": self.scores,
+            "prediction": how.problem.prediction,
             "execution": {
                 "replica_axis": how.lift.strategy,
                 "replicas_at_once": how.lift.replicas_at_once,
@@ -201,7 +203,8 @@ def load_ensemble(path: str | os.PathLike[str], problem: Problem) -> Ensemble:
 
     Raises:
         ValueError: path is a URL; there is no ensemble, it is incomplete, or it has the format of another release;
-            names, shapes or types of its arrays are not those of the problem's weights; the problem has no `predict`.
+            names, shapes or types of its arrays are not those of the problem's weights; the problem has no `predict`,
+            or another `prediction`.
         ModuleNotFoundError: the path ends in .safetensors, and safetensors is not installed.
     """
     if not isinstance(problem, Problem):
@@ -211,6 +214,7 @@ def load_ensemble(path: str | os.PathLike[str], problem: Problem) -> Ensemble:
     require_predict(problem)
     about, params, model_state, frozen = load_weights(path, problem)
     saved = about["ensemble"]
+    _check_kind(path, saved, problem)
     return Ensemble(
         tuple(saved["replicas"]),
         saved["seed"],
@@ -220,6 +224,18 @@ def load_ensemble(path: str | os.PathLike[str], problem: Problem) -> Ensemble:
         saved["scores"],
         _alone(with_frozen(problem, lambda _: frozen), **saved["execution"]),
     )
+
+
+def _check_kind(path: Any, saved: Mapping[str, Any], problem: Problem) -> None:
+    """Raises ValueError if a saved ensemble predicts another kind than a problem; classes are the default."""
+    if "prediction" not in saved:  # written before it was kept
+        return
+    then, now = saved["prediction"] or "classes", problem.prediction or "classes"
+    if then != now:
+        raise ValueError(
+            f'{path} holds an ensemble with prediction="{then}", but the problem has prediction="{now}"; give the '
+            "problem of the run"
+        )
 
 
 def _alone(problem: Problem, replica_axis: str, replicas_at_once: int, precision: str, evaluation_batch: int) -> How:

@@ -1,6 +1,7 @@
 """A report on a run as a single HTML file, without scripts or network: pictures, best replica, diagnosis, settings."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,7 @@ def _settings(result: Record, summary: Summary) -> dict[str, dict[str, Any]]:
     simple["schedule"] = engine.schedule and getattr(engine.schedule, "__name__", "given")
     simple = {name: value for name, value in simple.items() if isinstance(value, int | float | str | None)}
     simple |= {"burn_in": int(engine.burn_in), **{f"fixed {name}": value for name, value in engine.fixed.items()}}
-    ladders = {
-        f"ladder {name}": {key: ", ".join(map(number, values)) for key, values in ladder["values"].items()}
-        for name, ladder in summary["ladders"].items()
-    }
+    ladders = {f"ladder {name}": _values(ladder["values"]) for name, ladder in summary["ladders"].items()}
     return {
         "engine": dict(sorted(simple.items())),
         "rule": {**rule_in_words(engine.rule), "C at the end": summary["C"]},
@@ -60,3 +58,12 @@ def _settings(result: Record, summary: Summary) -> dict[str, dict[str, Any]]:
         **ladders,
         "versions": {**summary["versions"], "device": summary["device"]},
     }
+
+
+def _values(ladder: Mapping[str, list[Any]]) -> dict[str, str]:
+    """Returns {name: its values in words}; where seeds differ, a line for each seed."""
+    rows: dict[str, list[Any]] = {}
+    for name, values in ladder.items():
+        several = isinstance(values[0], list)
+        rows |= {f"{name}, seed {seed}": one for seed, one in enumerate(values)} if several else {name: values}
+    return {name: ", ".join(map(number, values)) for name, values in rows.items()}

@@ -19,18 +19,23 @@ from jaxpt.results.record import Best, Record, pick, replicas_of
 
 _POINTS = 12
 """Most points of a grid in the text."""
+_SEEDS = 4
+"""Most seeds of which the text has each ladder, where they differ."""
 
 
 class Summary(dict[str, Any]):
-    """The numbers, ready for JSON (None for numbers that are not finite); `str` is a short text with the main ones."""
+    """The numbers, ready for JSON (None for numbers that are not finite); `str` is a short text with the main ones.
+
+    Values of a ladder are [M]; [S, M] where search or tuning has given each of S seeds a ladder of its own.
+    """
 
     def __str__(self) -> str:
         seeds = "" if self["seeds"] is None else f", {self['seeds']} seed{'s' * (self['seeds'] > 1)}"
         ended = f", ended by {self['stopped']}" if self["stopped"] else ""
+        rate = f", {self['replica_images_per_second']:,.0f} examples/s" if self["replica_images"] else ""
         lines = [
             f"{self['replicas']} replicas{seeds}, {self['steps']:,} steps{ended}, in {duration(self['seconds'])}"
-            f" (compiled in {duration(self['compile_seconds'])}), {self['replica_images_per_second']:,.0f}"
-            f" replica-images/s; {self['execution']}"
+            f" (compiled in {duration(self['compile_seconds'])}){rate}; {self['execution']}"
         ]
         for name, ladder in self["ladders"].items():
             ends = ", ".join(_ends(key, v, ladder["grid"]) for key, v in ladder["values"].items())
@@ -71,8 +76,7 @@ def summary(result: Record) -> Summary:
     for name, ladder in sorted(engine.placed.to_host(result.state.ladders).items()):
         made = exchanges(trace, name)
         ladders[name] = {
-            # The first seed's values: tuning may have respaced the rungs, separately for each seed.
-            "values": {key: np.asarray(v).reshape(-1, engine.num_replicas)[0] for key, v in ladder.values.items()},
+            "values": _common({key: np.asarray(v) for key, v in ladder.values.items()}),
             "grid": is_grid(engine.ladders[name]),
             "exchanges": len(made.step),
             "accepted": acceptance_rate(made.info.attempted, made.info.accepted),
@@ -107,6 +111,12 @@ def summary(result: Record) -> Summary:
         "versions": versions(),
     }
     return Summary(plain(found))
+
+
+def _common(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns a ladder's values: [M] if all seeds have the same, else [S, M] (search and tuning move them by seed)."""
+    differ = any(np.ndim(v) > 1 and (v != v[0]).any() for v in values.values())
+    return {key: v if differ or np.ndim(v) < 2 else v[0] for key, v in values.items()}
 
 
 def _about(cooldown: Cooldown) -> dict[str, Any]:
@@ -168,10 +178,15 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)).rstrip() for row in rows]
 
 
-def _ends(name: str, values: Sequence[float], grid: bool) -> str:
-    """A hyperparameter with the ends of its ladder, or with its range in a grid."""
-    first, last = (min(values), max(values)) if grid else (values[0], values[-1])
-    return f"{name} {first:.4g} to {last:.4g}"
+def _ends(name: str, values: Sequence[Any], grid: bool) -> str:
+    """A hyperparameter with the ends of its ladder, or with its range in a grid; where seeds differ, of each seed."""
+    if not isinstance(values[0], Sequence):
+        first, last = (min(values), max(values)) if grid else (values[0], values[-1])
+        return f"{name} {first:.4g} to {last:.4g}"
+    if len(values) <= _SEEDS:
+        return f"{name} " + ", ".join(f"{one[0]:.4g} to {one[-1]:.4g} (seed {seed})" for seed, one in enumerate(values))
+    ends = ([one[0] for one in values], [one[-1] for one in values])
+    return f"{name} " + " to ".join(f"{min(end):.4g} .. {max(end):.4g}" for end in ends) + " (seeds differ)"
 
 
 def _cell(value: Any) -> str:

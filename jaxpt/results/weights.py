@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PyTree
 
 from jaxpt.core import tree
+from jaxpt.core.arguments import is_count
 from jaxpt.core.ranges import check_numbers
 from jaxpt.core.state import RunState
 from jaxpt.core.types import ModelState, Params
@@ -143,7 +144,7 @@ def chosen_members(
     if coldest is not None:
         chosen = on_rungs(record, coldest, seed, ladder)
     elif best is not None:
-        if not isinstance(best, int | np.integer) or not 1 <= best <= replicas:
+        if not is_count(best) or best > replicas:
             raise ValueError(f"best must be 1 .. {replicas}, the number of replicas, but it is {best!r}")
         energy = record.valid["energy"][lead]
         chosen = np.argsort(np.where(np.isfinite(energy), energy, np.inf), stable=True)[:best].tolist()

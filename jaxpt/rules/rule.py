@@ -70,4 +70,7 @@ class Rule(abc.ABC):
         Args:
             key: key of this exchange.
             seen: what the rule decides by: energies, rungs, hyperparameters and more.
+
+        The state before the first step is made only if names, shapes and types fit: `Engine.init` traces `propose` once
+        and raises ValueError otherwise. That rungs are a permutation, and values those of the rungs, is up to the rule.
         """

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,7 +11,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxpt.core import tree
-from jaxpt.core.data import Batches, Data
+from jaxpt.core.arguments import is_count
+from jaxpt.core.data import Batches, Data, refuse_splits
 from jaxpt.core.seeds import keys
 from jaxpt.core.state import RunState
 from jaxpt.core.types import with_frozen
@@ -109,7 +111,7 @@ class CompiledFor:
 def compile_for(
     engine: Engine,
     data: Data | None = None,
-    *,
+    *more: Any,
     device: str,
     seeds: int | None = None,
     periods: int | None = None,
@@ -134,6 +136,7 @@ def compile_for(
     Args:
         engine: the engine; its placement does not matter.
         data: the splits, as arrays or shapes; None for a problem without data.
+        *more: nothing; splits given one by one, as `fit` takes them, are refused.
         device: "v5e:2x2", "v5p:2x2x1", "v6e:2x2" or another topology of TPUs, without the colon one chip; "h100",
             "a100" or "h200", with a count if there are several, "h100:4"; "cpu" or "cpu:4", to try it out. See
             `jaxpt.studies.targets.target`.
@@ -151,9 +154,10 @@ def compile_for(
         ModuleNotFoundError: libtpu or the CUDA plugin is not installed.
         RuntimeError: JAX did not register the CUDA plugin.
     """
-    for name, value in {"seeds": seeds, "periods": periods, "memory": memory}.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be an integer of at least 1, or None, but it is {value!r}")
+    refuse_splits("compile_for", more)
+    _check(engine, {"seeds": seeds, "periods": periods, "memory": memory})
+    # Plain integers: those of NumPy are neither static arguments nor ready for JSON.
+    seeds, periods, memory = (None if value is None else int(value) for value in (seeds, periods, memory))
     found = target(device)
     placed = shard_map(found.devices) if len(found.devices) > 1 else single(found.devices[0])
     check_fits(placed, engine.num_replicas)
@@ -165,12 +169,13 @@ def compile_for(
     given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.result_type(leaf)), batches)
     if periods is None:
         periods = _PERIODS if batches is None else tree.leading(batches, "batches")
+    # A minibatch of the stream stands for the split that is missing.
+    seen = splits if given is None else splits._replace(train=_minibatch(given.examples, engine.batch_axes))
+    engine.check(seen)
     form = engine.abstract(keys(0, None if seeds is None else range(seeds), None))
     lowered = engine.lower(form, splits, periods=periods, batches=given, donate=True)
     program, advice, seconds = _compiled(lowered)
     most = device_memory.limit(placed, found.memory) if memory is None else memory
-    # A minibatch of the stream stands for the split that is missing.
-    seen = splits if given is None else splits._replace(train=_minibatch(given.examples, engine.batch_axes))
     how = engine.execution(seen)
     counts = None if program is None else count(program.as_text() or "")
     plan = CompiledFor(
@@ -190,6 +195,18 @@ def compile_for(
     if program is None or plan.total is None or most is None or plan.total <= most:
         return plan
     return dataclasses.replace(plan, advice=_advice(program, form, (splits, given, engine.problem.frozen), how, most))
+
+
+def _check(engine: Any, numbers: Mapping[str, Any]) -> None:
+    """Raises ValueError if the engine is none, or a number is not an integer of at least 1 or None."""
+    if not isinstance(engine, Engine):
+        raise ValueError(
+            f"engine must be a jaxpt.Engine, but it is of {type(engine)}; call "
+            "compile_for(engine, jaxpt.Data(train, valid), device=...)"
+        )
+    for name, value in numbers.items():
+        if value is not None and not is_count(value):
+            raise ValueError(f"{name} must be an integer of at least 1, or None, but it is {value!r}")
 
 
 def _compiled(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, str | None, float]:

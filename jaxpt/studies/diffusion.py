@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from tqdm.auto import tqdm
 
 from jaxpt.core import tree
+from jaxpt.core.arguments import is_count
 from jaxpt.core.data import Data
 from jaxpt.core.decimals import shortest
 from jaxpt.core.ladder import Ladder
@@ -37,8 +38,9 @@ def diffusion(
 ) -> Diffusion:
     """Trains replicas at different values of ONE hyperparameter from the same weights and records their displacement.
 
-    Figure 1 of arXiv 1909.04013: |W(t) - W(t0)|. The replicas of a seed share W(t0), the optimiser's state and the
-    minibatches; each has separate dropout and noise. It is a run of the engine with `Independent`.
+    Figure 1 of arXiv 1909.04013: |W(t) - W(t0)|. The replicas of a seed share W(t0), the optimiser's state and, unless
+    the engine has `own_batches=True`, the minibatches; each has separate dropout and noise. It is a run of the engine
+    with `Independent`.
 
         >>> ladder, sgd = jaxpt.Ladder(learning_rate=[0.01, 0.02, 0.04]), lambda h: optax.sgd(h["learning_rate"])
         >>> engine = jaxpt.Engine(problem, sgd, ladder, every=10, batch_size=32)
@@ -153,13 +155,14 @@ def _ladder(engine: Engine) -> tuple[str, Ladder]:
     return name, ladder
 
 
-def _check(engine: Engine, train: PyTree, steps: int, start: float | None, own_burn_in: bool, seeds: Any) -> None:
+def _check(engine: Engine, train: PyTree, steps: Any, start: float | None, own_burn_in: bool, seeds: Any) -> None:
     """Raises ValueError if the times do not fit each other, seeds are missing or equal, or train is no split."""
     if isinstance(train, Data):
         raise ValueError("train must be the training split, but it is a jaxpt.Data; give its field train")
-    if steps < 1 or steps % engine.every:
+    if not is_count(steps) or steps % engine.every:
         raise ValueError(
-            f"steps must be a positive multiple of the engine's every, but steps={steps} and every={engine.every}"
+            f"steps must be an integer, a positive multiple of the engine's every, but steps={steps!r} and "
+            f"every={engine.every}"
         )
     if own_burn_in and not engine.burn_in:
         raise ValueError("own_burn_in=True asks for a burn-in; give Engine(burn_in=...), its steps")

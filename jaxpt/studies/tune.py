@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from jaxpt.core import tree
-from jaxpt.core.data import Data
+from jaxpt.core.arguments import is_count, is_number
+from jaxpt.core.data import Data, refuse_splits
 from jaxpt.core.seeds import keys
 from jaxpt.core.types import with_frozen
 from jaxpt.devices.execution import UNROLL_AT_MOST, ReplicaAxis
@@ -28,7 +29,7 @@ _SHARE = 0.75  # of the time for the execution of the replicas; the rest is for 
 def tune(
     engine: Engine,
     data: Data | None = None,
-    *,
+    *more: Any,
     seconds: float = 20.0,
     seeds: int | None = None,
     prng: str | None = None,
@@ -61,6 +62,7 @@ def tune(
         engine: the engine.
         data: the splits, arrays; None for a problem without data. For a run on a stream give some of its minibatches as
             a split.
+        *more: nothing; splits given one by one, as `fit` takes them, are refused.
         seconds: time for timing; compiling and warming up, which takes about as long again or longer, are not in it.
             The first round is always run to its end.
         seeds: number of ladders in the run; by default one, without an axis of seeds.
@@ -77,7 +79,9 @@ def tune(
         MemoryError: no candidate fits on the devices.
         CheckpointError: tuned.json cannot be read or written.
     """
+    refuse_splits("tune", more)
     data = _checked(engine, data, seconds, seeds)
+    seeds = None if seeds is None else int(seeds)
     folder = None if directory is None else local_path("directory", directory).absolute()
     key = keys(0, None if seeds is None else range(seeds), prng)
     now = {} if folder is None else kept.circumstances(engine, data, key)
@@ -91,10 +95,12 @@ def tune(
 
 def _checked(engine: Any, data: Any, seconds: Any, seeds: Any) -> Data:
     if not isinstance(engine, Engine):
-        raise ValueError(f"engine must be a jaxpt.Engine, but it is of {type(engine)}; call tune(engine, data)")
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float | np.number) or not seconds > 0:
+        raise ValueError(
+            f"engine must be a jaxpt.Engine, but it is of {type(engine)}; call tune(engine, jaxpt.Data(train, valid))"
+        )
+    if not is_number(seconds) or not seconds > 0:
         raise ValueError(f"seconds must be positive, the time for timing, but it is {seconds!r}")
-    if seeds is not None and (not isinstance(seeds, int) or seeds < 1):
+    if seeds is not None and not is_count(seeds):
         raise ValueError(f"seeds must be the number of ladders, at least 1, or None, but it is {seeds!r}")
     engine.placed.check_runs()
     if jax.process_count() > 1:

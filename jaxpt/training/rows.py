@@ -29,7 +29,7 @@ def postfix(lowest: Any, accepted: int, offered: int, rate: float) -> str:
     if offered:
         shown.append(f"swaps {accepted / offered:.0%}")
     if rate and shutil.get_terminal_size().columns >= _WIDE:
-        shown.append(f"{rate:,.0f} replica-images/s")
+        shown.append(f"{rate:,.0f} examples/s")
     return ", ".join(shown)
 
 

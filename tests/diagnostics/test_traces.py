@@ -237,6 +237,36 @@ def test_a_cold_rung_with_the_higher_energy_is_said_unless_noise_explains_it():
         assert any(said in verdict for verdict in verdicts) == wrong, (offset, verdicts)
 
 
+def after_a_search(trace, cooled):
+    """The same exchanges after a search of a fifth of the rows, in which a wide ladder contracts."""
+    rows = len(trace.step)
+    widened = np.where(np.arange(rows)[:, None] < rows // 5, 10.0, 1.0) * (1 + trace.rung["x"])
+    quiet = (np.arange(rows) >= rows // 5)[:, None]
+    idle = trace.info._replace(attempted=trace.info.attempted & quiet, accepted=trace.info.accepted & quiet)
+    return trace._replace(hyper={"x": widened}, info=idle, cooldown=np.ones(rows) if cooled else None)
+
+
+@pytest.mark.parametrize("cooled", [True, False])
+def test_advice_after_a_search_does_not_contradict_it(cooled):
+    """No burn-in, no adapt_ladder, no more exchanges; a cooldown makes up for slow cold replicas."""
+    fixed = made_up([0.9, 0.9, 0.1], periods=60)
+    beta = np.where(np.arange(60)[:, None] < 12, 2.0, 1.0) * np.linspace(2, 1, 4)
+    energy = 1 + 0.1 * (3 - fixed.rung["x"])
+    searched = after_a_search(fixed._replace(valid={"energy": energy}, info=fixed.info._replace(beta=beta)), cooled)
+    page = str(diagnostics.diagnosis(searched))
+    assert "acceptance is uneven, 10% to 90%: a smaller factor of the search, jaxpt.Search(0.1, factor=...)" in page
+    assert "the ladder contracted in a search" in page
+    for wrong in ("burn-in", "adapt", "exchange more often", "a round trip takes"):
+        assert wrong not in page
+    assert ("the coldest rung holds the higher energy" in page) == (not cooled)
+    assert ("end with a cooldown (cooldown=0.3)" in page) == (not cooled)
+    lost = searched._replace(valid={"energy": np.where(fixed.rung["x"] == 3, np.nan, 1.0)})
+    assert 'energies are not finite: give Engine(diverged="respawn")' in str(diagnostics.diagnosis(lost))
+    before = str(diagnostics.diagnosis(fixed._replace(valid={"energy": energy})))
+    assert "lengthen the burn-in, or raise C" in before
+    assert "a round trip takes" in before
+
+
 def test_drifting_acceptance_is_said():
     trace = made_up([0.5] * 3, periods=1000)
     fading = np.linspace(0.9, 0.1, 1000)[:, None] * np.ones(3)
