@@ -124,17 +124,27 @@ def test_differences_are_paired_by_seed_with_an_interval(found):
 
 def test_the_text_has_a_table_for_each_score_and_the_compute_last(found):
     lines = str(found).splitlines()
-    titles = ["energy on test, lower is better", "error on test, lower is better", "rms on test, lower is better"]
+    titles = ["error on test, lower is better", "energy on test, lower is better", "rms on test, lower is better"]
     assert [line for line in lines if " on test" in line] == titles
     heads = [line.split() for line in lines if line.startswith("arm ")]
     plain, minus = "arm best replica minus tempering", "minus tempering"
-    assert heads[0] == f"{plain} examples per seed".split()
-    assert heads[1] == f"{plain} ensemble {minus} examples per seed".split(), "the metrics of one name side by side"
+    assert heads[1] == f"{plain} examples per seed".split()
+    assert heads[0] == f"{plain} ensemble {minus} examples per seed".split(), "the metrics of one name side by side"
     assert heads[2] == f"arm ensemble {minus} examples per seed".split()
     assert sum(line.startswith("grid/1") for line in lines) == 3
     assert lines[-1] == f"equal compute: {found.arms['tempering'].examples:,.0f} examples per seed in each arm"
     assert repr(found) == str(found)
     assert found.equal_compute
+
+
+def test_the_score_that_chose_comes_first_and_equal_replicas_are_named(found):
+    titles = [line.split()[0] for line in str(found).splitlines() if " on test" in line]
+    assert (titles[0], sorted(titles)) == ("error", ["energy", "error", "rms"])
+    by_energy = str(dataclasses.replace(found, on="energy")).splitlines()
+    assert next(line for line in by_energy if " on test" in line).startswith("energy")
+    assert "differences of exactly 0" not in str(found)
+    twice = dataclasses.replace(found, arms={**found.arms, "again": found.arms["grid/1"]}, baseline="grid/1")
+    assert "differences of exactly 0: the best replicas of again trained exactly as those of grid/1" in str(twice)
 
 
 def test_unequal_compute_is_named_and_not_refused(found):

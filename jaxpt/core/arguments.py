@@ -41,7 +41,7 @@ def is_number(value: Any) -> bool:
 
 def is_count(value: Any) -> bool:
     """Returns whether a value is an integer of at least 1, of Python or NumPy, and not a yes or no."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= 1
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
 
 
 def check_share(name: str, value: Any, most: float) -> None:

@@ -283,8 +283,8 @@ def _was_respaced(trace: Trace, name: str) -> bool:
 def _was_searched(trace: Trace) -> bool:
     """Returns whether the ends of a ladder moved during the run, which only a search does; other changes keep them."""
     for values in trace.hyper.values():
-        first, last = np.sort(np.asarray(values, np.float64)[[0, -1]], -1)[..., [0, -1]]
-        if not np.allclose(first, last, rtol=1e-3, atol=0):
+        ends = np.sort(np.asarray(values, np.float64)[[0, -1]], -1)[..., [0, -1]]
+        if not np.allclose(ends[0], ends[1], rtol=1e-3, atol=0):
             return True
     return False
 

@@ -218,7 +218,7 @@ class Comparison:
             f"{self.on} on validation"
         ]
         names = dict.fromkeys(score for _, where, score in self._all(self.baseline) if where == split)
-        for score in names:
+        for score in sorted(names, key=lambda name: name != self.on):  # stable: the one that chose comes first
             better = self._better(score)
             lines += ["", f"{score} on {_NAMES[split]}" + ("" if better is None else f", {better} is better")]
             lines += columns(self._table(score, split))
@@ -233,9 +233,20 @@ class Comparison:
             ]
             if lost:
                 lines.append(f"all replicas of {name} have diverged with seed{'s' * (len(lost) > 1)} {', '.join(lost)}")
+        if same := [name for name in self.arms if name != self.baseline and self._is_same(name)]:
+            lines.append(
+                f"differences of exactly 0: the best replicas of {', '.join(same)} trained exactly as those of "
+                f"{self.baseline}, because the rules did nothing to them"
+            )
         return "\n".join([*lines, self._compute()])
 
     __repr__ = __str__
+
+    def _is_same(self, name: str) -> bool:
+        """Returns whether an arm's best replicas are in slot and in each score those of the baseline."""
+        own, other = (self.arms[one].scores(_BEST, "valid") for one in (name, self.baseline))
+        slots = np.array_equal(self.arms[name].replica, self._baseline.replica)
+        return slots and all(score in other and np.array_equal(own[score], other[score]) for score in own)
 
     def _compute(self) -> str:
         """Returns the arms' compute in a line."""
