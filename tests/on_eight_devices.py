@@ -13,7 +13,8 @@ from flax import nnx
 
 import jaxpt
 from benchmarks.devices import collectives
-from jaxpt.devices.placement import automatic, pmap, shard_map, single
+from jaxpt.devices.fitting import automatic
+from jaxpt.devices.placement import pmap, shard_map, single
 from tests import conftest, hlo
 
 jaxpt.use_all_cores(8)

@@ -12,7 +12,8 @@ import pytest
 
 import jaxpt
 from jaxpt.devices import memory
-from jaxpt.devices.placement import automatic, pmap, shard_map, single, use_all_cores
+from jaxpt.devices.fitting import automatic
+from jaxpt.devices.placement import pmap, shard_map, single, use_all_cores
 from tests import in_processes
 from tests.conftest import QUICK, make_engine
 

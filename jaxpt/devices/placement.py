@@ -22,7 +22,7 @@ from jaxpt.devices.processes import distributed as distributed
 from jaxpt.devices.processes import is_first as is_first
 
 T = TypeVar("T")
-SEED, AXIS = "seed", "replica"
+SEED, AXIS, EXAMPLES = "seed", "replica", "example"
 """The names of the devices' axes inside a run, for collectives and for `PartitionSpec`s."""
 EVERYWHERE = P()
 """Not sharded: every device has the whole array."""
@@ -30,7 +30,7 @@ EVERYWHERE = P()
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """M replicas in D shards of M / D; make one with `single`, `shard_map` or `pmap`.
+    """M replicas in D shards of M / D; make one with `single`, `shard_map`, `grid` or `pmap`.
 
     The whole run is inside the shards: each device scans over the steps of its own replicas without waiting for others.
     After each period the shards gather all energies, rungs and hyperparameters (`all_gather`). Each computes the same
@@ -41,7 +41,8 @@ class Placement:
     names for which the devices have no axis are ignored.
 
     Attributes:
-        mesh: the devices along the axis `AXIS`, or along `SEED` and `AXIS`; None: one device.
+        mesh: the devices along the axis `AXIS`, along `SEED` and `AXIS`, or along `AXIS` and `EXAMPLES`; None: one
+            device.
         by: the JAX transformation that divides a run into shards.
         device: the one device where there is no mesh; None: JAX's default.
     """
@@ -61,9 +62,14 @@ class Placement:
         return 1 if self.mesh is None else self.mesh.shape.get(SEED, 1)
 
     @property
+    def num_parts(self) -> int:
+        """The number of parts of each replica's minibatch."""
+        return 1 if self.mesh is None else self.mesh.shape.get(EXAMPLES, 1)
+
+    @property
     def num_devices(self) -> int:
         """The number of devices, including those of other processes."""
-        return self.num_shards * self.num_seed_shards
+        return self.num_shards * self.num_seed_shards * self.num_parts
 
     @property
     def platform(self) -> str:
@@ -125,6 +131,17 @@ class Placement:
             return jax.lax.dynamic_slice_in_dim(leaf, jax.lax.axis_index(AXIS) * size, size)
 
         return jax.tree.map(cut, rows)
+
+    def local_part(self, batch: T) -> T:
+        """Returns this device's part of a minibatch, leaves [B, ...]; the minibatch itself if it is not divided."""
+        if self.num_parts == 1:
+            return batch
+
+        def cut(leaf: jax.Array) -> jax.Array:
+            size = leaf.shape[0] // self.num_parts
+            return jax.lax.dynamic_slice_in_dim(leaf, jax.lax.axis_index(EXAMPLES) * size, size)
+
+        return jax.tree.map(cut, batch)
 
     def shardings(self, axes: PyTree = EVERYWHERE) -> PyTree:
         """Returns the sharding for each spec; None on JAX's default device."""
@@ -273,6 +290,39 @@ def shard_map(mesh: Mesh | Sequence[jax.Device], seeds: int = 1) -> Placement:
     return Placement(Mesh(grid, (SEED, AXIS), axis_types=(AxisType.Auto,) * 2))
 
 
+def grid(replicas: int, data: int, devices: Sequence[jax.Device] | None = None) -> Placement:
+    """Returns the placement of each replica on several devices, which divide its minibatches among them.
+
+        Engine(..., placement=jaxpt.placement.grid(replicas=4, data=2))  # eight devices
+
+    The devices form `replicas` groups of `data` consecutive ones. A group holds its share of the replicas whole; each
+    of its devices computes the gradients on its part of every minibatch, and their sum is taken once a step, within the
+    group. So a step equals that on one device up to rounding, with two exceptions. Dropout and noise draw other numbers
+    on each device. BatchNorm normalises each part by the part's own statistics, and the running ones are the mean over
+    the parts. Energies and metrics are computed by every device of a group, on all examples.
+
+    Args:
+        replicas: number of groups; the number of replicas must be a multiple of it.
+        data: devices in a group; `batch_size` must be a multiple of it.
+        devices: replicas x data devices; by default all.
+
+    Raises:
+        ValueError: another number of devices, or duplicate ones.
+    """
+    found = np.asarray(jax.devices() if devices is None else list(devices))
+    for name, value in {"replicas": replicas, "data": data}.items():
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, but it is {value!r}")
+    if found.size != replicas * data or len(set(found.flat)) < found.size:
+        raise ValueError(
+            f"replicas={replicas} groups of data={data} take {replicas * data} different devices, but there are "
+            f"{len(set(found.flat))}; give devices=jax.devices()[:{replicas * data}], or other numbers"
+        )
+    if data == 1:
+        return shard_map(list(found))
+    return Placement(Mesh(found.reshape(replicas, data), (AXIS, EXAMPLES), axis_types=(AxisType.Auto,) * 2))
+
+
 def pmap(devices: Sequence[jax.Device] | None = None) -> Placement:
     """Returns the placement of replicas in equal shards over devices of one process, by `jax.pmap`.
 
@@ -290,55 +340,3 @@ def pmap(devices: Sequence[jax.Device] | None = None) -> Placement:
             "jaxpt.placement.shard_map(jax.devices())"
         )
     return dataclasses.replace(shard_map(jax.devices() if devices is None else list(devices)), by="pmap")
-
-
-def automatic(num_replicas: int) -> Placement:
-    """Returns the placement "auto".
-
-    It is one device; on CPUs as many host devices as divide the number of replicas; with several processes all devices.
-
-    Raises:
-        ValueError: with several processes, if the devices do not divide the number of replicas.
-    """
-    if jax.process_count() > 1:
-        everywhere = shard_map(jax.devices(platform()))
-        check_fits(everywhere, num_replicas)
-        return everywhere
-    if platform() != "cpu":
-        return single()
-    devices = jax.devices("cpu")
-    shards = max(d for d in range(1, len(devices) + 1) if num_replicas % d == 0)
-    return shard_map(devices[:shards]) if shards > 1 else single()
-
-
-def check_fits(placement: Placement, num_replicas: int) -> None:
-    """Raises ValueError if the replicas do not split evenly; the message names the nearest number that does."""
-    shards = placement.num_shards
-    if num_replicas % shards:
-        groups = "" if placement.num_seed_shards == 1 else " of each group"
-        raise ValueError(
-            f"{num_replicas} replicas do not split evenly over {shards} devices{groups}; the nearest numbers of rungs "
-            f"that do: {_nearest(num_replicas, shards)}; or give fewer devices"
-        )
-
-
-def check_seeds(placement: Placement, seeds: int | None) -> None:
-    """Raises ValueError if the seeds (None: a run with one ladder) do not split evenly over groups of devices."""
-    shards = placement.num_seed_shards
-    if shards == 1:
-        return
-    if seeds is None:
-        raise ValueError(
-            f"the placement cuts the seeds into {shards} shards, but the run has one ladder; give {shards} seeds or a "
-            "multiple of that, or a placement without seeds"
-        )
-    if seeds % shards:
-        raise ValueError(
-            f"{seeds} seeds do not split evenly over {shards} groups of devices; the nearest numbers of seeds that do: "
-            f"{_nearest(seeds, shards)}; or give fewer groups"
-        )
-
-
-def _nearest(number: int, shards: int) -> str:
-    below = number // shards * shards
-    return f"{below} and {below + shards}" if below else f"{shards}"

@@ -21,7 +21,8 @@ from jaxpt.core.search import Search
 from jaxpt.core.state import RunState
 from jaxpt.core.types import Problem, check_unchanged
 from jaxpt.devices import execution, precision
-from jaxpt.devices.placement import Placement, automatic, check_fits
+from jaxpt.devices.fitting import automatic, check_fits
+from jaxpt.devices.placement import Placement
 from jaxpt.engine.names import check_all_read, check_names
 from jaxpt.engine.reads import hyperparameters_read
 from jaxpt.engine.replica import scheduled
@@ -172,7 +173,7 @@ def _check_execution(engine: Spec) -> None:
         if getattr(engine, name) not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, but it is {getattr(engine, name)!r}")
     if isinstance(engine.placement, Placement):
-        check_fits(engine.placement, engine.num_replicas)
+        check_fits(engine.placement, engine.num_replicas, engine.batch_size)
     elif engine.placement == "auto":
         automatic(engine.num_replicas)  # raises if the devices of several processes do not divide M
     else:

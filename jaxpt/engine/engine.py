@@ -17,7 +17,7 @@ from jaxpt.core.ranges import check_numbers
 from jaxpt.core.search import Search
 from jaxpt.core.state import RunState, Trace
 from jaxpt.core.types import with_frozen
-from jaxpt.devices import placement
+from jaxpt.devices import fitting
 from jaxpt.devices.execution import Execution, choose
 from jaxpt.devices.placement import EVERYWHERE
 from jaxpt.devices.precision import tracing_with
@@ -166,7 +166,7 @@ class Engine(Spec):
         lead = key.shape
         if len(lead) > 1 or lead == (0,):
             raise ValueError(f"key must be one key, or an array of S >= 1 of them, but its shape is {lead}")
-        placement.check_seeds(self.placed, lead[0] if lead else None)
+        fitting.check_seeds(self.placed, lead[0] if lead else None)
         ladders = {name: as_arrays(ladder) for name, ladder in self.ladders.items()}
         start = self.lift(key).each_seed(lambda key: jax.random.fold_in(key, INIT))(key)
         problem = with_frozen(self.problem, lambda _: None)  # they may be on several devices already; init reads none

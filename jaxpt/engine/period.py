@@ -15,7 +15,8 @@ from jaxpt.core.search import Search, best_place
 from jaxpt.core.state import Replicas, RunState, Trace
 from jaxpt.core.types import Info, Move, Observation
 from jaxpt.devices.execution import Lift
-from jaxpt.engine.replica import reported, rescale_momentum, scheduled, train_step
+from jaxpt.devices.placement import EXAMPLES, Placement
+from jaxpt.engine.replica import Divided, reported, rescale_momentum, scheduled, train_step
 from jaxpt.engine.scoring import mean_scores, paired_variance
 from jaxpt.engine.spec import Spec
 from jaxpt.rules.exchange import energy_spread
@@ -131,15 +132,20 @@ def _train(
         draw = partial(_minibatches, engine, step=state.step, num_examples=tree.leading(train))
         # Which examples count depends on the step alone, so `weight` has no axis of seeds.
         given, weight = lift.each_seed(draw, out_axes=(0, None))(state.key)
+    if weight is None and not own and engine.placed.num_parts > 1:
+        raise ValueError(
+            "placement.grid divides minibatches, but the problem has no data; give placement.shard_map(devices)"
+        )
     # The run's step numbers: schedules read them, and each step folds its number into the replica's key.
     numbers = state.step + jnp.arange(engine.every)
 
     def step(replica: Replicas, xs: tuple[Any, Any, Any]) -> tuple[Replicas, tuple[Array, Any]]:
         given, weight, number = xs
         # Without a split `given` holds the examples themselves, else their indices.
+        given = engine.placed.local_part(given)
         batch = given if train is None else tree.take(train, given)
         how = engine.problem, engine.optimizer, engine.in_force
-        replica, loss = train_step(*how, replica, batch, weight, number)
+        replica, loss = train_step(*how, replica, batch, weight, number, _divided(engine.placed))
         return replica, (loss, reported(replica.opt_state))
 
     def steps(replica: Replicas, given: PyTree) -> tuple[Replicas, Float[Array, ""], Any]:
@@ -150,6 +156,14 @@ def _train(
 
     one_seed = lift.replicas(steps, (0, 0 if engine.own_batches else None))
     return lift.seeds(one_seed, (0, None if train is None else 0))(state.replicas, given)
+
+
+def _divided(placed: Placement) -> Divided | None:
+    """Returns how the devices of a group share a minibatch; None if each replica is on one device."""
+    if placed.num_parts == 1:
+        return None
+    total = partial(jax.lax.psum, axis_name=EXAMPLES)
+    return Divided(jax.lax.axis_index(EXAMPLES), placed.local_part, total, placed.num_parts)
 
 
 def _minibatches(

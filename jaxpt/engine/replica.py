@@ -1,8 +1,8 @@
 """One replica: its state, its initialisation, its train step and its evaluation. The engine stacks M of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,32 @@ from jaxpt.core.state import Replicas, Reported
 from jaxpt.core.types import Hyper, ModelState, Optimizer, Params, Problem, Schedule
 from jaxpt.engine.scoring import check_per_example
 from jaxpt.engine.updates import extra_arguments, updated, uphill
+
+
+class Divided(NamedTuple):
+    """The division of a minibatch over the devices that share a replica.
+
+    Attributes:
+        number: this device's number among them.
+        local: leaves [B, ...] -> this device's part of them.
+        total: the sum over these devices.
+        parts: how many there are.
+    """
+
+    number: Int[Array, ""]
+    local: Callable[[PyTree], PyTree]
+    total: Callable[[PyTree], PyTree]
+    parts: int
+
+    def together(self, loss: Array, grads: Params, model_state: ModelState) -> tuple[Array, Params, ModelState]:
+        """Returns the sums of losses and gradients, and the mean of each floating-point array of the model state."""
+        leaves, structure = jax.tree.flatten(model_state)
+        floats = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+        # Together, so that XLA can make one message of them.
+        loss, grads, means = self.total((loss, grads, [leaves[i] / self.parts for i in floats]))
+        for i, mean in zip(floats, means, strict=True):
+            leaves[i] = mean
+        return loss, grads, jax.tree.unflatten(structure, leaves)
 
 
 def init_replica(
@@ -70,6 +96,7 @@ def train_step(
     batch: PyTree,
     weight: Bool[Array, " B"] | None,
     step: Int[Array, ""],
+    divided: Divided | None = None,
 ) -> tuple[Replicas, Float[Array, ""]]:
     """Returns one replica after one optimiser step, and the step's training loss.
 
@@ -84,24 +111,34 @@ def train_step(
         batch: leaves [B, ...], or None for a problem without data.
         weight: the examples of the batch that count; None: all.
         step: number of steps before this one.
+        divided: how several devices share the minibatch, of which `batch` is this one's part; None: they do not.
     """
     key_loss, key_update = jax.random.split(jax.random.fold_in(replica.key, step))
     hyper = scheduled(schedule, replica.hyper, step)
     if weight is not None and "batch_size" in hyper:
         weight = weight & (jnp.arange(weight.shape[0]) < hyper["batch_size"])
+    count = None
+    if divided is not None and weight is not None:
+        key_loss, count = jax.random.fold_in(key_loss, divided.number), jnp.sum(weight)
+        weight = divided.local(weight)
 
     def objective(params: Params) -> tuple[Array, ModelState]:
         per_example, model_state = problem.loss(params, replica.model_state, batch, dict(hyper), key_loss)
         check_per_example("the loss", per_example, 1 if weight is None else weight.shape[0])
-        return jnp.mean(per_example, where=weight), model_state
+        if count is None:
+            return jnp.mean(per_example, where=weight), model_state
+        return jnp.sum(per_example, where=weight) / count, model_state  # of this part; the sum over the parts is it
 
     (loss, model_state), grads = jax.value_and_grad(objective, has_aux=True)(replica.params)
+    if divided is not None:
+        loss, grads, model_state = divided.together(loss, grads, model_state)
     # For complex weights JAX's gradient is the conjugate of the direction of steepest ascent.
     grads = uphill(grads)
 
     def value(params: Params, key: Any = None) -> Array:  # line searches pass on all extra arguments, also the key
         del key
-        return objective(params)[0]
+        found = objective(params)[0]
+        return found if divided is None else divided.total(found)
 
     offered = extra_arguments(key_update, loss, grads, value)
     updates, opt_state = updated(optimizer(dict(hyper)), grads, replica.opt_state, replica.params, offered)

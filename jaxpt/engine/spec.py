@@ -12,7 +12,7 @@ from jaxpt.core.cooldown import Cooldown, in_force
 from jaxpt.core.ladder import Ladder
 from jaxpt.core.search import Search
 from jaxpt.core.types import Optimizer, Params, Problem, Schedule
-from jaxpt.devices import placement
+from jaxpt.devices import fitting
 from jaxpt.devices.execution import Lift, ReplicaAxis
 from jaxpt.devices.placement import Placement
 from jaxpt.devices.precision import Precision
@@ -85,7 +85,7 @@ class Spec:
     @property
     def placed(self) -> Placement:
         """The placement of the replicas: the given one, or the resolved "auto"."""
-        return placement.automatic(self.num_replicas) if isinstance(self.placement, str) else self.placement
+        return fitting.automatic(self.num_replicas) if isinstance(self.placement, str) else self.placement
 
 
 def abstract_hyper(spec: Spec) -> dict[str, jax.ShapeDtypeStruct]:

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from jaxpt.core.data import Data
 from jaxpt.core.seeds import keys
-from jaxpt.devices.placement import check_seeds
+from jaxpt.devices.fitting import check_seeds
 from jaxpt.engine.engine import Engine
 from jaxpt.models.scores import is_higher_better
 from jaxpt.results.ensemble import EnsembleMetric

@@ -18,7 +18,8 @@ from jaxpt.core.state import RunState
 from jaxpt.core.types import with_frozen
 from jaxpt.devices import memory as device_memory
 from jaxpt.devices.execution import Execution
-from jaxpt.devices.placement import check_fits, shard_map, single
+from jaxpt.devices.fitting import check_fits
+from jaxpt.devices.placement import shard_map, single
 from jaxpt.engine.engine import Engine
 from jaxpt.studies.programs import count
 from jaxpt.studies.targets import target
