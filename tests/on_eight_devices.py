@@ -52,7 +52,8 @@ class Copying(jaxpt.Rule):
 
     def propose(self, key, seen):
         move, inner, info = self.inner.propose(key, seen)
-        return move._replace(parents=jnp.roll(jnp.arange(8), 3)), Copying(inner), info
+        parents = jnp.roll(jnp.arange(8), 3)
+        return move._replace(parents=parents), Copying(inner), info._replace(parents=parents)
 
 
 def make(placement, **settings):
@@ -103,9 +104,9 @@ def compare(case, key, ways, periods=4, **settings):
 # What compares bits of several programs compiles as users' programs do, once with weights and once in the long run.
 copied = {"rule": Copying(jaxpt.Tempering(5.0)), "rescale_momentum": "learning_rate"}
 compare("copied weights", KEY, ("shard_map", "pmap"), **copied)
-conftest.compile_quickly(True)
 ways = "pmap on four", "two groups for the seeds"
 compare("seeds", jax.random.split(KEY, 2), ways, own_batches=True, probe=20)
+conftest.compile_quickly(True)
 tuned = jaxpt.Tempering("auto", "deo", adapt_ladder=True, noise_corrected=True, window=2)
 compare("tuned", KEY, ("shard_map",), rule=tuned, burn_in=8, probe=20)
 
