@@ -111,9 +111,9 @@ class Checkpoints:
                 write(file, json.dumps({**then, **{key: described[key] for key in ("versions", "programs")}}, indent=1))
 
     def note(self, about: Mapping[str, Any]) -> None:
-        """Writes what the run aims at, ready for JSON, for readers of the directory; raises CheckpointError."""
+        """Writes what the run aims at, ready for JSON, for readers of the directory; they can do without."""
         if self._leads:
-            with in_words(f"{self.directory} cannot hold checkpoints; give another directory"):
+            with contextlib.suppress(OSError):  # on a full disk the next checkpoint says so
                 write(self.directory / "run.json", json.dumps(about))
 
     def save(self, state: RunState, trace: Trace, progress: Progress, kept: Mapping[str, Kept]) -> None:
