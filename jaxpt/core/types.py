@@ -75,7 +75,7 @@ class Problem(NamedTuple):
     complete: Callable[[Params, ModelState], tuple[Params, ModelState]] | None = None
     average: float | None = None
     given: Given | None = None
-    over: Callable[[Given], "Problem"] | None = None
+    over: Callable[[Given], Any] | None = None  # of a Problem, which has no name yet
 
     @property
     def frozen(self) -> PyTree:
