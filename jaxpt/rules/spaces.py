@@ -1,5 +1,6 @@
 """Spaces in which population based training explores a hyperparameter: bounds on a linear or log scale, and sets."""
 
+import abc
 import dataclasses
 from collections.abc import Iterable
 from typing import Any
@@ -14,30 +15,30 @@ from jaxpt.core.arguments import is_number
 from jaxpt.core.decimals import shortest
 
 
-class Space:
+class Space(abc.ABC):
     """A set of values, with a way to draw one and a way to go on from one; its numbers are traced.
 
     Below, `up` is whether the value grows, and `factor` the factor that goes with it.
     """
 
+    @abc.abstractmethod
     def ends(self) -> tuple[float, float]:
         """Returns the least and the greatest value."""
-        raise NotImplementedError
 
     def contains(self, values: np.ndarray) -> np.ndarray:
         """Returns whether float32 values belong to the space."""
         low, high = map(np.float32, self.ends())
         return (values >= low) & (values <= high)
 
+    @abc.abstractmethod
     def draw(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
         """Returns independent draws."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def perturb(
         self, value: Float[Array, " M"], factor: Float[Array, " M"], up: Bool[Array, " M"]
     ) -> Float[Array, " M"]:
         """Returns values near the given ones, within the space."""
-        raise NotImplementedError
 
 
 class _Bounds(Space):
