@@ -16,7 +16,7 @@ from jaxpt.core.state import Replicas, RunState, Trace
 from jaxpt.core.types import Info, Move, Observation
 from jaxpt.devices.execution import Lift
 from jaxpt.devices.placement import EXAMPLES, Placement
-from jaxpt.engine.replica import Divided, reported, rescale_momentum, scheduled, train_step
+from jaxpt.engine.replica import Divided, reported, rescale_momentum, scheduled, step_keys, train_step
 from jaxpt.engine.scoring import mean_scores, paired_variance
 from jaxpt.engine.spec import Spec
 from jaxpt.rules.exchange import energy_spread
@@ -50,7 +50,8 @@ def periods(
         turn, leaves, rows = carry
         # A jaxpr's outputs are flat: first the state's leaves, then the row's.
         out = jaxpr_as_fun(program)(*leaves, turn)
-        rows = [rows.at[turn].set(leaf) for rows, leaf in zip(rows, out[len(leaves) :], strict=True)]
+        pairs = zip(rows, out[len(leaves) :], strict=True)
+        rows = [jax.lax.dynamic_update_index_in_dim(rows, leaf, turn, 0) for rows, leaf in pairs]
         return turn + 1, out[: len(leaves)], rows
 
     leaves, structure = jax.tree.flatten(state)
@@ -139,19 +140,21 @@ def _train(
     # The run's step numbers: schedules read them, and each step folds its number into the replica's key.
     numbers = state.step + jnp.arange(engine.every)
 
-    def step(replica: Replicas, xs: tuple[Any, Any, Any]) -> tuple[Replicas, tuple[Array, Any]]:
-        given, weight, number = xs
+    def step(replica: Replicas, xs: tuple[Any, ...]) -> tuple[Replicas, tuple[Array, Any]]:
+        given, weight, number, keys = xs
         # Without a split `given` holds the examples themselves, else their indices.
         given = engine.placed.local_part(given)
         batch = given if train is None else tree.take(train, given)
         how = engine.problem, engine.optimizer, engine.in_force
-        replica, loss = train_step(*how, replica, batch, weight, number, _divided(engine.placed))
+        replica, loss = train_step(*how, replica, batch, weight, number, _divided(engine.placed), keys)
         return replica, (loss, reported(replica.opt_state))
 
     def steps(replica: Replicas, given: PyTree) -> tuple[Replicas, Float[Array, ""], Any]:
         examples, counts = given if own else (given, weight)
+        # All at once: on a CPU each hash is a loop of some hundred small operations, whatever its size.
+        keys = jax.vmap(partial(step_keys, replica.key))(numbers)
         with jax.named_scope(STEPS):
-            replica, (losses, told) = jax.lax.scan(step, replica, (examples, counts, numbers))
+            replica, (losses, told) = jax.lax.scan(step, replica, (examples, counts, numbers, keys))
         return replica, losses.mean(), jax.tree.map(jnp.mean, told)
 
     one_seed = lift.replicas(steps, (0, 0 if engine.own_batches else None))

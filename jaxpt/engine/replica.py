@@ -88,6 +88,11 @@ def init_replicas(
     return jax.lax.map(lambda args: init_replica(problem, optimizer, schedule, *args), (keys, hyper, rung))
 
 
+def step_keys(key: Key[Array, ""], step: Int[Array, ""]) -> Key[Array, " 2"]:
+    """Returns a replica's keys for one step: for the loss, and for the optimiser's update."""
+    return jax.random.split(jax.random.fold_in(key, step))
+
+
 def train_step(
     problem: Problem,
     optimizer: Optimizer,
@@ -97,6 +102,7 @@ def train_step(
     weight: Bool[Array, " B"] | None,
     step: Int[Array, ""],
     divided: Divided | None = None,
+    keys: Key[Array, " 2"] | None = None,
 ) -> tuple[Replicas, Float[Array, ""]]:
     """Returns one replica after one optimiser step, and the step's training loss.
 
@@ -112,8 +118,9 @@ def train_step(
         weight: the examples of the batch that count; None: all.
         step: number of steps before this one.
         divided: how several devices share the minibatch, of which `batch` is this one's part; None: they do not.
+        keys: `step_keys` of this step, where a loop has made them for all its steps at once.
     """
-    key_loss, key_update = jax.random.split(jax.random.fold_in(replica.key, step))
+    key_loss, key_update = step_keys(replica.key, step) if keys is None else keys
     hyper = scheduled(schedule, replica.hyper, step)
     if weight is not None and "batch_size" in hyper:
         weight = weight & (jnp.arange(weight.shape[0]) < hyper["batch_size"])
