@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxpt.core.state import Reported
@@ -97,16 +98,19 @@ def mala(
     ) -> tuple[Any, MalaState]:
         del updates, extra
         require_real(params, "mala")
-        key_noise, key_accept = jax.random.split(key)
+        # One draw for all weights and the acceptance: with few weights most of a step's time goes into hashes.
+        flat, unravel = ravel_pytree(params)
+        drawn = jax.random.normal(key, (flat.size + 2,), flat.dtype)
+        noise = unravel(drawn[:-2])
+        needed = -jnp.sum(drawn[-2:] ** 2) / 2  # distributed as the logarithm of a uniform number
         # A number, or one array for weights that are one array: for every leaf.
         sizes = jax.tree.map(lambda _: scale, params) if jax.tree_util.all_leaves([scale]) else scale
         length = jnp.asarray(step_size) * (1.0 if prior is not None else temperature)
         width = jnp.sqrt(2 * length)
-        noise = optax.tree.random_like(key_noise, params, jax.random.normal)
         here = potential(state.energy, state.prior)
         move = jax.tree.map(lambda s, xi, g: s * (width * xi - length * s * g), sizes, noise, here.gradient)
         if draw is not None:
-            fresh = jax.tree.map(jnp.subtract, draw(key_noise), params)
+            fresh = jax.tree.map(jnp.subtract, draw(jax.random.fold_in(key, 1)), params)
             move = jax.tree.map(lambda new, m: jnp.where(positive == 0, new, m), fresh, move)
         found = at(jax.tree.map(jnp.add, params, move))
         there = potential(*found)
@@ -114,7 +118,7 @@ def mala(
         log_ratio = here.value - there.value + (_square(noise) - _square(back)) / 2
         if draw is not None:
             log_ratio = jnp.where(positive == 0, 0.0, log_ratio)
-        accepted = jnp.log(jax.random.uniform(key_accept)) < log_ratio
+        accepted = needed < log_ratio
         probability = jnp.where(jnp.isnan(log_ratio), 0.0, jnp.exp(jnp.minimum(log_ratio, 0.0)))
         move = jax.tree.map(lambda m: jnp.where(accepted, m, jnp.zeros_like(m)), move)
         values, of_prior = jax.tree.map(
