@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,7 +102,6 @@ def test_and_it_fails_with_a_prior_of_another_width(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["hmc", "nuts"])
 def test_a_kernel_of_blackjax_is_a_move(name):
-    blackjax = pytest.importorskip("blackjax")
     kernels = {
         "hmc": lambda density, step_size: blackjax.hmc(density, step_size, np.ones(1), num_integration_steps=3),
         "nuts": lambda density, step_size: blackjax.nuts(density, step_size, np.ones(1), max_num_doublings=3),

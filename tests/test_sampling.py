@@ -98,6 +98,40 @@ def test_a_bad_ladder_becomes_a_good_one():
     np.testing.assert_allclose(1 / on_rung, beta, rtol=1e-6)
 
 
+def spread_of_rejections(swap):
+    """The range of the pairs' rejections on a ladder adapted to a narrow and a wide mode; all start in the narrow one.
+
+    The modes have equal mass: only a replica that has been in both knows the energies of either.
+    """
+
+    def energy(x):
+        narrow, wide = (jnp.sum((x - centre) ** 2) / (2 * width**2) for centre, width in ((3.0, 0.2), (-3.0, 1.0)))
+        return -jnp.logaddexp(-narrow - 2 * jnp.log(0.2), -wide)
+
+    engine = jaxpt.sampler(
+        energy,
+        lambda key: 3 + 0.2 * jax.random.normal(key, (2,)),
+        temperature=jaxpt.geometric(1, 100, 8),
+        step_size=0.05,
+        every=5,
+        burn_in=5 * 64 * 10,
+        adapt_ladder=True,
+        window=64,
+        swap_while_tuning=swap,
+        adapt_step_size=True,
+        draws=None,
+    )
+    _, trace = engine.run(engine.init(jax.random.split(jax.random.key(0), 16)), periods=64 * 10 + 1000)
+    rejections = diagnostics.rejection(diagnostics.window(trace, 5 * 64 * 10)).mean(0)
+    return np.ptp(rejections)
+
+
+@pytest.mark.slow
+def test_between_unlike_modes_rejections_are_equal_only_if_swaps_are_offered_while_the_ladder_adapts():
+    assert spread_of_rejections(True) < 0.08
+    assert spread_of_rejections(False) > 0.15
+
+
 @pytest.mark.slow
 def test_a_ladder_adapts_without_a_new_program():
     count = 0
