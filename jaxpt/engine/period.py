@@ -137,11 +137,14 @@ def _train(
         raise ValueError(
             "placement.grid divides minibatches, but the problem has no data; give placement.shard_map(devices)"
         )
+    never_short = train is not None and (engine.drop_remainder or tree.leading(train) % engine.batch_size == 0)
     # The run's step numbers: schedules read them, and each step folds its number into the replica's key.
     numbers = state.step + jnp.arange(engine.every)
 
     def step(replica: Replicas, xs: tuple[Any, ...]) -> tuple[Replicas, tuple[Array, Any]]:
         given, weight, number, keys = xs
+        if never_short:  # a constant: XLA then divides by a number that it knows
+            weight = jnp.ones_like(weight)
         # Without a split `given` holds the examples themselves, else their indices.
         given = engine.placed.local_part(given)
         batch = given if train is None else tree.take(train, given)
