@@ -281,12 +281,16 @@ def _was_respaced(trace: Trace, name: str) -> bool:
 
 
 def _was_searched(trace: Trace) -> bool:
-    """Returns whether the ends of a ladder moved during the run, which only a search does; other changes keep them."""
+    """Returns whether the ends of all values on the ladders moved during the run, which only a search does.
+
+    An adapted ladder keeps its ends; adapted step sizes move theirs, but those of the temperatures stay.
+    """
+    moved = []
     for values in trace.hyper.values():
         ends = np.sort(np.asarray(values, np.float64)[[0, -1]], -1)[..., [0, -1]]
-        if not np.allclose(ends[0], ends[1], rtol=1e-3, atol=0):
-            return True
-    return False
+        if not np.allclose(ends[0, ..., 0], ends[0, ..., 1]):  # else all replicas share it
+            moved.append(not np.allclose(ends[0], ends[1], rtol=1e-3, atol=0))
+    return bool(moved) and all(moved)
 
 
 def _is_scaled(made: Trace) -> bool:

@@ -246,6 +246,16 @@ def after_a_search(trace, cooled):
     return trace._replace(hyper={"x": widened}, info=idle, cooldown=np.ones(rows) if cooled else None)
 
 
+def test_adapted_step_sizes_are_no_search():
+    trace = after_a_search(made_up([0.5, 0.5], periods=20), cooled=False)
+    adapted = {
+        "temperature": np.broadcast_to(trace.rung["x"] + 1.0, trace.rung["x"].shape),
+        "step_size": trace.hyper["x"],
+    }
+    assert "contracted in a search" not in str(diagnostics.diagnosis(trace._replace(hyper=adapted)))
+    assert "contracted in a search" in str(diagnostics.diagnosis(trace))
+
+
 @pytest.mark.parametrize("cooled", [True, False])
 def test_advice_after_a_search_does_not_contradict_it(cooled):
     """No burn-in, no adapt_ladder, no more exchanges; a cooldown makes up for slow cold replicas."""
