@@ -230,6 +230,12 @@ def arms(folder: str) -> str:
     return of_arms.table(RESULTS / "evidence" / folder)
 
 
+def candidates() -> str:
+    """Returns what rules without a search gain over a grid with the same cooldown, on two tasks with wide ladders."""
+    folders = {"digits": "digits-careless", "small letters": "letters14-careless"}
+    return of_arms.candidates({title: RESULTS / "evidence" / folder for title, folder in folders.items()})
+
+
 def recommended() -> str:
     """Returns what search, tempering and cooldown gain over grids on each task and ladder."""
     return of_arms.headline({title: RESULTS / "evidence" / folder for folder, title in TASKS.items()})
@@ -286,6 +292,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "compiled": compiled,
     "evidence": evidence,
     "recommended": recommended,
+    "candidates": candidates,
     **{f"arms_{folder.replace('-', '_')}": partial(arms, folder) for folder in TASKS},
     "optimizers": optimizers,
     "peers": peers,

@@ -30,6 +30,22 @@ WORDS = {
     "middle-cosine": "all at the ladder's middle, cosine",
 }
 """{arm: words in a table}, in their order."""
+CANDIDATES = {
+    "scaled-1": "energies in units of their spread (the default)",
+    "scaled-1-windows": "the same, even and odd pairs in windows",
+    "scaled-1-averages": "the same, energies of averaged weights",
+    "scaled-1-coldsteps": "the same, energies after five cold steps",
+    "tracked-0.5": "C follows an acceptance of 0.5",
+    "tracked-0.25": "C follows an acceptance of 0.25",
+    "tracked-0.1": "C follows an acceptance of 0.1",
+    "tracked-0.25-windows": "C follows an acceptance of 0.25, windows",
+    "auto-deo": '`Tempering("auto", "deo")`, tuned in burn-in',
+    "C-10": "C = 10",
+    "C-100": "C = 100",
+    "C-1000": "C = 1,000",
+    "sort": "neighbours sorted without chance",
+}
+"""{rule that exchanges without a search: words in a table}; all with the same cooldown."""
 GROUPS = {"best": "best replica", "all": "mean of all", "weighted": "weighted mean"}
 """{scored: title}."""
 
@@ -74,6 +90,22 @@ def table(folder: Path, names: Sequence[str] | None = None) -> str:
 def in_words(name: str) -> str:
     """Returns what an arm is called in a table."""
     return WORDS.get(name, f"all at the rate {name[5:]}, cosine (twice the compute)" if ":" in name else name)
+
+
+def candidates(folders: Mapping[str, Path]) -> str:
+    """Returns what each rule without a search gains over no exchange at all, paired over the seeds that both have."""
+    title, rows = ["error, % points, minus grid with the same cooldown"], []
+    for task in folders:
+        title += [f"{task}: best replica", "mean of all", "weighted mean"]
+    for name, words in CANDIDATES.items():
+        if all((folder / file_name(name)).exists() for folder in folders.values()):
+            gains = [
+                between(difference(folder, name, "grid-cooldown", which, "error"))
+                for folder in folders.values()
+                for which in GROUPS
+            ]
+            rows.append((words, *gains))
+    return "\n".join(markdown([tuple(title), *rows]))
 
 
 def headline(folders: Mapping[str, Path]) -> str:
