@@ -27,6 +27,7 @@ TOYS = {
     "devices": "--replicas 2 --batch 2 --devices 1 --steps 1 --rounds 1 --counted 2",
     "compiled": "--device cpu --models lenet --variants stock single --replicas 2 --batch 2",
     "hand_written": "--every 2 --steps 4 --rounds 1",
+    "samplers": "--dimensions 2 --every 2 --steps 8 --rounds 1",
     "tuning": "--cases toy --tuned 0.1 --rounds 1 --seconds 0.01 --devices 1",
     "peers": "--replicas 2 --batch 2 --steps 4 --every 2 --probe 4 --arms pbt torch_func tune_pbt",
 }
@@ -41,6 +42,7 @@ ROW = {
     "peers": {"arm", "seed", "seconds", "startup_seconds", "images_per_second", "test_error", "mixture_test_error"},
     "compiled": {"model", "variant", "label", "replicas", "collectives", "host_transfers", "temporary_bytes"},
     "hand_written": {"every", "replicas", "batch", "steps", "rounds", "microseconds_a_step", "engine_to_hand_written"},
+    "samplers": {"dimensions", "every", "chains", "rungs", "steps", "jaxpt_to_tfp", "standard_deviation"},
     "tuning": {"case", "replicas", "chosen", "best", "chosen_to_best", "auto_to_best", "candidates", "tuned"},
     "convolutions": {"model", "layer", "part", "lowering", "seconds", "spread", "chosen", "time_ratio"},
 }
