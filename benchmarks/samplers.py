@@ -129,7 +129,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Returns rows as Markdown."""
     lines: list[tuple[str, ...]] = [("dimensions", "steps between exchanges", "jaxpt / TFP", "processor time")]
     for row in rows:
-        shown = ("{:.2f} [{:.2f}, {:.2f}]".format(*row[name]) for name in ("jaxpt_to_tfp", "jaxpt_to_tfp_processor"))
+        ratios = (row[name] for name in ("jaxpt_to_tfp", "jaxpt_to_tfp_processor"))
+        shown = ("{:.2f} [{:.2f}, {:.2f}]".format(*ratio) if ratio else "-" for ratio in ratios)
         lines.append((str(row["dimensions"]), str(row["every"]), *shown))
     return "\n".join(report.markdown(lines))
 
