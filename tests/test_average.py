@@ -54,6 +54,20 @@ KINDS = {
 }
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_the_average_of_short_numbers_that_stay_is_these_numbers(dtype):
+    """In their own type a decay of 0.999 would be 1, and most of the sum would be lost."""
+    problem = jaxpt.with_average(
+        jaxpt.energy_problem(lambda w: jnp.sum(w.astype(jnp.float32)), lambda key: jnp.full(3, 0.613, dtype)), 0.999
+    )
+    params, rest = problem.init(jax.random.key(0))
+    step = lambda _, rest: problem.loss(params, rest, None, {}, jax.random.key(0))[1]
+    rest = jax.jit(lambda rest: jax.lax.fori_loop(0, 300, step, rest))(rest)
+    average, _ = problem.complete(params, rest)
+    assert average.dtype == dtype
+    np.testing.assert_array_equal(np.asarray(average, np.float32), np.asarray(params, np.float32))
+
+
 def leaves(tree):
     return {named(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
 

@@ -304,7 +304,22 @@ MISTAKES = {
         "selects no weights; the model has hidden.bias",
     ),
     "no filter": (lambda: jaxpt.nnx_problem(Net, loss, wrt=3), "must be a filter of Flax NNX"),
-    "no weights": (lambda: jaxpt.nnx_problem(Net, loss, start="best"), "start must be weights by name"),
+    "a path": (
+        lambda: jaxpt.nnx_problem(Net, loss, start="best"),
+        "the path 'best'; load it first, by jaxpt.load_model",
+    ),
+    "arrays without names": (
+        lambda: jaxpt.nnx_problem(Net, loss, start=jax.tree.leaves(nnx.state(BASE))),
+        "but it is a list$",
+    ),
+    "NaN": (
+        lambda: jaxpt.nnx_problem(Net, loss, start={"hidden": {"bias": np.full(16, np.nan, np.float32)}}),
+        "start holds NaN in hidden.bias",
+    ),
+    "names for a filter": (
+        lambda: jaxpt.nnx_problem(Net, loss, start=BASE, wrt=["out"]),
+        r"a function selects by name: wrt=lambda path, variable: path\[0\] == 'out'",
+    ),
     "no array": (lambda: jaxpt.nnx_problem(Net, loss, start={"hidden": 3}), "holds 3 as hidden, which is no array"),
     "a model for make": (lambda: jaxpt.nnx_problem(BASE, loss), "give start=model"),
 }

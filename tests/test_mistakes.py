@@ -181,6 +181,12 @@ MISTAKES = {
     "data.train holds Python numbers, lists of them perhaps; make arrays": lambda: jaxpt.fit(
         engine(), {"x": [[1.0]], "y": [0]}, {"x": ONE}, steps=10
     ),
+    "data.train must be arrays, but it holds a function; call it": lambda: jaxpt.fit(
+        engine(), lambda: iter([]), {"x": ONE}, steps=10
+    ),
+    "data.valid must be arrays, but it holds a list_iterator; only the training split may be a stream": lambda: (
+        jaxpt.fit(engine(), {"x": ONE}, iter([{"x": ONE}]), steps=10)
+    ),
     "as data.valid: fit(engine, train, valid) or jaxpt.Data(train, valid)": lambda: jaxpt.fit(
         engine(), conftest.examples().train, steps=10
     ),
@@ -230,7 +236,16 @@ MISTAKES = {
     "inverse_temperature must be a row of numbers, 0 or more": lambda: sampled(
         inverse_temperature=[1.0, -0.5], prior=lambda w: -(w**2)
     ),
-    "scale must be positive, a number or a pytree": lambda: sampled(temperature=[1.0, 2.0], scale=0.0),
+    "scale must be positive and finite, a number or a pytree": lambda: sampled(temperature=[1.0, 2.0], scale=0.0),
+    "scale must be a number or a pytree like the weights": lambda: sampled(temperature=[1.0, 2.0], scale={"x": 1.0}),
+    "of shape () it has shape (3,)": lambda: sampled(temperature=[1.0, 2.0], scale=np.ones(3)),
+    "weights of float32 or float64, or moves would be rounded, but it is bfloat16": lambda: jaxpt.sampler(
+        lambda w: w, lambda key: jnp.zeros((), jnp.bfloat16), temperature=[1.0], step_size=0.1, every=1
+    ),
+    "energy must return one number, but it returns shape (2,)": lambda: jaxpt.sampler(
+        lambda w: w, lambda key: jnp.zeros(2), temperature=[1.0], step_size=0.1, every=1
+    ),
+    "draws must be a function, called as draws(params), but it is 'x'": lambda: sampled(temperature=[1.0, 2.0], draws="x"),
     "target must be an acceptance probability between 0 and 1": lambda: sampled(temperature=[1.0, 2.0], target=57),
     "move is called as move(log_density, step_size)": lambda: sampled(temperature=[1.0, 2.0], move=lambda h: h),
     "scale and init_is_prior are for the sampler's own move": lambda: sampled(

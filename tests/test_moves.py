@@ -99,6 +99,26 @@ def test_and_it_fails_with_a_prior_of_another_width(monkeypatch):
     assert worst(step_size=0.4) > 6
 
 
+def test_draws_of_a_wide_prior_are_exact():
+    """Log-uniform over nine decades: no draw is rounded to the scale of the state before, or leaves the support."""
+    low, high = np.log(1e-3), np.log(1e6)
+    engine = jaxpt.sampler(
+        lambda x: (jnp.log(x) + 4.6) ** 2 / 2,
+        lambda key: jnp.exp(jax.random.uniform(key, minval=low, maxval=high)),
+        inverse_temperature=[1.0, 0.0],
+        prior=lambda x: jnp.where((x > 0.999e-3) & (x < 1.001e6), -jnp.log(x), -jnp.inf),
+        init_is_prior=True,
+        step_size=1e-6,
+        every=1,
+    )
+    _, trace = engine.run(engine.init(jax.random.split(jax.random.key(0), 20)), periods=1000)
+    drawn = np.asarray(trace.draws)[np.asarray(trace.rung["inverse_temperature"]) == 1]
+    assert drawn.shape == (20_000,)
+    assert ((drawn > 0.999e-3) & (drawn < 1.001e6)).all()
+    share = np.log(3) / (high - low)
+    assert abs((drawn < 0.003).mean() - share) < 4 * np.sqrt(share * (1 - share) / len(drawn))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["hmc", "nuts"])
 def test_a_kernel_of_blackjax_is_a_move(name):

@@ -197,6 +197,19 @@ def broken_at(step, batch):
         yield batch if i == step else good
 
 
+def test_a_stream_may_write_into_the_same_arrays_again():
+    def reused():
+        held = np.zeros((4, 2), np.float32)
+        for number in range(6):
+            held[:] = number
+            yield {"v": held}
+
+    for replicas, lengths in ((None, [3, 3]), (2, [2, 1])):
+        taken = [batches.examples["v"] for batches in prefetch(reused(), lengths, 4, replicas=replicas)]
+        seen = [np.unique(period[0, ..., 0, 0]).tolist() for period in taken]
+        assert list(itertools.chain(*seen)) == [0, 1, 2, 3, 4, 5]
+
+
 def failing():
     yield from numbers(4)
     raise OSError("disk on fire")

@@ -1,5 +1,6 @@
 """Checks that JAX can represent the numbers of a data set: it silently truncates 64 bits to 32."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from jaxpt.core import tree
 
 
 def check_numbers(arrays: PyTree, what: str) -> None:
-    """Raises ValueError if an array on the host contains numbers that JAX would change, or is not numeric.
+    """Raises ValueError if an array on the host contains numbers that JAX would change, or a leaf is not numeric.
 
     64-bit integers that fit into 32 bits are fine; with JAX's option `jax_enable_x64` all are. Arrays of 64 bits are
     scanned once; others cost nothing.
@@ -22,6 +23,12 @@ def check_numbers(arrays: PyTree, what: str) -> None:
     for path, leaf in jax.tree.leaves_with_path(arrays):
         if isinstance(leaf, np.ndarray) and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
             _check(leaf, f"{what}/{tree.name(path)}".rstrip("/"))
+        elif not isinstance(leaf, int | float | complex | np.generic) and not hasattr(leaf, "dtype"):
+            name, kind = f"{what}/{tree.name(path)}".rstrip("/"), type(leaf).__name__
+            remedy = "call it" if callable(leaf) else "make an array of it by np.asarray"
+            if not callable(leaf) and isinstance(leaf, Iterable) and not isinstance(leaf, str | bytes):
+                remedy = "only the training split may be a stream, which is an iterator of minibatches of arrays"
+            raise ValueError(f"{name} must be arrays, but it holds a {kind}; {remedy}")
 
 
 def _check(array: np.ndarray, name: str) -> None:

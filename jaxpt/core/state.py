@@ -38,6 +38,16 @@ class Reported(NamedTuple):
     numbers: dict[str, Float[Array, ""]]
 
 
+class Moved(NamedTuple):
+    """New weights as such, which a move of a sampler returns in place of updates: a difference would be rounded.
+
+    Attributes:
+        params: the weights after the step.
+    """
+
+    params: Params
+
+
 class RunState(NamedTuple):
     """The complete state of a run: the rest of the run is a pure function of it.
 

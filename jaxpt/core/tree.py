@@ -27,9 +27,11 @@ def leading(tree: PyTree, what: str = "tree") -> int:
     if all(length is None for length in lengths.values()):
         raise ValueError(f"{what} holds Python numbers, lists of them perhaps; make arrays of them by np.asarray")
     if None in lengths.values() or len(set(lengths.values())) != 1:
+        single = "; are these of one example? put examples together" if None in lengths.values() else ""
         raise ValueError(
             f"the arrays of {what} must share their first axis, but their shapes are "
             + ", ".join(f"{path or 'array'}: {shape}" for path, shape in shapes.items())
+            + single
         )
     return next(length for length in lengths.values() if length is not None)
 

@@ -32,6 +32,10 @@ class Given(NamedTuple):
     start: PyTree
     frozen: PyTree
 
+    def __repr__(self) -> str:
+        started, frozen = (len(jax.tree.leaves(part)) for part in self)
+        return f"Given({started} arrays to start from, {frozen} frozen)"
+
 
 class Problem(NamedTuple):
     """The problem that a replica trains on: pure functions of ONE replica; the engine adds the replica axis.

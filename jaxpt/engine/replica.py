@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxpt.core.ladder import Ladder
-from jaxpt.core.state import Replicas, Reported
+from jaxpt.core.state import Moved, Replicas, Reported
 from jaxpt.core.types import Hyper, ModelState, Optimizer, Params, Problem, Schedule
 from jaxpt.engine.scoring import check_per_example
 from jaxpt.engine.updates import extra_arguments, updated, uphill
@@ -149,7 +149,7 @@ def train_step(
 
     offered = extra_arguments(key_update, loss, grads, value)
     updates, opt_state = updated(optimizer(dict(hyper)), grads, replica.opt_state, replica.params, offered)
-    params = optax.apply_updates(replica.params, updates)
+    params = updates.params if isinstance(updates, Moved) else optax.apply_updates(replica.params, updates)
     return replica._replace(params=params, model_state=model_state, opt_state=opt_state), loss
 
 

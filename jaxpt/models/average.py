@@ -17,7 +17,8 @@ class Averaged(NamedTuple):
 
     Attributes:
         inner: the model state of the problem itself.
-        total: the sum of decay^(t - k) (1 - decay) w_k over the weights after steps k = 1 .. t, t = steps - 1.
+        total: the sum of decay^(t - k) (1 - decay) w_k over the weights after steps k = 1 .. t, t = steps - 1; in
+            float32 at least, since in shorter types small terms would be lost.
         steps: steps done.
     """
 
@@ -38,8 +39,8 @@ def with_average(problem: Problem, decay: float = 0.999) -> Problem:
     >>> result = jaxpt.fit(averaged, train, valid, steps=100)
     >>> model = result.best().model  # with the averaged weights
 
-    The average needs as much memory as the trained weights. Batch statistics are not averaged: they are those of the
-    weights in training. Apply `with_compute_dtype` and `with_weight_noise` first.
+    The average needs as much memory as the trained weights, in float32 for those of 16 bits. Batch statistics are not
+    averaged: they are those of the weights in training. Apply `with_compute_dtype` and `with_weight_noise` first.
 
     Args:
         problem: any problem.
@@ -61,7 +62,7 @@ def with_average(problem: Problem, decay: float = 0.999) -> Problem:
 def _averaged(problem: Problem, decay: float) -> Problem:
     def init(key: Key[Array, ""]) -> tuple[Params, ModelState]:
         params, inner = problem.init(key)
-        return params, Averaged(inner, jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.int32))
+        return params, Averaged(inner, jax.tree.map(_nothing, params), jnp.zeros((), jnp.int32))
 
     def loss(
         params: Params, rest: ModelState, batch: Batch, hyper: Mapping[str, Array], key: Key[Array, ""]
@@ -79,7 +80,8 @@ def _averaged(problem: Problem, decay: float) -> Problem:
         def divided(total: Array, leaf: Array) -> Array:
             if not jnp.issubdtype(leaf.dtype, jnp.inexact):
                 return leaf
-            return jnp.where(rest.steps > 0, total / counted.astype(total.real.dtype), leaf)
+            average = total / counted.astype(total.real.dtype)
+            return jnp.where(rest.steps > 0, average.astype(leaf.dtype), leaf)
 
         return jax.tree.map(divided, _added(rest.total, params, decay), params)
 
@@ -102,9 +104,15 @@ def _averaged(problem: Problem, decay: float) -> Problem:
     )
 
 
+def _nothing(leaf: Array) -> Array:
+    """Returns the sum before the first step."""
+    wide = jnp.promote_types(leaf.dtype, jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf.dtype
+    return jnp.zeros(leaf.shape, wide)
+
+
 def _added(total: PyTree, params: Params, decay: float) -> PyTree:
     """Returns the sum after one more step: decay times the sum, plus 1 - decay times the weights."""
-    return jax.tree.map(lambda t, w: (decay * t + (1 - decay) * w).astype(t.dtype), total, params)
+    return jax.tree.map(lambda t, w: (decay * t + (1 - decay) * w.astype(t.dtype)).astype(t.dtype), total, params)
 
 
 def require_no_average(problem: Problem, name: str) -> None:

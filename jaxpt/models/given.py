@@ -1,10 +1,12 @@
 """Given weights, matched with a model's by their names."""
 
 import difflib
+import os
 from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Path: TypeAlias = tuple[Any, ...]
@@ -22,7 +24,7 @@ def flat(nested: Any) -> dict[Path, Any]:
     if not isinstance(nested, Mapping):
         raise ValueError(
             "start must be weights by name, as nnx.state(model), jaxpt.load_model(path) or Linen's variables are, but "
-            f"it is {nested!r}"
+            f"it is {_in_short(nested)}"
         )
     found: dict[Path, Any] = {}
     for name, value in nested.items():
@@ -31,7 +33,7 @@ def flat(nested: Any) -> dict[Path, Any]:
         elif hasattr(value, "shape") and hasattr(value, "dtype"):
             found[name,] = value
         else:
-            raise ValueError(f"start holds {value!r} as {name}, which is no array; give arrays by their names")
+            raise ValueError(f"start holds {_in_short(value)} as {name}, which is no array; give arrays by their names")
     return found
 
 
@@ -48,7 +50,7 @@ def matched(
         frozen: paths of those that are not trained.
 
     Raises:
-        ValueError: a given name matches nothing; shapes differ; a frozen variable is not given.
+        ValueError: a given name matches nothing; shapes differ; a frozen variable is not given; an array holds NaN.
     """
     _check_names(start, wanted)
     if other := [
@@ -65,6 +67,8 @@ def matched(
             f"wrt does not train {_few(absent)}, and start does not give it; frozen weights must be given: "
             "start=nnx.state(model), jaxpt.load_model(path), or the variables of a Linen module"
         )
+    if spoilt := [shown(path) for path, given in start.items() if _has_nan(given)]:
+        raise ValueError(f"start holds NaN in {_few(spoilt)}: were these weights saved after a run had diverged?")
     kept = {path: _canonical(start[path]) for path in frozen}
     begun = {path: np.asarray(array, wanted[path].dtype) for path, array in start.items() if path not in kept}
     return begun, kept
@@ -99,6 +103,19 @@ def _canonical(array: Any) -> Any:
     """Returns an array in a type that JAX has."""
     kind = jax.dtypes.canonicalize_dtype(array.dtype)
     return array if array.dtype == kind else np.asarray(array, kind)
+
+
+def _has_nan(array: Any) -> bool:
+    """Returns whether a floating-point array holds NaN; infinities may be meant, in a mask for example."""
+    return bool(jax.dtypes.issubdtype(array.dtype, np.inexact) and jnp.isnan(array).any())
+
+
+def _in_short(value: Any) -> str:
+    """Returns what was given instead of weights, without its numbers."""
+    if isinstance(value, str | os.PathLike):
+        return f"the path {str(value)!r}; load it first, by jaxpt.load_model if save_model wrote it"
+    shown = repr(value)
+    return shown if len(shown) < 60 else f"a {type(value).__name__}"
 
 
 def _few(names: Any, between: str = ", ") -> str:

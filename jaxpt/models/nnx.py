@@ -168,6 +168,11 @@ class _Model:
         self.hypers, self.streams, self.params, self._frozen, self._rest = shapes
         self.names = frozenset(variable.tag for _, variable in nnx.to_flat_state(self.hypers))
         weights = [path for part in (self.params, self._frozen) for path, _ in nnx.to_flat_state(part)]
+        if isinstance(wrt, str) or (isinstance(wrt, list | tuple) and any(isinstance(one, str) for one in wrt)):
+            raise ValueError(
+                f"wrt must be a filter of Flax NNX, but it is {wrt!r}; a function selects by name: "
+                "wrt=lambda path, variable: path[0] == 'out'"
+            )
         check_selected(wrt, jax.tree.leaves(self.params), weights)
 
     def separate(self, model: nnx.Module) -> Any:

@@ -1,6 +1,7 @@
 """Moves of a sampler: Metropolis-adjusted Langevin steps, and kernels of other libraries, as optax transformations."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -9,7 +10,8 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from jaxpt.core.state import Reported
+from jaxpt.core import tree
+from jaxpt.core.state import Moved, Reported
 from jaxpt.core.types import Params
 from jaxpt.models.noise import require_real
 
@@ -73,25 +75,44 @@ def mala(
         step_size: h.
         temperature: T, positive.
         prior: W -> log density of the prior, up to a constant; -inf outside its support.
-        draw: key -> W, an exact draw from the prior: where T is infinite, each step takes a new one.
+        draw: key -> W, an exact draw from the prior: where T is infinite, each step takes a new one. As an update it is
+            rounded to the precision of the current W; `sampler` sets it.
         scale: a preconditioner: a positive number for all weights, or a pytree like W with one for each, such as the
             standard deviations of the target. The proposal is that for W / scale.
+
+    Raises:
+        ValueError: at the first update, if weights are complex, or scale does not fit them.
     """
+    return _langevin(energy, step_size, temperature, prior, draw, scale, sets=False)
+
+
+def mala_move(
+    energy: Callable[[Params], Float[Array, ""]],
+    step_size: Float[Array, ""],
+    temperature: Float[Array, ""],
+    prior: LogDensity | None,
+    draw: Callable[[Key[Array, ""]], Params] | None,
+    scale: PyTree,
+) -> optax.GradientTransformationExtraArgs:
+    """Returns `mala` as a move that gives the new weights themselves, not their difference to the old ones."""
+    return _langevin(energy, step_size, temperature, prior, draw, scale, sets=True)
+
+
+def _langevin(
+    energy: Callable[[Params], Float[Array, ""]],
+    step_size: Any,
+    temperature: Any,
+    prior: LogDensity | None,
+    draw: Callable[[Key[Array, ""]], Params] | None,
+    scale: PyTree,
+    sets: bool,
+) -> optax.GradientTransformationExtraArgs:
+    """Returns `mala`; with `sets` its updates are `Moved`."""
     positive = 1.0 / jnp.asarray(temperature)
-
-    def at(params: Params) -> tuple[Values, Values | None]:
-        def negative(params: Params) -> Array:
-            return -prior(params)  # type: ignore[misc]
-
-        found = Values(*jax.value_and_grad(energy)(params))
-        return found, None if prior is None else Values(*jax.value_and_grad(negative)(params))
+    at = partial(_values, energy, prior)
 
     def init(params: Params) -> MalaState:
         return MalaState(jnp.zeros((), jnp.int32), *at(params), Reported({"acceptance": jnp.zeros(())}))
-
-    def potential(energy: Values, prior: Values | None) -> Values:
-        hot = jax.tree.map(lambda leaf: positive * leaf, energy)
-        return hot if prior is None else jax.tree.map(jnp.add, hot, prior)
 
     def update(
         updates: Any, state: MalaState, params: Any, *, key: Key[Array, ""], **extra: Any
@@ -103,30 +124,78 @@ def mala(
         drawn = jax.random.normal(key, (flat.size + 2,), flat.dtype)
         noise = unravel(drawn[:-2])
         needed = -jnp.sum(drawn[-2:] ** 2) / 2  # distributed as the logarithm of a uniform number
-        # A number, or one array for weights that are one array: for every leaf.
-        sizes = jax.tree.map(lambda _: scale, params) if jax.tree_util.all_leaves([scale]) else scale
+        sizes = widths(scale, params)
         length = jnp.asarray(step_size) * (1.0 if prior is not None else temperature)
         width = jnp.sqrt(2 * length)
-        here = potential(state.energy, state.prior)
+        here = _potential(positive, state.energy, state.prior)
         move = jax.tree.map(lambda s, xi, g: s * (width * xi - length * s * g), sizes, noise, here.gradient)
+        proposal = jax.tree.map(jnp.add, params, move)
         if draw is not None:
-            fresh = jax.tree.map(jnp.subtract, draw(jax.random.fold_in(key, 1)), params)
-            move = jax.tree.map(lambda new, m: jnp.where(positive == 0, new, m), fresh, move)
-        found = at(jax.tree.map(jnp.add, params, move))
-        there = potential(*found)
+            fresh = draw(jax.random.fold_in(key, 1))
+            if not sets:  # what adding the difference will make of it
+                fresh = jax.tree.map(lambda new, old: old + (new - old), fresh, params)
+            proposal = jax.tree.map(lambda new, other: jnp.where(positive == 0, new, other), fresh, proposal)
+        found = at(proposal)
+        there = _potential(positive, *found)
         back = jax.tree.map(lambda s, m, g: (length * s * g - m / s) / width, sizes, move, there.gradient)
         log_ratio = here.value - there.value + (_square(noise) - _square(back)) / 2
         if draw is not None:
-            log_ratio = jnp.where(positive == 0, 0.0, log_ratio)
+            inside = True if found[1] is None else jnp.isfinite(found[1].value)
+            log_ratio = jnp.where(positive == 0, jnp.where(inside, 0.0, -jnp.inf), log_ratio)
         accepted = needed < log_ratio
         probability = jnp.where(jnp.isnan(log_ratio), 0.0, jnp.exp(jnp.minimum(log_ratio, 0.0)))
-        move = jax.tree.map(lambda m: jnp.where(accepted, m, jnp.zeros_like(m)), move)
         values, of_prior = jax.tree.map(
             lambda new, old: jnp.where(accepted, new, old), found, (state.energy, state.prior)
         )
-        return move, MalaState(state.accepted + accepted, values, of_prior, Reported({"acceptance": probability}))
+        moved = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), proposal, params)
+        state = MalaState(state.accepted + accepted, values, of_prior, Reported({"acceptance": probability}))
+        if sets:
+            return Moved(moved), state
+        if draw is not None:
+            move = jax.tree.map(lambda m, new, old: jnp.where(positive == 0, new - old, m), move, proposal, params)
+        return jax.tree.map(lambda m: jnp.where(accepted, m, jnp.zeros_like(m)), move), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _values(
+    energy: Callable[[Params], Array], prior: LogDensity | None, params: Params
+) -> tuple[Values, Values | None]:
+    """Returns E and minus the prior's log density, with their gradients."""
+
+    def negative(params: Params) -> Array:
+        return -prior(params)  # type: ignore[misc]
+
+    found = Values(*jax.value_and_grad(energy)(params))
+    return found, None if prior is None else Values(*jax.value_and_grad(negative)(params))
+
+
+def _potential(positive: Array, energy: Values, prior: Values | None) -> Values:
+    """Returns U = beta E - log prior and its gradient."""
+    hot = jax.tree.map(lambda leaf: positive * leaf, energy)
+    return hot if prior is None else jax.tree.map(jnp.add, hot, prior)
+
+
+def widths(scale: PyTree, params: Params) -> PyTree:
+    """Returns the preconditioner of each leaf of the weights (or of their shapes), in the leaf's type.
+
+    Raises:
+        ValueError: scale is neither one number or array nor a pytree like the weights, or a shape does not fit.
+    """
+    structure: Any = jax.tree.structure(params)
+    if jax.tree_util.all_leaves([scale]):  # one for every leaf
+        scale = jax.tree.unflatten(structure, [scale] * structure.num_leaves)
+    if jax.tree.structure(scale) != structure:
+        raise ValueError(
+            f"scale must be a number or a pytree like the weights, {structure}, but it is {jax.tree.structure(scale)}"
+        )
+    for (path, leaf), size in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(scale), strict=True):
+        if jnp.shape(size) not in ((), leaf.shape):
+            raise ValueError(
+                f"scale must have one number for each weight, or one for all, but for the weights {tree.name(path)} of "
+                f"shape {leaf.shape} it has shape {jnp.shape(size)}"
+            )
+    return jax.tree.map(lambda leaf, size: jnp.asarray(size, leaf.dtype), params, scale)
 
 
 def kernel_move(
@@ -152,15 +221,15 @@ def kernel_move(
     def log_density(params: Params) -> Array:
         return -positive * energy(params) + (0.0 if prior is None else prior(params))
 
-    def update(updates: Any, state: Any, params: Any, *, key: Key[Array, ""], **extra: Any) -> tuple[Any, Reported]:
+    def update(updates: Any, state: Any, params: Any, *, key: Key[Array, ""], **extra: Any) -> tuple[Moved, Reported]:
         del updates, state, extra
         made = kernel(log_density, step_size)
         after, info = made.step(key, made.init(params))
         rate = jnp.asarray(getattr(info, "acceptance_rate", jnp.nan), jnp.float32)
-        return jax.tree.map(jnp.subtract, after.position, params), Reported({"acceptance": rate})
+        return Moved(after.position), Reported({"acceptance": rate})
 
     return optax.GradientTransformationExtraArgs(lambda params: Reported({"acceptance": jnp.zeros(())}), update)
 
 
-def _square(tree: Any) -> Array:
-    return sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)), start=jnp.zeros(()))
+def _square(arrays: Any) -> Array:
+    return sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(arrays)), start=jnp.zeros(()))

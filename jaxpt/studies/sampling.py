@@ -16,13 +16,14 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from jaxpt.core.arguments import check_takes
 from jaxpt.core.ladder import Ladder
+from jaxpt.core.tree import name as name_of
 from jaxpt.core.types import Params
 from jaxpt.engine.engine import Engine
 from jaxpt.models.energy import energy_problem
 from jaxpt.rules import Independent, Rule, Tempering
 from jaxpt.rules.pairing import Pairing
 from jaxpt.rules.step_size import AdaptedStepSize
-from jaxpt.studies.moves import Kernel, LogDensity, kernel_move, mala
+from jaxpt.studies.moves import Kernel, LogDensity, kernel_move, mala_move, widths
 
 _TRIES = 1000  # draws of init for a start inside the support
 Row = Sequence[float] | np.ndarray
@@ -93,13 +94,15 @@ def sampler(
     A run of `fit` ends with `Diverged` if a replica starts where E is not finite, since it would never move.
 
     Raises:
-        ValueError: a step size, target or scale is not positive; temperatures and inverse temperatures are both given
+        ValueError: a step size, target or scale is not positive, or scale is not like the weights; weights are not of
+            32 or 64 bits; E is not one number; temperatures and inverse temperatures are both given
             or both missing, or do not fit the prior; an argument does not fit the move; otherwise as for `Engine`,
             `Ladder` and `Tempering`.
     """
     check_takes("init", init, "key")
     _check_numbers(step_size, target, scale)
     _check_move(move, prior, scale, init_is_prior)
+    _check_functions(energy, init, scale, draws)
     name, values = _rungs(temperature, inverse_temperature, prior, init_is_prior)
     shared = np.ndim(step_size) == 0 and not adapt_step_size
     own = (
@@ -111,7 +114,7 @@ def sampler(
         hot = h[name] if name == "temperature" else 1 / h[name]
         if move is not None:
             return kernel_move(energy, move, h["step_size"], 1 / hot, prior)
-        return mala(energy, h["step_size"], hot, prior=prior, draw=draw, scale=scale)
+        return mala_move(energy, h["step_size"], hot, prior, draw, scale)
 
     named: dict[str, Any] = {name: values, **own}
     rungs = Ladder(**named, beta="temperature" if name == "temperature" else values, name=name)
@@ -141,10 +144,28 @@ def _check_numbers(step_size: Any, target: Any, scale: Any) -> None:
     if not isinstance(target, int | float | np.number) or not 0 < target < 1:
         raise ValueError(f"target must be an acceptance probability between 0 and 1, but it is {target!r}")
     sizes = [np.asarray(leaf) for leaf in jax.tree.leaves(scale)]
-    if not sizes or any(size.dtype.kind not in "iuf" or not (size > 0).all() for size in sizes):
+    if not sizes or any(size.dtype.kind not in "iuf" or not ((size > 0) & (size < np.inf)).all() for size in sizes):
         raise ValueError(
-            f"scale must be positive, a number or a pytree of arrays like the weights, but it is {scale!r}"
+            f"scale must be positive and finite, a number or a pytree of arrays like the weights, but it is {scale!r}"
         )
+
+
+def _check_functions(energy: Any, init: Any, scale: Any, draws: Any) -> None:
+    """Raises ValueError if weights, energy, preconditioner or draws have shapes or types that do not fit."""
+    params = jax.eval_shape(init, jax.random.key(0))
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if leaf.dtype not in (np.float32, np.float64) and not jnp.iscomplexobj(leaf):
+            raise ValueError(
+                f"init must draw weights of float32 or float64, or moves would be rounded, but {name_of(path) or 'it'} "
+                f"is {leaf.dtype}"
+            )
+    value = jax.eval_shape(energy, params)
+    if jnp.shape(value) != ():
+        raise ValueError(f"energy must return one number, but it returns shape {jnp.shape(value)}")
+    widths(scale, params)
+    if draws is not None:
+        check_takes("draws", draws, "params")
+        jax.eval_shape(draws, params)
 
 
 def _check_move(move: Any, prior: Any, scale: Any, init_is_prior: bool) -> None:

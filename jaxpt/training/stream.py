@@ -1,5 +1,6 @@
 """Streams: minibatches from an iterator on the host, stacked by period and copied to the device ahead of time."""
 
+import operator
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -223,23 +224,27 @@ def _periods(reader: _Reader, lengths: Sequence[int], positions: bool, stopped: 
     if reader.source.left_out:
         reader.source.check_skipped(reader.last)
     for length in lengths:
-        taken = []
-        for _ in range(length * reader.each):
+        taken: PyTree = None
+        for number in range(length * reader.each):
             if stopped.is_set():
                 return
-            taken.append(reader.read())
+            read = reader.read()
+            # Copied at once: the stream may write its next minibatch into the same memory.
+            if taken is None:
+                rows = length * reader.each
+                taken = jax.tree.map(lambda leaf, rows=rows: np.empty((rows, *leaf.shape), leaf.dtype), read)
+            jax.tree.map(lambda into, leaf, at=number: operator.setitem(into, at, leaf), taken, read)
         # Before the thread reads on.
         position = reader.source.position(reader.last) if positions else None
         if stopped.is_set():  # the process may be ending
             return
-        stacked = jax.tree.map(lambda *leaves: _stacked(leaves, reader.replicas)[None], *taken)
+        stacked = jax.tree.map(lambda leaf: _by_replica(leaf, reader.replicas)[None], taken)
         yield Batches(*jax.device_put(stacked)), position
 
 
-def _stacked(leaves: Sequence[np.ndarray], replicas: int | None) -> np.ndarray:
-    """Returns [T, B, ...] of the minibatches of T steps; [M, T, B, ...] if each step has M of them."""
-    stacked = np.stack(leaves)
-    return stacked if replicas is None else stacked.reshape(-1, replicas, *stacked.shape[1:]).swapaxes(0, 1)
+def _by_replica(taken: np.ndarray, replicas: int | None) -> np.ndarray:
+    """Returns the minibatches [T, B, ...] of T steps as they are; [T M, B, ...] of M in each step as [M, T, B, ...]."""
+    return taken if replicas is None else taken.reshape(-1, replicas, *taken.shape[1:]).swapaxes(0, 1)
 
 
 def _filled(
