@@ -110,9 +110,16 @@ MISTAKES = {
         rule=jaxpt.PBT(explore={"learning_rate": jaxpt.Choice([0.1, 0.2])}),
         search=0.1,
     ),
-    "low of a LogUniform must be a finite number above 0, but it is 0": lambda: jaxpt.LogUniform(0, 1),
-    "low of a Uniform must be below high, but they are 1.0 and 0.5": lambda: jaxpt.Uniform(1, 0.5),
-    "high of a Uniform must be a finite number, but it is '1'": lambda: jaxpt.Uniform(0, "1"),
+    "low of a LogUniform must be a finite number above 0, in float32, but it is 0": lambda: jaxpt.LogUniform(0, 1),
+    "low of a LogUniform must be a finite number above 0, in float32, but it is 1e-50": (
+        lambda: jaxpt.LogUniform(1e-50, 1)
+    ),
+    "low of a Uniform must be below high, also in float32, but they are 1.0 and 0.5": lambda: jaxpt.Uniform(1, 0.5),
+    "high of a Uniform must be a finite number, in float32, but it is '1'": lambda: jaxpt.Uniform(0, "1"),
+    "high of a Uniform must be a finite number, in float32, but it is 1e+39": lambda: jaxpt.Uniform(0, 1e39),
+    "values of a Choice must be two or more finite numbers, but they are array([[1., 1.]": lambda: jaxpt.Choice(
+        np.ones((2, 2))
+    ),
     "step of a Uniform must be a positive number, but it is 0": lambda: jaxpt.Uniform(0, 1, 0),
     "values of a Choice must be two or more finite numbers, but they are [16]": lambda: jaxpt.Choice([16]),
     "values of a Choice must be two or more finite numbers, but they are 'ab'": lambda: jaxpt.Choice("ab"),
@@ -245,7 +252,9 @@ MISTAKES = {
     "energy must return one number, but it returns shape (2,)": lambda: jaxpt.sampler(
         lambda w: w, lambda key: jnp.zeros(2), temperature=[1.0], step_size=0.1, every=1
     ),
-    "draws must be a function, called as draws(params), but it is 'x'": lambda: sampled(temperature=[1.0, 2.0], draws="x"),
+    "draws must be a function, called as draws(params), but it is 'x'": lambda: sampled(
+        temperature=[1.0, 2.0], draws="x"
+    ),
     "target must be an acceptance probability between 0 and 1": lambda: sampled(temperature=[1.0, 2.0], target=57),
     "move is called as move(log_density, step_size)": lambda: sampled(temperature=[1.0, 2.0], move=lambda h: h),
     "scale and init_is_prior are for the sampler's own move": lambda: sampled(

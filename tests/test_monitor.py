@@ -38,6 +38,21 @@ def test_callbacks_see_every_period_once_and_the_state_itself():
 
 
 @pytest.mark.slow
+def test_before_a_callback_raises_the_work_is_saved(tmp_path):
+    def careless(status):
+        if status.step >= 20:
+            raise KeyError("typo")
+
+    options = {"steps": 40, "progress": False}
+    with pytest.raises(KeyError, match="typo"):
+        jaxpt.fit(ENGINE, **options, directory=tmp_path, callbacks=[careless])
+    saved = max(int(folder.name) for folder in (tmp_path / "checkpoints").iterdir())
+    assert saved >= 20
+    resumed, whole = jaxpt.fit(ENGINE, **options, directory=tmp_path), jaxpt.fit(ENGINE, **options)
+    np.testing.assert_array_equal(resumed.trace.valid["energy"], whole.trace.valid["energy"])
+
+
+@pytest.mark.slow
 def test_a_callback_ends_the_run_and_the_same_call_goes_on(tmp_path):
     options = {"steps": 41, "progress": False}
     whole = jaxpt.fit(ENGINE, **options)

@@ -162,6 +162,12 @@ def copied(directory, to):
         ("noise", "trouble: settings.json cannot be read: "),
         ("format", f"trouble: settings.json is of format 2, but this release reads format {FORMAT}; use the release"),
         ("line", "trouble: periods.jsonl is damaged from line 4 on, and the rest of it is left out"),
+        ("another key", "trouble: periods.jsonl is damaged from line 4 on"),
+        ("another shape", "trouble: periods.jsonl is damaged from line 4 on"),
+        ("time", "trouble: periods.jsonl is damaged from line 4 on"),
+        ("null", "trouble: settings.json is damaged: rule is no object"),
+        ("metadata", "checkpoints at step "),
+        ("folder", "trouble: periods.jsonl cannot be read: Is a directory"),
         ("tail", "step 10 of 12 (83%), 5 periods"),
         ("lines", "trouble: periods.jsonl is missing"),
         ("goal", "step 12 of an unknown number, 6 periods"),
@@ -182,6 +188,22 @@ def test_what_is_missing_or_damaged_is_said(harm, says, finished, tmp_path, caps
             settings.write_text(settings.read_text().replace(f'"format": {FORMAT}', '"format": 2'))
         case "line":
             periods.write_bytes(b"".join([*held[:3], b"\0\0\n", *held[4:]]))
+        case "another key" | "another shape" | "time":
+            old, new = {
+                "another key": (b'"hyper"', b'"hypo"'),
+                "another shape": (b'"rung": {"temperature": [', b'"rung": {"temperature": [7, '),
+                "time": (b'"seconds": ', b'"seconds": "x", "more": '),
+            }[harm]
+            assert old in held[3]
+            periods.write_bytes(b"".join([*held[:3], held[3].replace(old, new), *held[4:]]))
+        case "null":
+            settings.write_text(json.dumps({**json.loads(settings.read_text()), "rule": None}))
+        case "metadata":
+            about = place / "checkpoints" / "12" / "_CHECKPOINT_METADATA"
+            about.write_text(json.dumps({**json.loads(about.read_text()), "custom_metadata": [1]}))
+        case "folder":
+            periods.unlink()
+            periods.mkdir()
         case "tail":
             periods.write_bytes(b"".join([*held[:5], held[5][:40]]))
         case "lines":

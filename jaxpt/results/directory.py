@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxpt.core.arguments import is_number
 from jaxpt.core.decimals import shortest
 from jaxpt.saving import lock, settings
 from jaxpt.saving.files import is_stray
@@ -71,6 +72,10 @@ class RunDirectory:
         return max(0, self.steps - self.step) * self.pace
 
 
+_PARTS = ("engine", "rule", "search", "cooldown", "fixed", "ladders", "versions")
+"""Parts of settings.json that are objects where they are there."""
+
+
 def look(path: Path) -> RunDirectory:
     """Returns the contents of a directory, which need not hold a run.
 
@@ -82,6 +87,10 @@ def look(path: Path) -> RunDirectory:
     troubles: list[str] = []
     holder = lock.holder(path)
     known = _json(path / "settings.json", troubles)
+    if known is not None:
+        spoilt = [name for name in _PARTS if not isinstance(known.get(name, {}), dict)]
+        troubles += [f"settings.json is damaged: {name} is no object" for name in spoilt]
+        known = {name: value for name, value in known.items() if name not in spoilt}
     if known is not None and known.get("format") != settings.FORMAT:
         troubles.append(
             f"settings.json is of format {known.get('format')!r}, but this release reads format {settings.FORMAT}; "
@@ -118,18 +127,44 @@ def lines(path: Path, troubles: list[str]) -> Iterator[dict[str, Any]]:
     if not path.exists():
         troubles.append(f"{path.name} is missing")
         return
-    with path.open("rb") as file:
+    shape = None
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        troubles.append(f"{path.name} cannot be read: {error.strerror}")
+        return
+    with file:
         for number, line in enumerate(file):
             if not line.endswith(b"\n"):
                 return
             try:
                 found = json.loads(line)
-                if found["period"] != number or not found["valid"]["energy"]:
-                    raise ValueError("another period")
-            except (ValueError, TypeError, KeyError):
+                shape = _checked(found, number, shape)
+            except (ValueError, TypeError, KeyError, AttributeError):
                 troubles.append(f"{path.name} is damaged from line {number + 1} on, and the rest of it is left out")
                 return
             yield found
+
+
+def _checked(line: Mapping[str, Any], number: int, shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Returns the shape of a line's energies, [M] or [S, M]; raises if it is not a line like the first, of this period.
+
+    Raises:
+        ValueError, TypeError, KeyError or AttributeError: it is not.
+    """
+    energy = np.shape(np.array(line["valid"]["energy"], np.float64))
+    numbers = [line["loss"], *(values for name in ("rung", "hyper", "valid", "test") for values in line[name].values())]
+    swaps = np.array([line["attempted"], line["accepted"]], np.float64)
+    if (
+        line["period"] != number
+        or not isinstance(line["step"], int)
+        or not isinstance(line.get("seconds"), int | float | None)
+        or energy != (energy if shape is None else shape)
+        or any(np.shape(np.array(values, np.float64)) != energy for values in numbers)
+        or swaps.shape[1:-1] != energy[:-1]
+    ):
+        raise ValueError("another period, or not as the first")
+    return energy
 
 
 def energies(line: Mapping[str, Any]) -> np.ndarray:
@@ -224,8 +259,10 @@ def _checkpoints(path: Path, running: bool, troubles: list[str]) -> list[dict[st
         if written and not lost:
             about = _json(folder / str(step) / "_CHECKPOINT_METADATA", []) or {}
             metrics = _json(folder / str(step) / "metrics" / "metrics", []) or {}
-            progress = about.get("custom_metadata") or {}
-            found.append({"step": step, "energy": metrics.get("energy"), "seconds": progress.get("seconds")})
+            progress = about.get("custom_metadata")
+            seconds = progress.get("seconds") if isinstance(progress, dict) else None
+            energy = metrics.get("energy")
+            found.append({"step": step, "energy": energy if is_number(energy) else None, "seconds": seconds})
     others = [int(one.name) for one in folder.glob("*") if one.name.isdecimal() and int(one.name) not in steps]
     if others and not running:
         troubles.append(f"the checkpoint of step {max(others)} is incomplete; the next run removes it")

@@ -63,12 +63,15 @@ class _Bounds(Space):
         """Makes floats of the bounds; raises ValueError unless they are numbers above `least`, low below high."""
         kind = type(self).__name__
         for name in ("low", "high"):
-            if not is_number(value := getattr(self, name)) or not least < value < np.inf:
+            value = _plain(getattr(self, name))
+            if not is_number(value) or not least < _short(value) < np.inf:
                 above = "" if least == -np.inf else f" above {least:g}"
-                raise ValueError(f"{name} of a {kind} must be a finite number{above}, but it is {value!r}")
+                raise ValueError(f"{name} of a {kind} must be a finite number{above}, in float32, but it is {value!r}")
             object.__setattr__(self, name, float(value))  # numbers of one type: another one compiles nothing
-        if not self.low < self.high:
-            raise ValueError(f"low of a {kind} must be below high, but they are {self.low!r} and {self.high!r}")
+        if not _short(self.low) < _short(self.high):
+            raise ValueError(
+                f"low of a {kind} must be below high, also in float32, but they are {self.low!r} and {self.high!r}"
+            )
 
 
 @tree.register(data=("low", "high", "step"))
@@ -164,10 +167,10 @@ class Choice(Space):
 
     def __post_init__(self) -> None:
         given = self.values if isinstance(self.values, Iterable) and not isinstance(self.values, str) else ()
-        values = tuple(v.item() if isinstance(v, np.ndarray | np.generic) else v for v in given)
-        if len(values) < 2 or not all(is_number(v) and np.isfinite(np.float32(v)) for v in values):
+        values = tuple(map(_plain, given))
+        if len(values) < 2 or not all(is_number(v) and np.isfinite(_short(v)) for v in values):
             raise ValueError(f"values of a Choice must be two or more finite numbers, but they are {self.values!r}")
-        if len({np.float32(v) for v in values}) < len(values):
+        if len({_short(v) for v in values}) < len(values):
             raise ValueError(f"values of a Choice must be different float32 numbers, but they are {self.values!r}")
         object.__setattr__(self, "values", tuple(sorted(map(float, values))))
 
@@ -194,6 +197,17 @@ class Choice(Space):
 
     def _row(self) -> Float[Array, " K"]:
         return jnp.stack([jnp.asarray(value, jnp.float32) for value in self.values])
+
+
+def _plain(value: Any) -> Any:
+    """Returns an array without axes as a Python number, and anything else as it is."""
+    return value.item() if isinstance(value, jax.Array | np.ndarray | np.generic) and np.ndim(value) == 0 else value
+
+
+def _short(value: Any) -> np.float32:
+    """Returns a number as the program holds it: infinite, or 0, if it is out of range."""
+    with np.errstate(over="ignore", under="ignore"):
+        return np.float32(value)
 
 
 def check_space(name: str, space: Space, values: np.ndarray, domain: Any) -> None:

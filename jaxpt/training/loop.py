@@ -149,7 +149,8 @@ class Loop:
             done += count
             took = time.perf_counter() - before
             trained += took
-            self._look(job.engine, state, rows, batches)
+            save = partial(self.saver.save, state, self.monitor, done, self.keeper, job.position)
+            self._look(job.engine, state, rows, batches, save)
             now = agree(
                 count=_seconds(trained) * count / took,
                 due=done == self.whole or self.saver.due_after(done),
@@ -158,7 +159,6 @@ class Loop:
             )
             ended = now.signalled
             stopped = "callback" if now.asked else "patience" if self.monitor.left == 0 else None
-            save = partial(self.saver.save, state, self.monitor, done, self.keeper, job.position)
             if now.due or ended or stopped:
                 save()
             count = self._next(now.periods, done)
@@ -169,7 +169,7 @@ class Loop:
             raise self.interrupted(done)
         if self.rest and not stopped:
             state, trace = job.short.run(state, job.data, periods=1, batches=batches, donate=True)
-            self._look(job.short, state, filled(trace, 1), batches, whole=False)
+            self._look(job.short, state, filled(trace, 1), batches)
         return state, stopped
 
     def finish(self) -> None:
@@ -179,9 +179,35 @@ class Loop:
             if agree(signalled=self.signalled()).signalled:
                 raise self.interrupted(self.whole)
 
-    def _look(self, engine: Engine, state: RunState, rows: Trace, batches: Batches | None, whole: bool = True) -> None:
-        """Passes the rows of a dispatch to the monitor, the keeper and the divergence monitor."""
-        self.monitor.add(state, rows, self.job.images(engine, rows, batches), whole=whole)
+    def _look(
+        self,
+        engine: Engine,
+        state: RunState,
+        rows: Trace,
+        batches: Batches | None,
+        save: Callable[[], None] | None = None,
+    ) -> None:
+        """Passes the rows of a dispatch to the monitor, the keeper and the divergence monitor.
+
+        If a callback or a recorder raises, the state is saved first: its mistake must not cost the work since the last
+        checkpoint. Not with several processes, which save together, while one of them may fail alone.
+
+        Args:
+            engine: the dispatch's engine.
+            state: the state after it.
+            rows: its rows.
+            batches: its minibatches, if they come from a stream.
+            save: saves the state; None for the short last period, which no checkpoint holds.
+        """
+        try:
+            self.monitor.add(state, rows, self.job.images(engine, rows, batches), whole=save is not None)
+        except Exception:
+            if self.store is not None and save is not None and jax.process_count() == 1:
+                if self.keeps:
+                    self.keeper.look(state, rows)
+                save()
+                self.store.wait()
+            raise
         with tqdm.external_write_mode(file=sys.stderr):  # a warning must not land on the bar's line
             self.divergence.look(rows, _kept(self.store))
         if self.keeps:

@@ -147,3 +147,8 @@ def test_a_run_explores_beyond_its_ladder_and_resumes_with_its_spaces(tmp_path):
     other = dataclasses.replace(wide, rule=jaxpt.PBT(explore={"learning_rate": jaxpt.LogUniform(0.25, 9.0)}))
     with pytest.raises(ValueError, match=r"rule / explore learning_rate / high: 8\.0 -> 9\.0"):
         jaxpt.fit(other, progress=False, steps=120, directory=tmp_path)
+
+
+def test_bounds_and_sets_may_be_arrays():
+    assert jaxpt.Choice(jnp.array([2.0, 1.0])).values == (1.0, 2.0)
+    assert jaxpt.LogUniform(jnp.float32(0.5), jnp.float32(1)).ends() == (0.5, 1.0)
