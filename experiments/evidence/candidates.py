@@ -177,7 +177,9 @@ def cooled_first(problem: jaxpt.Problem, like: Any, rate: float, steps: int, hyp
 
     def loss(params: Any, held: Any, batch: Any, given: Any, key: Any) -> tuple[Array, Any]:
         values, state = problem.loss(params, held["state"], batch, given, key)
-        kept = jax.tree.map(lambda old, new: jnp.concatenate([old[1:], new[None]]), held["kept"], batch)
+        # At most a minibatch: what checks a problem hands in all examples at once.
+        latest = jax.tree.map(lambda old, new: new[None, : old.shape[1]], held["kept"], batch)
+        kept = jax.tree.map(lambda old, new: jnp.concatenate([old[1:], new]), held["kept"], latest)
         return values, {"state": state, "kept": kept}
 
     def evaluate(params: Any, held: Any, batch: Any) -> dict[str, Array]:
