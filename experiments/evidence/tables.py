@@ -96,14 +96,15 @@ def candidates(folders: Mapping[str, Path]) -> str:
     """Returns what each rule without a search gains over no exchange at all, paired over the seeds that both have."""
     title, rows = ["error, % points, minus grid with the same cooldown"], []
     for task in folders:
-        title += [f"{task}: best replica", "mean of all", "weighted mean"]
+        title += [f"{task}: best replica", "mean of all", "weighted mean"]  # a dash: not run
     for name, words in CANDIDATES.items():
-        if all((folder / file_name(name)).exists() for folder in folders.values()):
-            gains = [
-                between(difference(folder, name, "grid-cooldown", which, "error"))
-                for folder in folders.values()
-                for which in GROUPS
-            ]
+        has = {task: (folder / file_name(name)).exists() for task, folder in folders.items()}
+        gains = [
+            between(difference(folder, name, "grid-cooldown", which, "error")) if has[task] else "-"
+            for task, folder in folders.items()
+            for which in GROUPS
+        ]
+        if any(has.values()):
             rows.append((words, *gains))
     return "\n".join(markdown([tuple(title), *rows]))
 
