@@ -65,6 +65,15 @@ def by_jaxpt(dimensions: int, steps: int, every: int) -> Run:
     return run
 
 
+def peer_version() -> str | None:
+    """Returns TFP's version, or None if it is missing."""
+    if not importlib.util.find_spec("tensorflow_probability"):
+        return None
+    from tensorflow_probability.substrates import jax as tfp  # the package itself asks for TensorFlow
+
+    return tfp.__version__
+
+
 def by_tfp(dimensions: int, steps: int) -> Run:
     """Returns a run of TFP's kernel from where the last one ended."""
     from tensorflow_probability.substrates import jax as tfp
@@ -96,7 +105,7 @@ def by_tfp(dimensions: int, steps: int) -> Run:
 def measure(dimensions: int, every: int, options: argparse.Namespace) -> dict[str, Any]:
     """Returns the times of both."""
     runs = {"jaxpt": by_jaxpt(dimensions, options.steps, every)}
-    if importlib.util.find_spec("tensorflow_probability"):
+    if peer_version():
         runs["tfp"] = by_tfp(dimensions, options.steps)
     clock: dict[str, list[float]] = {name: [] for name in runs}
     processor: dict[str, list[float]] = {name: [] for name in runs}
@@ -145,7 +154,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args()
     rows = [measure(size, every, options) for size in options.dimensions for every in options.every]
-    record.write(options.out, rows)
+    record.write(options.out, rows, tensorflow_probability=peer_version())
     print(table(rows))
 
 
