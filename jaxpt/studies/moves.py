@@ -57,7 +57,6 @@ def mala(
     temperature: Float[Array, ""] | float,
     *,
     prior: LogDensity | None = None,
-    draw: Callable[[Key[Array, ""]], Params] | None = None,
     scale: PyTree = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Metropolis-adjusted Langevin: leaves exp(-E / T) invariant exactly, for any step size.
@@ -75,15 +74,13 @@ def mala(
         step_size: h.
         temperature: T, positive.
         prior: W -> log density of the prior, up to a constant; -inf outside its support.
-        draw: key -> W, an exact draw from the prior: where T is infinite, each step takes a new one. As an update it is
-            rounded to the precision of the current W; `sampler` sets it.
         scale: a preconditioner: a positive number for all weights, or a pytree like W with one for each, such as the
             standard deviations of the target. The proposal is that for W / scale.
 
     Raises:
         ValueError: at the first update, if weights are complex, or scale does not fit them.
     """
-    return _langevin(energy, step_size, temperature, prior, draw, scale, sets=False)
+    return _langevin(energy, step_size, temperature, prior, None, scale, sets=False)
 
 
 def mala_move(
@@ -94,7 +91,10 @@ def mala_move(
     draw: Callable[[Key[Array, ""]], Params] | None,
     scale: PyTree,
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns `mala` as a move that gives the new weights themselves, not their difference to the old ones."""
+    """Returns `mala` as a move that gives the new weights themselves, not their difference to the old ones.
+
+    With `draw`, key -> an exact draw from the prior, each step takes a new one where the temperature is infinite.
+    """
     return _langevin(energy, step_size, temperature, prior, draw, scale, sets=True)
 
 
@@ -107,7 +107,7 @@ def _langevin(
     scale: PyTree,
     sets: bool,
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns `mala`; with `sets` its updates are `Moved`."""
+    """Returns `mala`; with `sets` its updates are `Moved`, which `draw` needs."""
     positive = 1.0 / jnp.asarray(temperature)
     at = partial(_values, energy, prior)
 
@@ -132,8 +132,6 @@ def _langevin(
         proposal = jax.tree.map(jnp.add, params, move)
         if draw is not None:
             fresh = draw(jax.random.fold_in(key, 1))
-            if not sets:  # what adding the difference will make of it
-                fresh = jax.tree.map(lambda new, old: old + (new - old), fresh, params)
             proposal = jax.tree.map(lambda new, other: jnp.where(positive == 0, new, other), fresh, proposal)
         found = at(proposal)
         there = _potential(positive, *found)
@@ -147,12 +145,9 @@ def _langevin(
         values, of_prior = jax.tree.map(
             lambda new, old: jnp.where(accepted, new, old), found, (state.energy, state.prior)
         )
-        moved = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), proposal, params)
         state = MalaState(state.accepted + accepted, values, of_prior, Reported({"acceptance": probability}))
         if sets:
-            return Moved(moved), state
-        if draw is not None:
-            move = jax.tree.map(lambda m, new, old: jnp.where(positive == 0, new - old, m), move, proposal, params)
+            return Moved(jax.tree.map(lambda new, old: jnp.where(accepted, new, old), proposal, params)), state
         return jax.tree.map(lambda m: jnp.where(accepted, m, jnp.zeros_like(m)), move), state
 
     return optax.GradientTransformationExtraArgs(init, update)
