@@ -195,6 +195,27 @@ def test_users_may_jit_it_themselves():
     assert_same((state, trace), (same, same_trace))
 
 
+@pytest.mark.slow
+@pytest.mark.users_compiler
+def test_what_compiles_quickly_draws_the_same_bits():
+    """`init` asks LLVM for less than a program of which it is a part."""
+    draws = {
+        "he": jax.nn.initializers.he_normal(),  # a truncated normal
+        "orthogonal": jax.nn.initializers.orthogonal(),
+        "uniform": jax.random.uniform,
+        "normal": jax.random.normal,
+        "gamma": lambda key, shape: jax.random.gamma(key, 0.5, shape),
+    }
+    problem = jaxpt.energy_problem(
+        lambda w: w["normal"].sum(),
+        lambda key: {name: draw(jax.random.fold_in(key, i), (9, 5)) for i, (name, draw) in enumerate(draws.items())},
+    )
+    engine, _ = slope()
+    engine = dataclasses.replace(engine, problem=problem)
+    for key in (jax.random.key(0), jax.random.split(jax.random.key(1), 2)):
+        assert_same(engine.init(key), jax.jit(engine.init)(key))
+
+
 @pytest.mark.parametrize("axis", ["vmap", "unroll", "map"])
 def test_a_loss_may_print(axis, capfd):
     """`jax.debug.print` is an equation without outputs."""
