@@ -135,6 +135,10 @@ def broken(data, split, **changes):
         (lambda d: broken(d, "train", y=d.train["y"].astype(np.float32)), "labels must be integers"),
         (lambda d: broken(d, "train", y=d.train["y"][:, None]), "labels need one class per example"),
         (lambda d: d._replace(valid={"x": d.valid["x"]}), r"fails on data\.valid: KeyError: 'y'"),
+        (
+            lambda d: d._replace(train=[d.train, d.train]),
+            r"a list of minibatches is not a stream: give fit iter",
+        ),
         (lambda d: broken(d, "test", x=d.test["x"][:, :2]), r"fails on data\.test: "),
         (lambda d: d._replace(train=jax.tree.map(lambda a: a[:0], d.train)), "train split is empty"),
         (lambda d: None, "the loss fails without data"),

@@ -84,7 +84,9 @@ MISTAKES = {
     "quantile must be a number, but it is of <class 'jaxpt.core.ladder.Ladder'>": lambda: jaxpt.PBT(LADDER),
     "needs a row of numbers, [0.01, 0.02] say, but its shape is ()": lambda: jaxpt.product(learning_rate=0.1),
     "a product needs at least one hyperparameter": lambda: jaxpt.product(),
-    "learning_rate needs numbers, a row of them, but it is ['a']": lambda: jaxpt.product(learning_rate=["a"]),
+    "learning_rate needs numbers, a row of them, but it is ['0.1']": lambda: jaxpt.product(learning_rate=["0.1"]),
+    "dropout_rate needs numbers, a row of them, but it is [True]": lambda: jaxpt.product(dropout_rate=[True]),
+    "the values of learning_rate must be finite, but they are [nan]": lambda: jaxpt.product(learning_rate=[np.nan]),
     "no order from cold to hot, so give the engine rule=jaxpt.Independent() or jaxpt.PBT()": lambda: (
         dataclasses.replace(engine(), ladder=GRID)
     ),

@@ -211,6 +211,12 @@ def test_other_peoples_folders_and_broken_models_are_refused(result, tmp_path):
     assert (tmp_path / "mine" / "thesis.tex").exists()
     with pytest.raises(ValueError, match="holds no model as save_model writes it"):
         jaxpt.load_model(tmp_path / "mine")
+    (tmp_path / "mine" / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match=r"it is the directory of a run: use jaxpt\.load_run"):
+        jaxpt.load_model(tmp_path / "mine")
+    (tmp_path / "mine" / "_CHECKPOINT_METADATA").write_text("{}")
+    with pytest.raises(ValueError, match=r"it is a checkpoint of Orbax: restore it with orbax\.checkpoint"):
+        jaxpt.load_model(tmp_path / "mine")
     with pytest.raises(ValueError, match="does not exist"):
         jaxpt.load_model(tmp_path / "nowhere")
     result.save_model(tmp_path / "best", seed=0)

@@ -295,6 +295,8 @@ def test_wrong_arguments_are_refused_before_anything_runs():
         jaxpt.WandB(mode="off")
     with pytest.raises(ValueError, match=r"W&B refuses .*cannot contain characters"):
         jaxpt.WandB("mine/yours")
+    with pytest.raises(ValueError, match=r"two recorders keep the same runs \(wandb default/mine, per ladder\); leave"):
+        jaxpt.fit(bowl(), steps=4, recorders=[jaxpt.WandB("mine"), jaxpt.WandB("mine", tags=["second"])])
     with pytest.raises(ValueError, match=r"MLflow cannot use tracking_uri='ftp:here'; give one such as"):
         jaxpt.fit(bowl(), steps=4, recorders=[jaxpt.MLflow(tracking_uri="ftp:here")])
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array
 
-from jaxpt.core.ladder import Ladder
+from jaxpt.core.ladder import Ladder, check_values
 
 
 def product(**values: Sequence[float] | np.ndarray | Array) -> dict[str, Any]:
@@ -28,18 +28,22 @@ def product(**values: Sequence[float] | np.ndarray | Array) -> dict[str, Any]:
         **values: {hyperparameter: its K values}.
 
     Raises:
-        ValueError: no values, or they are not a row of numbers.
+        ValueError: no values, or they are not a row of numbers that the hyperparameter may have.
     """
     if not values:
         raise ValueError("a product needs at least one hyperparameter, e.g. product(learning_rate=[0.01, 0.02])")
     rows = {}
     for name, value in values.items():
         try:
+            given = np.asarray(value)
+            if given.dtype.kind in "bSU":  # NumPy would make numbers of them
+                raise TypeError(f"not numbers but {given.dtype}")
             row = np.asarray(value, np.float64)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name} needs numbers, a row of them, but it is {value!r}") from error
         if row.ndim != 1 or not row.size:
             raise ValueError(f"{name} needs a row of numbers, [0.01, 0.02] say, but its shape is {row.shape}")
+        check_values(name, row)
         rows[name] = row
     points = np.array([*itertools.product(*rows.values())])
     return {name: points[:, i] for i, name in enumerate(rows)}

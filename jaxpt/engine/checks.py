@@ -329,14 +329,13 @@ def _check_scores(engine: Spec, name: str, split: PyTree, is_shown: Callable[[An
 def _explain(error: Exception, what: str, name: str, split: PyTree, absent: set[str]) -> str:
     """Returns the message for an error from a user's function, traced on a split."""
     if isinstance(error, KeyError) and error.args and error.args[0] in absent:
-        return (
-            f"the loss reads the hyperparameter {error}, which is neither on a ladder nor in fixed; add it to one of "
-            "them"
-        )
+        return f"the loss reads the hyperparameter {error}, which is on no ladder and not in fixed; add it to one"
     if split is None:
         how = "if it needs data, give jaxpt.Data(train, valid), or to fit train, valid"
         return f"{what} fails without data: {type(error).__name__}: {error}; {how}"
-    return f"{what} fails on data.{name}: {type(error).__name__}: {error}"
+    listed = name == "train" and isinstance(split, list | tuple) and all(isinstance(part, Mapping) for part in split)
+    how = "; a list of minibatches is not a stream: give fit iter(batches), or their arrays in one dict" * listed
+    return f"{what} fails on data.{name}: {type(error).__name__}: {error}{how}"
 
 
 def _is_integer(leaf: Any) -> bool:

@@ -271,7 +271,12 @@ def _checked(file: Path, content: str | None) -> dict[str, Any]:
         about = json.loads(content or "")
         release, _ = about["format"], about["arrays"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} holds no model as save_model writes it, or not all of it") from error
+        how = ""
+        if (file / "_CHECKPOINT_METADATA").exists():
+            how = "; it is a checkpoint of Orbax: restore it with orbax.checkpoint, and give its arrays as the weights"
+        elif (file / "checkpoints").is_dir():
+            how = "; it is the directory of a run: use jaxpt.load_run"
+        raise ValueError(f"{file} holds no model as save_model writes it, or not all of it{how}") from error
     if release != FORMAT:
         raise ValueError(f"{file} is in format {release}, but this release reads format {FORMAT}")
     return about

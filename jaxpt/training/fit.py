@@ -29,6 +29,7 @@ from jaxpt.training.monitor import Callback, Monitor
 from jaxpt.training.prepare import Job, prepare
 from jaxpt.training.recorders.base import Recorder, Run
 from jaxpt.training.recorders.json_lines import JsonLines
+from jaxpt.training.recorders.tracker import Tracker
 from jaxpt.training.rows import BAR, joined
 from jaxpt.training.signals import interrupted, requests
 from jaxpt.training.stream import Prefetch
@@ -313,6 +314,11 @@ def _checked_recorders(recorders: Sequence[Recorder], directory: Path | None) ->
         )
     for one in found:
         one.check(directory)
+    places = [one.key for one in found if isinstance(one, Tracker)]
+    if twice := [place for place in dict.fromkeys(places) if places.count(place) > 1]:
+        raise ValueError(
+            f"two recorders keep the same runs ({twice[0]}); leave one out, or give it another project or another per"
+        )
     known = any(isinstance(one, JsonLines) and one.path is None for one in found)
     return found if known or directory is None else [JsonLines(), *found]
 

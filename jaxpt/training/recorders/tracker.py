@@ -86,6 +86,11 @@ class Tracker(Recorder):
     def target(self) -> str:
         """The place that the tracker's runs belong to; another place gets runs of its own."""
 
+    @property
+    def key(self) -> str:
+        """The name that the ids of the tracker's runs have in the run's directory."""
+        return f"{self.target}, per {self._per}"
+
     def open(self, run: Run) -> None:
         """Begins the tracker's runs, or resumes those of the directory and writes the rows that they lack."""
         self._writing = Guard(self.service, Exception)
@@ -94,9 +99,8 @@ class Tracker(Recorder):
         self._names = [name for ladder in run.engine.ladders.values() for name in ladder.values]
         self._parts = list(_parts(run, self._per))
         self._last: dict[str, int] = {}
-        place = f"{self.target}, per {self._per}"
         # A run that begins anew may have other settings, so it never continues the tracker's runs of an earlier one.
-        known = {} if run.trace is None or run.directory is None else _noted(run.directory).get(place, {})
+        known = {} if run.trace is None or run.directory is None else _noted(run.directory).get(self.key, {})
         shared, name = parameters(run) | self._config, self._name or (run.directory and run.directory.name) or None
         self.group = (name or secrets.token_hex(4)) if len(self._parts) > 1 else None
         ids = {}
@@ -106,7 +110,7 @@ class Tracker(Recorder):
                 named = name if part.label == "ladder" else f"{name}-{part.label}" if name else part.label
                 ids[part.label], self._last[part.label] = self.begin(part, known.get(part.label), named, config)
             if run.directory is not None:
-                held = _noted(run.directory) | {place: ids}
+                held = _noted(run.directory) | {self.key: ids}
                 files.write(run.directory / FILE, json.dumps(held, indent=1))
         if run.trace is not None:
             self.add(run.trace, (math.nan, math.nan), 0)
