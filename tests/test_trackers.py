@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -244,12 +245,14 @@ def test_a_run_that_begins_anew_gets_a_new_run_of_the_tracker(service, tmp_path)
     make, found = service
 
     def end(status):
-        raise KeyError("no checkpoint yet")
+        raise KeyError("an error of the caller's")
 
     with pytest.raises(KeyError):
         jaxpt.fit(bowl(), steps=12, directory=tmp_path, recorders=[make()], callbacks=[end], progress=False)
     (before,) = json.loads((tmp_path / "trackers.json").read_text()).values()
     assert found(tmp_path)["ladder"].ended in ([1], "FAILED")
+    for part in ("checkpoints", "checksums"):  # as if it had been killed before the first was written
+        shutil.rmtree(tmp_path / part)
     result = jaxpt.fit(bowl(3), steps=12, directory=tmp_path, recorders=[make()], progress=False)
     (after,) = json.loads((tmp_path / "trackers.json").read_text()).values()
     assert before != after
