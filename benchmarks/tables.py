@@ -293,7 +293,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "evidence": evidence,
     "recommended": recommended,
     "candidates": candidates,
-    **{f"arms_{folder.replace('-', '_')}": partial(arms, folder) for folder in TASKS},
+    **{f"arms_{folder.replace('-', '_')}": partial(arms, folder) for folder in (*TASKS, "cifar10-careless")},
     "optimizers": optimizers,
     "peers": peers,
     "throughput": throughput,
