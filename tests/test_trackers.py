@@ -280,7 +280,7 @@ def test_mlflow_that_fails_does_not_end_the_run(monkeypatch):
 
 
 @pytest.mark.slow
-def test_wrong_arguments_are_refused_before_anything_runs():
+def test_wrong_arguments_are_refused_before_anything_runs(tmp_path):
     pytest.importorskip("wandb")
     pytest.importorskip("mlflow")
     for make in (jaxpt.WandB, jaxpt.MLflow):
@@ -299,7 +299,9 @@ def test_wrong_arguments_are_refused_before_anything_runs():
     with pytest.raises(ValueError, match=r"W&B refuses .*cannot contain characters"):
         jaxpt.WandB("mine/yours")
     with pytest.raises(ValueError, match=r"two recorders keep the same runs \(wandb default/mine, per ladder\); leave"):
-        jaxpt.fit(bowl(), steps=4, recorders=[jaxpt.WandB("mine"), jaxpt.WandB("mine", tags=["second"])])
+        jaxpt.fit(bowl(), steps=4, directory=tmp_path, recorders=[jaxpt.WandB("mine"), jaxpt.WandB("mine", tags=["b"])])
+    two = [jaxpt.WandB("mine", mode="disabled"), jaxpt.WandB("mine", mode="disabled")]
+    assert jaxpt.fit(bowl(), steps=4, recorders=two, progress=False).state.step == 4
     with pytest.raises(ValueError, match=r"MLflow cannot use tracking_uri='ftp:here'; give one such as"):
         jaxpt.fit(bowl(), steps=4, recorders=[jaxpt.MLflow(tracking_uri="ftp:here")])
 

@@ -103,7 +103,7 @@ def _init_replicas(
 
 _compiled = jax.jit(_init_replicas, static_argnames=("optimizer", "schedule"))
 # The program runs once, and LLVM takes 2 seconds for each draw of random numbers at its highest level (jaxlib 0.12 on a
-# CPU; ResNet-20: 160 s against 9). The bits are the same.
+# CPU; ResNet-20: 160 s against 8). The bits are the same.
 _compiled_quickly = jax.jit(
     _init_replicas, static_argnames=("optimizer", "schedule"), compiler_options={"xla_backend_optimization_level": 1}
 )

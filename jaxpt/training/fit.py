@@ -315,7 +315,8 @@ def _checked_recorders(recorders: Sequence[Recorder], directory: Path | None) ->
     for one in found:
         one.check(directory)
     places = [one.key for one in found if isinstance(one, Tracker)]
-    if twice := [place for place in dict.fromkeys(places) if places.count(place) > 1]:
+    # Without a directory each begins runs of its own.
+    if directory is not None and (twice := [place for place in places if places.count(place) > 1]):
         raise ValueError(
             f"two recorders keep the same runs ({twice[0]}); leave one out, or give it another project or another per"
         )
