@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from jax import lax
 
+import jaxpt
 from jaxpt.lowering import random_bits, rewrite
+from tests.conftest import assert_same
 from tests.test_canonical import programs
 
 pytestmark = pytest.mark.users_compiler  # XLA's optimisations are what these forms are about
@@ -72,7 +74,7 @@ def test_what_is_vectorised_or_small_or_odd_stays(shape):
     assert names == {"tanh"}
 
 
-@pytest.mark.parametrize("shape", [(16384,), (16385,), (129, 128)])
+@pytest.mark.parametrize("shape", [(), (7, 3), (16383,), (16384,), (16385,), (129, 128)])
 def test_bits_are_those_of_jax(shape):
     keys = jax.random.split(jax.random.key(5), 3)
     draw = lambda key: jax.random.bits(key, shape)
@@ -82,8 +84,51 @@ def test_bits_are_those_of_jax(shape):
     assert np.unique(again(keys[0])).size > 0.99 * np.prod(shape)
 
 
+def by_keys(function):
+    """A function of a key, and of three keys at once."""
+    return [function, lambda key: jax.vmap(function)(jax.random.split(key, 3))]
+
+
+KEYS = [
+    *by_keys(lambda key: jax.random.split(key)),
+    *by_keys(lambda key: jax.random.split(key, (3, 2))),
+    *by_keys(lambda key: jax.random.fold_in(key, 2**32 - 1)),
+    lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(-2, 5)),
+    *by_keys(lambda key: jax.random.bits(key, (5,))),
+    lambda key: jax.random.normal(jax.random.fold_in(key, 3), (5,)),
+    lambda key: jax.random.permutation(key, 100),
+]
+
+
+@pytest.mark.parametrize("number", range(len(KEYS)))
+def test_keys_and_few_bits_are_those_of_jax(number):
+    """In one operation: JAX's own loop over the rounds is gone."""
+    key = jax.random.key(7)
+    again, names = rewritten(KEYS[number], key)
+    assert not names & {"random_bits", "random_split", "random_fold_in"}
+    assert_same([again(key)], [KEYS[number](key)])
+    text = jax.jit(again).lower(key).as_text()
+    assert "stablehlo.while" not in text or number == len(KEYS) - 1, "a permutation sorts in a loop"
+
+
+def test_a_compiled_period_hashes_in_no_loop():
+    """The only loops of a sampler's program on a CPU are those over periods and steps."""
+    engine = jaxpt.sampler(
+        jnp.sum, lambda key: jax.random.normal(key, (2,)), temperature=[1, 2], step_size=0.1, every=3
+    )
+    text = engine.lower(engine.init(jax.random.key(0)), periods=2).compile().as_text()
+    assert text.count(" while(") == 2
+
+
+@pytest.mark.parametrize("function", [jax.random.split, lambda key: jax.random.fold_in(key, 1), jax.random.bits])
+def test_keys_of_other_generators_stay_jaxs_business(function):
+    key = jax.random.key(1, impl="rbg")
+    again, _ = rewritten(function, key)
+    assert_same([again(key)], [function(key)])
+
+
 @pytest.mark.parametrize(
-    ("kind", "dtype", "size"), [("rbg", "uint32", 16384), (None, "uint16", 16384), (None, "uint32", 8)]
+    ("kind", "dtype", "size"), [("rbg", "uint32", 16384), (None, "uint16", 16384), (None, "uint16", 8)]
 )
 def test_other_bits_stay_jaxs_business(kind, dtype, size):
     key = jax.random.key(1, impl=kind)
@@ -96,9 +141,10 @@ def test_other_bits_stay_jaxs_business(kind, dtype, size):
 def test_bits_of_the_older_threefry_are_left_alone():
     key = jax.random.key(2)
     with jax.threefry_partitionable(False):
-        draw = lambda key: jax.random.bits(key, (16384,))
-        again, _ = rewritten(draw, key)
-        np.testing.assert_array_equal(again(key), draw(key))
+        for size in 5, 16384:
+            draw = lambda key, size=size: jax.random.bits(jax.random.split(jax.random.fold_in(key, 1))[1], (size,))
+            again, _ = rewritten(draw, key)
+            np.testing.assert_array_equal(again(key), draw(key))
 
 
 def test_the_bits_directly():

@@ -102,7 +102,8 @@ class Lift(NamedTuple):
 
     def each_seed(self, function: Callable[..., T], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., T]:
         """Lifts a cheap function of one seed's ladder, by vmap."""
-        return jax.vmap(function, in_axes, out_axes) if self.has_seeds else function
+        lifted = jax.vmap(function, in_axes, out_axes) if self.has_seeds else function
+        return rewrite.with_keys(lifted, self.platform)
 
 
 def over_replicas(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxprs_in_params
@@ -10,6 +10,8 @@ from jax.extend.core.primitives import conv_general_dilated_p
 from jaxtyping import Array
 
 from jaxpt.lowering import channels_last, elementwise, kernel_gradients, narrow, random_bits, reductions
+
+T = TypeVar("T")
 
 
 class _Module(Protocol):
@@ -33,21 +35,24 @@ def has_convolutions(jaxpr: Jaxpr) -> bool:
     return any(map(_convolves, jaxpr.eqns))
 
 
-def evaluate(closed: ClosedJaxpr, *args: Array, platform: str = "cpu") -> list[Array]:
+def evaluate(
+    closed: ClosedJaxpr, *args: Array, platform: str = "cpu", modules: Sequence[_Module] | None = None
+) -> list[Array]:
     """Computes a traced program with each equation rewritten that a module has a faster form for.
 
     Only the order of sums changes, as long as all numbers are finite.
 
     On CPUs: convolutions in channels-last form or as matrix products (`channels_last`), and elementwise functions,
-    random bits, pooling and sums over few features, and products that jaxlib may compute wrongly, each in a module of
-    this room. On accelerators: gradients of kernels, in a form that vmap keeps fast (`kernel_gradients`).
+    random bits and keys, pooling and sums over few features, and products that jaxlib may compute wrongly, each in a
+    module of this room. On accelerators: gradients of kernels, in a form that vmap keeps fast (`kernel_gradients`).
 
     Args:
         closed: the program; programs nested in it (loops, branches, calls) are treated alike.
         args: its arguments, flat.
         platform: the platform that it will run on, "cpu", "gpu" or "tpu".
+        modules: those that rewrite; by default all for the platform.
     """
-    modules = _modules(platform)
+    modules = _modules(platform) if modules is None else modules
     jaxpr = closed.jaxpr
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args), strict=True))
     made_by: dict[Any, JaxprEqn] = {}
@@ -64,17 +69,30 @@ def evaluate(closed: ClosedJaxpr, *args: Array, platform: str = "cpu") -> list[A
             values[eqn.outvars[0]] = module.apply(eqn, read, made_by)
         else:
             inputs = [read(atom) for atom in eqn.invars]
-            values.update(zip(eqn.outvars, _apply(eqn, inputs, debug, platform), strict=True))
+            values.update(zip(eqn.outvars, _apply(eqn, inputs, debug, modules), strict=True))
         # Some rewrites depend on the equation that made an argument (`elementwise`, `reductions`).
         made_by.update(dict.fromkeys(eqn.outvars, eqn))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _apply(eqn: JaxprEqn, inputs: Sequence[Any], debug: Any, platform: str) -> Sequence[Any]:
+def with_keys(function: Callable[..., T], platform: str) -> Callable[..., T]:
+    """Returns a function with random bits and keys rewritten for the platform, and nothing else (`random_bits`)."""
+    if platform != "cpu":
+        return function
+
+    def rewritten(*args: Any) -> T:
+        program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+        found = evaluate(program, *jax.tree.leaves(args), modules=(random_bits,))
+        return jax.tree.unflatten(jax.tree.structure(shapes), found)
+
+    return rewritten
+
+
+def _apply(eqn: JaxprEqn, inputs: Sequence[Any], debug: Any, modules: Sequence[_Module]) -> Sequence[Any]:
     """Returns the outputs of one equation that no module rewrites."""
     # A nested program is traced anew only if something in it is rewritten.
-    if _slow(eqn, _modules(platform)):
-        eqn = eqn.replace(params={name: _rewritten(value, platform) for name, value in eqn.params.items()})
+    if _slow(eqn, modules):
+        eqn = eqn.replace(params={name: _rewritten(value, modules) for name, value in eqn.params.items()})
     # A program of one equation: JAX's interpreter knows how to apply each primitive.
     given = {atom: value for atom, value in zip(eqn.invars, inputs, strict=True) if not isinstance(atom, Literal)}
     one = Jaxpr((), list(given), eqn.outvars, [eqn], eqn.effects, debug)
@@ -101,13 +119,13 @@ def _is_own(eqn: JaxprEqn) -> bool:
     return call is not None and call.jaxpr.debug_info.func_name.endswith(("jaxpt_convolution", "jaxpt_kernel_gradient"))
 
 
-def _rewritten(value: Any, platform: str) -> Any:
+def _rewritten(value: Any, modules: Sequence[_Module]) -> Any:
     """Returns an equation's parameter with the programs in it (a loop's body, branches) rewritten."""
     # A tuple of programs: the branches of `cond` and `switch`.
     if isinstance(value, tuple) and any(isinstance(v, ClosedJaxpr) for v in value):
-        return tuple(_rewritten(v, platform) for v in value)
+        return tuple(_rewritten(v, modules) for v in value)
     if isinstance(value, ClosedJaxpr):
-        return jax.make_jaxpr(partial(evaluate, value, platform=platform))(*value.in_avals)
+        return jax.make_jaxpr(partial(evaluate, value, modules=modules))(*value.in_avals)
     if isinstance(value, Jaxpr) and not value.constvars:  # the body of `jax.checkpoint`, before jax 0.12
-        return _rewritten(ClosedJaxpr(value, ()), platform).jaxpr
+        return _rewritten(ClosedJaxpr(value, ()), modules).jaxpr
     return value
