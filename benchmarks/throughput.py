@@ -53,16 +53,22 @@ class Variant(NamedTuple):
 def engine(model: str, convolution: Any, options: argparse.Namespace, replicas: int) -> jaxpt.Engine:
     """Returns replicas that differ in their learning rate; one period is --steps steps."""
     rates = np.linspace(0.5, 1.0, replicas) * networks.LEARNING_RATE
+    problem = networks.problem(model, convolution)
     return jaxpt.Engine(
-        networks.problem(model, convolution),
+        jaxpt.with_compute_dtype(problem) if options.precision == "bfloat16" else problem,
         networks.optimizer,
         jaxpt.Ladder(learning_rate=rates),
         jaxpt.Independent(),
         every=options.steps,
         batch_size=options.batch,
         fixed=networks.fixed(model),
-        precision=options.precision,
+        precision=products(options),
     )
+
+
+def products(options: argparse.Namespace) -> str:
+    """Returns the precision of float32 products."""
+    return "default" if options.precision == "bfloat16" else str(options.precision)
 
 
 def compiled_bytes(compiled: Any) -> int | None:
@@ -92,7 +98,7 @@ def single_steps(options: argparse.Namespace, replicas: int, stacked: bool) -> V
 
     lifted = jax.jit(jax.vmap(bare, (0, None, None)) if stacked else bare, donate_argnums=0)
     rows = [state] if stacked else [jax.tree.map(lambda leaf, m=m: leaf[m], state) for m in range(replicas)]
-    with jax.default_matmul_precision(options.precision):
+    with jax.default_matmul_precision(products(options)):
         started = time.perf_counter()
         compiled = lifted.lower(rows[0], batches[0], jnp.int32(0)).compile()
         seconds = time.perf_counter() - started
@@ -175,6 +181,7 @@ def measure(options: argparse.Namespace, replicas: int) -> list[dict[str, Any]]:
                 "model": options.model,
                 "replicas": replicas,
                 "batch": options.batch,
+                "precision": options.precision,
                 "variant": name,
                 "time_ratio": seconds / base,
                 "seconds": seconds,
@@ -226,7 +233,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="training steps that are timed together")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--precision", choices=["default", "high", "highest"], default="highest")
+    parser.add_argument("--precision", choices=["default", "high", "highest", "bfloat16"], default="highest")
     parser.add_argument("--compile", action="store_true", help="torch.compile for the variant torch")
     parser.add_argument("--threads", type=int, help="PyTorch's threads; all cores if not given")
     parser.add_argument("--out", type=Path, help="JSON file, written after every number of replicas")

@@ -52,7 +52,8 @@ def in_a_row(options: argparse.Namespace, replicas: int) -> Callable[[], None]:
     ]
 
     def step(model: Any, image: Any, label: Any) -> Any:
-        return torch.nn.functional.cross_entropy(model(image), label)
+        with torch.autocast(device, torch.bfloat16, enabled=options.precision == "bfloat16"):
+            return torch.nn.functional.cross_entropy(model(image), label)
 
     if options.compile:
         step = torch.compile(step)
@@ -86,8 +87,9 @@ def vmapped(options: argparse.Namespace, replicas: int) -> Callable[[], None]:
     rates = torch.full((replicas,), networks.LEARNING_RATE, device=device)
 
     def loss(w: Any, image: Any, label: Any) -> Any:
-        out = torch.func.functional_call(skeleton, w, (image,))
-        return torch.nn.functional.cross_entropy(out, label)
+        with torch.autocast(device, torch.bfloat16, enabled=options.precision == "bfloat16"):
+            out = torch.func.functional_call(skeleton, w, (image,))
+            return torch.nn.functional.cross_entropy(out, label)
 
     gradients = torch.func.vmap(torch.func.grad(loss), (0, None, None), randomness="different")
 
