@@ -94,6 +94,7 @@ def test_the_average_is_numpys(decay):
             np.testing.assert_allclose(trace.valid["energy"][period, replica], np.mean(square(mean, DATA)), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_models_ensembles_and_files_use_the_average(kind, tmp_path):
     problem = jaxpt.with_average(KINDS[kind](), 0.9)
@@ -116,6 +117,7 @@ def test_scores_models_ensembles_and_files_use_the_average(kind, tmp_path):
     assert (jaxpt.load_ensemble(tmp_path / "both", problem)(DATA) == both(DATA)).all()
 
 
+@pytest.mark.slow
 def test_training_is_that_of_the_weights_themselves():
     rule = jaxpt.Independent()
     plain = jaxpt.fit(engine(KINDS["nnx"](), rule=rule), DATA, DATA, steps=20)
@@ -126,6 +128,7 @@ def test_training_is_that_of_the_weights_themselves():
     assert (averaged.trace.valid["energy"] != plain.trace.valid["energy"]).all()
 
 
+@pytest.mark.slow
 def test_it_resumes_to_the_bit(tmp_path):
     run = engine(jaxpt.with_average(KINDS["nnx"](), 0.9))
     whole = jaxpt.fit(run, DATA, DATA, steps=20)
@@ -160,6 +163,7 @@ def test_mistakes():
         jaxpt.with_compute_dtype(once)
 
 
+@pytest.mark.slow
 def test_it_follows_the_compute_type():
     half = jaxpt.with_average(jaxpt.with_compute_dtype(KINDS["nnx"]()), 0.9)
     result = jaxpt.fit(engine(half), DATA, DATA, steps=10)

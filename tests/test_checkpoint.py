@@ -102,6 +102,7 @@ def test_the_latest_two_and_the_best_are_kept(tmp_path):
     assert {path.stem for path in (tmp_path / "checksums").iterdir()} == kept
 
 
+@pytest.mark.slow
 def test_what_was_not_finished_is_cleared_away(saved):
     """A process killed before the checksums were written, or while Orbax wrote."""
     (saved / "checksums" / "12.json").unlink()

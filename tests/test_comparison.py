@@ -68,6 +68,7 @@ def without_data(**rungs):
     }
 
 
+@pytest.mark.slow
 def test_the_best_replicas_are_those_of_separate_runs_to_the_bit(found, by_hand):
     assert list(found.arms) == ["tempering", "grid/1"]
     assert (found.seeds, found.steps, found.on, found.baseline) == (SEEDS, STEPS, "error", "tempering")
@@ -215,6 +216,7 @@ def test_seeds_that_have_diverged_are_nan_and_named(found, by_hand):
     assert len(other.picture().axes) == 2
 
 
+@pytest.mark.slow
 def test_the_same_call_trains_nothing_again_and_another_arm_alone(found, folder, monkeypatch):
     trained = []
     run = jaxpt.Engine.run
@@ -266,6 +268,7 @@ def test_every_arm_reads_a_stream_from_its_beginning():
     assert twice.values("b").all()
 
 
+@pytest.mark.slow
 def test_problems_without_data_and_one_seed():
     found = jaxpt.compare(without_data(a=3, b=4), steps=4, seeds=[7], baseline="b")
     lines = str(found).splitlines()

@@ -25,6 +25,7 @@ def plan():
     return compile_for(make_engine(small_problem()), SPLITS, device="cpu")
 
 
+@pytest.mark.slow
 def test_the_parts_of_the_memory_are_those_of_the_arrays_and_of_the_compiler(plan):
     engine = make_engine(small_problem(), placement=jaxpt.placement.single(jax.devices()[0]))
     form = engine.abstract(jax.random.key(0))
@@ -57,6 +58,7 @@ def test_the_table_and_the_dictionary_hold_the_same(plan):
     assert "kernels a step" in str(on_gpu)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [None, 2])
 def test_shapes_are_enough(seeds):
     engine = make_engine(small_problem())
@@ -98,6 +100,7 @@ def test_other_errors_of_the_compiler_are_raised(monkeypatch):
         _compiled(None)
 
 
+@pytest.mark.slow
 def test_minibatches_of_a_stream():
     engine = make_engine(small_problem())
     examples = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, 5, 16, *leaf.shape[1:]), leaf.dtype), SPLITS.train)
@@ -138,6 +141,7 @@ def test_splits_that_are_missing_or_apart_are_explained(call):
         call(engine.problem, SPLITS)
 
 
+@pytest.mark.slow
 def test_numbers_may_be_those_of_numpy():
     found = compile_for(make_engine(small_problem()), SPLITS, device="cpu", seeds=np.int64(2), periods=np.int32(3),
                         memory=np.int64(10**9))  # fmt: skip

@@ -43,6 +43,7 @@ def test_the_factor_is_the_formula(floor):
         assert float(cooldown.fall(8)) == float(cooldown.fall(1000)) == np.float32(floor)
 
 
+@pytest.mark.slow
 def test_it_is_a_schedule_that_anybody_could_write(run, data):
     """The same training by a schedule of our own, without exchanges in either."""
 
@@ -60,6 +61,7 @@ def test_it_is_a_schedule_that_anybody_could_write(run, data):
     assert constant.trace.cooldown is None
 
 
+@pytest.mark.slow
 def test_the_exchange_at_its_first_step_is_the_last(run):
     offers = run.trace.info.attempted.any(-1)
     np.testing.assert_array_equal(offers, run.trace.step <= START)
@@ -89,6 +91,7 @@ def test_a_share_is_a_number_of_steps(run, data):
     assert jaxpt.Cooldown(1e-9).over(10).begin == 9, "one step at least"
 
 
+@pytest.mark.slow
 def test_other_numbers_compile_nothing(data):
     trained = conftest.traces_of(engine(), data, "cooldown")
     first = trained(COOLED)
@@ -111,6 +114,7 @@ def test_numbers_have_one_type():
     assert plain == given
 
 
+@pytest.mark.slow
 def test_it_follows_a_schedule(data):
     """A warm-up comes first; the cooldown multiplies its result, and the path holds what was in force."""
 
@@ -125,6 +129,7 @@ def test_it_follows_a_schedule(data):
     assert (path.scheduled["dropout_rate"] == path.hyper["dropout_rate"][0]).all()
 
 
+@pytest.mark.slow
 def test_other_names_and_shapes(data):
     cooldown = jaxpt.Cooldown(0.5, names=("learning_rate", "dropout_rate"), shape="linear", floor=0.2)
     result = fit(engine(cooldown=cooldown), data)
@@ -132,6 +137,7 @@ def test_other_names_and_shapes(data):
     np.testing.assert_allclose(path.scheduled["dropout_rate"][-1] / path.hyper["dropout_rate"][-1], 0.2 + 0.8 / 26)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [jaxpt.PBT(), jaxpt.CopyBest()], ids=["pbt", "copybest"])
 def test_weights_are_not_copied_in_it(rule, data):
     result = fit(engine(rule=rule), data)
@@ -139,6 +145,7 @@ def test_weights_are_not_copied_in_it(rule, data):
     np.testing.assert_array_equal(copies, result.trace.step <= START)
 
 
+@pytest.mark.slow
 def test_swaps_while_tuning_end_too(data):
     """Burn-in is as long as the run, so there is no exchange after it; in the cooldown there is none either."""
     rule = jaxpt.Tempering("auto", "deo", adapt_ladder=True, window=2, swap_while_tuning=True)
@@ -174,12 +181,14 @@ def test_a_resumed_run_has_the_same_bits(run, data, tmp_path):
         jaxpt.fit(shared, data.train, data.valid, steps=2 * STEPS, directory=tmp_path, progress=False)
 
 
+@pytest.mark.slow
 def test_seeds_and_devices(run, data):
     several = fit(engine(placement=jaxpt.placement.shard_map(jax.devices()[:1])), data, seeds=[0, 5])
     np.testing.assert_array_equal(several.trace.cooldown, run.trace.cooldown)
     np.testing.assert_allclose(several.trace.loss[:, 0], run.trace.loss, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_model_trains_along_its_path(run, data):
     alone = jaxpt.replay(run.lineage(1), engine(cooldown=SHARE), data.train, data.valid, progress=False)
     np.testing.assert_array_equal(alone.trace.hyper["learning_rate"][:, 0], run.lineage(1).hyper["learning_rate"])
@@ -188,6 +197,7 @@ def test_one_model_trains_along_its_path(run, data):
     )
 
 
+@pytest.mark.slow
 def test_a_path_that_ended_early_is_not_cooled_anew(run, data):
     """A share of the shorter run would lower rates where the path's run had not begun to."""
     early = dataclasses.replace(run, trace=jax.tree.map(lambda leaf: leaf[:4], run.trace)).lineage(1)
@@ -282,6 +292,7 @@ class Asks(jaxpt.Rule):
         return jaxpt.Move(rung, {**seen.hyper, **moved}), self, jaxpt.Info.none(len(seen.energy))
 
 
+@pytest.mark.slow
 def test_a_rule_that_asks_for_the_part_of_the_run_can_be_saved(tmp_path, data):
     asking = engine(rule=Asks(), search=jaxpt.Search(steps=10))
     whole = fit(asking, data)

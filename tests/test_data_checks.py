@@ -219,6 +219,7 @@ def test_networks_do_not_look_at_other_examples(data):
         assert not company.may_depend_on_company(problem, data.valid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "said"), [({}, "evaluation_batch=64"), ({"evaluation_batch": 64}, "drop_remainder")]
 )
@@ -253,6 +254,7 @@ def test_a_seed_without_a_finite_energy_does_not_end_the_others():
         DivergenceMonitor(make(of_numbers()), fresh=True).look(row)
 
 
+@pytest.mark.slow
 def test_a_sampler_that_begins_outside_the_support_ends():
     """A density on the positive numbers, and starts below zero."""
     below = lambda key: -jnp.abs(jax.random.normal(key))

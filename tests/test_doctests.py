@@ -83,7 +83,15 @@ def names():
     return {"jaxpt": jaxpt, **modules, **made}
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+LONG = {"tune", "compare", "Comparison", "with_average", "Cooldown", "equinox_problem", "diffusion"}
+"""Those that compile several programs."""
+
+
+def marks(example):
+    return [pytest.mark.slow] if example.name.split(".")[-1] in LONG else []
+
+
+@pytest.mark.parametrize("example", [pytest.param(e, id=e.name, marks=marks(e)) for e in EXAMPLES])
 def test_the_example_runs(example, names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     told = []

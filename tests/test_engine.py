@@ -62,6 +62,7 @@ def test_a_replica_in_the_stack_equals_one_trained_alone(name, k, data):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b[k], rtol=2e-5, atol=2e-5), mine, others)
 
 
+@pytest.mark.slow
 @pytest.mark.users_compiler
 def test_swaps_permute_hyperparameters_and_leave_weights_and_momentum(data):
     """The exchange comes last in a period, so after one period only rungs and hyperparameters can differ."""
@@ -123,6 +124,7 @@ def test_seeds_in_one_run_equal_runs_of_their_own(problem, data):
         np.testing.assert_array_equal(together.replicas.rung[name][i], alone.replicas.rung[name])
 
 
+@pytest.mark.slow
 def test_fit_equals_the_bare_engine(data):
     """To the bit; the program of two seeds is that of the test above."""
     engine = make_engine(rule=jaxpt.Tempering(3.0))
@@ -131,6 +133,7 @@ def test_fit_equals_the_bare_engine(data):
     jax.tree.map(np.testing.assert_array_equal, fitted.trace, trace)
 
 
+@pytest.mark.slow
 def test_new_numbers_trace_nothing_anew(data):
     """Other ladder values, C, burn-in, fixed values, key: one trace of the loss for training, none after it."""
     count = 0

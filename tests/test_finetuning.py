@@ -94,6 +94,7 @@ def test_what_is_not_given_is_drawn_by_each_replica():
     assert len(np.unique(params["out"]["kernel"][...][:, 0, 0])) == 3
 
 
+@pytest.mark.slow
 def test_a_model_file_is_a_start(tmp_path):
     first = jaxpt.fit(engine(jaxpt.nnx_problem(Net, loss, start=BASE)), DATA, DATA, steps=4)
     first.save_model(tmp_path / "base")
@@ -104,6 +105,7 @@ def test_a_model_file_is_a_start(tmp_path):
     same(jax.tree.map(lambda leaf: leaf[1], replicas.model_state), nnx.state(best, nnx.BatchStat))
 
 
+@pytest.mark.slow
 def test_only_the_selected_weights_are_trained():
     problem = jaxpt.nnx_problem(Net, loss, wrt=lambda path, variable: path[0] == "out", start=BASE)
     result = jaxpt.fit(engine(problem), DATA, DATA, steps=20)
@@ -113,6 +115,7 @@ def test_only_the_selected_weights_are_trained():
     assert (model.out.kernel[...] != BASE.out.kernel[...]).all()
 
 
+@pytest.mark.slow
 def test_frozen_weights_give_the_numbers_of_a_zero_rate():
     """Freezing a part gives the weights that a rate of zero for that part gives."""
     some = lambda path, variable: path[0] == "out"
@@ -132,6 +135,7 @@ def test_frozen_weights_give_the_numbers_of_a_zero_rate():
         np.testing.assert_allclose(out[0][path], out[1][path], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_64_adapters_cost_one_base():
     """The state holds adapters alone, and the program takes the base once, as an argument."""
     width, count = 128, 64
@@ -153,6 +157,7 @@ def test_64_adapters_cost_one_base():
     assert not [line for line in program.as_text().splitlines() if "constant(" in line and f"f32[2,{width}]" in line]
 
 
+@pytest.mark.slow
 def test_another_base_compiles_nothing():
     traced = []
 
@@ -181,6 +186,7 @@ def test_execution_does_not_matter(replica_axis, tuned):
     np.testing.assert_allclose(found.trace.valid["energy"], tuned.trace.valid["energy"], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [jaxpt.PBT(), jaxpt.CopyBest()], ids=["PBT", "CopyBest"])
 def test_copies_take_adapters_alone(rule):
     result = jaxpt.fit(engine(lora(), rule=rule), DATA, DATA, steps=12)
@@ -189,6 +195,7 @@ def test_copies_take_adapters_alone(rule):
     same(nnx.state(result.best().model.out, nnx.Param), nnx.state(BASE.out))
 
 
+@pytest.mark.slow
 def test_seeds_have_the_same_base(tuned):
     result = jaxpt.fit(engine(lora()), DATA, DATA, steps=8, seeds=[0, 1])
     np.testing.assert_allclose(result.trace.valid["energy"][:, 0], tuned.trace.valid["energy"], rtol=1e-4)
@@ -217,6 +224,7 @@ def test_a_saved_ensemble_has_the_base(tmp_path, tuned):
     np.testing.assert_allclose(jaxpt.ensemble_weights(tuned.engine, tuned.state, DATA).sum(), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_the_same_base_only(tmp_path):
     whole = jaxpt.fit(engine(lora()), DATA, DATA, steps=16)
     jaxpt.fit(engine(lora()), DATA, DATA, steps=8, directory=tmp_path / "run")
@@ -231,6 +239,7 @@ def test_a_run_resumes_with_the_same_base_only(tmp_path):
     assert (loaded.best().model(X) == whole.best().model(X)).all()
 
 
+@pytest.mark.slow
 def test_changes_of_a_problem_read_the_shared_weights(tuned):
     """In bfloat16 and with noise; a function that was replaced otherwise is refused."""
     half = jaxpt.with_compute_dtype(lora())
@@ -248,6 +257,7 @@ def test_changes_of_a_problem_read_the_shared_weights(tuned):
         engine(half._replace(loss=lambda *args: lora().loss(*args)))
 
 
+@pytest.mark.slow
 def test_a_frozen_base_may_be_in_bfloat16():
     base = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nnx.state(BASE, nnx.Param))
     problem = lora(base)

@@ -57,6 +57,7 @@ def result():
     return jaxpt.fit(engine(tuned()), DATA, DATA, steps=8, keep_best=True)
 
 
+@pytest.mark.slow
 def test_only_the_selected_weights_are_held_by_each_replica(result):
     replicas = result.state.replicas
     assert {named(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(replicas.params)} == {
@@ -89,6 +90,7 @@ def test_names_of_modules_select_weights():
     assert jax.tree.structure(rest) == jax.tree.structure({"batch_stats": BASE["batch_stats"]})
 
 
+@pytest.mark.slow
 def test_every_replica_starts_from_a_model_file(tmp_path):
     begun = jaxpt.fit(engine(jaxpt.linen_problem(Net(), loss, example=X[:1])), DATA, DATA, steps=4)
     begun.save_model(tmp_path / "base")
@@ -111,6 +113,7 @@ def test_another_base_and_another_type(result):
     np.testing.assert_allclose(energy, result.engine.evaluate(state, DATA)["energy"], rtol=0.02)
 
 
+@pytest.mark.slow
 def test_it_is_the_problem_of_nnx():
     """The head of the same network, trained on the same base, in both libraries."""
 

@@ -23,6 +23,7 @@ def result(data):
     )
 
 
+@pytest.mark.slow
 def test_it_trains_for_exactly_the_steps_asked_for(result):
     assert result.state.step == 43
     assert result.trace.step.tolist() == [5, 10, 15, 20, 25, 30, 35, 40, 43]

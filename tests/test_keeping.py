@@ -134,6 +134,7 @@ def test_a_run_is_read_with_the_engine_that_made_it(tmp_path):
             jaxpt.load_run(other, tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [jaxpt.CopyBest(), jaxpt.PBT()], ids=["CopyBest", "PBT"])
 def test_scores_of_a_run_that_is_read_belong_to_its_weights(rule, tmp_path, data):
     """The last period's move copied weights after they had been scored."""

@@ -118,6 +118,7 @@ def test_respacing_interpolates_what_does_not_give_beta():
     np.testing.assert_allclose(moved.values["learning_rate"], [0.1, 0.15, 0.4], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "said"),
     [

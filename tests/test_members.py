@@ -48,6 +48,7 @@ def each(result, seed, examples):
     return np.array([jax.nn.softmax(one.model(examples["x"])) for one in found], np.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_best_are_those_of_the_lowest_validation_energy(seed, result, data):
     found = result.ensemble(best=2, seed=seed)
@@ -215,6 +216,7 @@ def test_an_ensemble_comes_back_whole(result, data, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_parameters_of_any_shape_come_back(tmp_path):
     """One array, arrays without elements, bfloat16; places in the file are found by numbers, not by names."""
     inits = {
@@ -315,6 +317,7 @@ def test_splits_without_examples_are_refused(result, data):
             scored()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:energy is not finite")
 def test_a_diverged_replica_does_not_count_though_its_predictions_are_finite():
     """Its weight is about 1e21: predictions of 1e21 are finite, their squares are not."""

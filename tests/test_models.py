@@ -168,6 +168,7 @@ def test_two_streams_have_keys_of_their_own():
     assert abs(np.corrcoef(seen["draws"])[0, 1]) < 0.2
 
 
+@pytest.mark.slow
 def test_arrays_made_in_a_constructor_belong_to_each_replica():
     """Tables stay what they are; one drawn from the model's key is another in every replica."""
 

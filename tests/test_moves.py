@@ -99,6 +99,7 @@ def test_and_it_fails_with_a_prior_of_another_width(monkeypatch):
     assert worst(step_size=0.4) > 6
 
 
+@pytest.mark.slow
 def test_draws_of_a_wide_prior_are_exact():
     """Log-uniform over nine decades: no draw is rounded to the scale of the state before, or leaves the support."""
     low, high = np.log(1e-3), np.log(1e6)

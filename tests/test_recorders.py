@@ -112,6 +112,7 @@ class Told(jaxpt.Recorder):
         self.notes.append("closed")
 
 
+@pytest.mark.slow
 def test_a_recorder_is_told_the_seeds_and_the_error_that_ends_a_run():
     recorder = Told()
     jaxpt.fit(ENGINE, steps=4, recorders=[recorder], seed=7, progress=False)

@@ -30,6 +30,7 @@ def result(data):
     return jaxpt.fit(engine, data.train, data.valid, test=data.test, steps=43, seeds=[3, 11], progress=False)
 
 
+@pytest.mark.slow
 def test_validation_is_the_energy(result):
     assert result.best("validation", 0).replica == result.best("energy", 0).replica
     metric = ("validation", jaxpt.Metric(lambda model, batch: batch["y"], higher_is_better=False))

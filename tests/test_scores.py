@@ -106,6 +106,7 @@ WHOLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"replica_axis": "map"}, {"replica_axis": "unroll"}, {"probe": 40}])
 def test_metrics_of_a_whole_split(options):
     """Against scikit-learn and NumPy, on what the returned models predict; 70 examples in slices of 32."""
@@ -125,6 +126,7 @@ def test_metrics_of_a_whole_split(options):
     assert found.best("macro_f1").valid["macro_f1"] == found.valid["macro_f1"].max()
 
 
+@pytest.mark.slow
 def test_whole_metrics_over_seeds_and_devices_of_their_own():
     engine = run(classifier(metrics=WHOLE)).engine
     found = jaxpt.fit(engine, DATA, DATA, steps=2, seeds=[0, 1], progress=False)

@@ -97,6 +97,7 @@ def test_a_ladder_without_temperatures_stays_without():
     assert (np.diff(new.beta) < 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [14, 15])
 def test_a_run_that_ends_in_its_search_is_noticed(steps, data):
     """Its short last period is no end of the search: the ladder does not move after it."""
@@ -110,6 +111,7 @@ def test_a_run_that_ends_in_its_search_is_noticed(steps, data):
     np.testing.assert_allclose(path.scheduled["learning_rate"], factor * path.hyper["learning_rate"][0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_short_last_period_lowers_rates_as_the_others_do(data):
     """A run of 14 steps in a search of 15 ends with the weights of a schedule that does the same."""
     fall = lambda h, step: {**h, "learning_rate": h["learning_rate"] * jaxpt.Search(steps=15).fall(step)}
@@ -141,6 +143,7 @@ def test_coupled_and_unnamed_values_follow():
         np.testing.assert_allclose(contracted(ladder, jnp.float32(0.0), 1.5).values["x"], [1, 2, 4], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_run_contracts_once_by_the_energies_at_the_end(run):
     trace = run.trace
     rates = trace.hyper["learning_rate"]
@@ -163,6 +166,7 @@ def test_the_run_contracts_once_by_the_energies_at_the_end(run):
     np.testing.assert_allclose(held.beta, 1 / held.values["learning_rate"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_path_has_the_fall_and_the_new_rates(run, data):
     path = run.lineage(1)
     step = np.arange(STEPS)
@@ -174,6 +178,7 @@ def test_the_path_has_the_fall_and_the_new_rates(run, data):
     np.testing.assert_array_equal(alone.lineage(0).scheduled["learning_rate"], path.scheduled["learning_rate"])
 
 
+@pytest.mark.slow
 def test_a_share_is_whole_periods(run, data, tmp_path):
     """Of the same run, resumed after it was stopped, with the same bits."""
     shared = engine(search=jaxpt.Search(0.25, factor=FACTOR), cooldown=1 / 6)
@@ -198,6 +203,7 @@ def test_a_share_is_whole_periods(run, data, tmp_path):
     assert jaxpt.Search(0.001).over(100, 10).end == 10, "one period at least"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule", [jaxpt.Independent(), jaxpt.PBT(), jaxpt.Tempering(30.0, "deo")], ids=["grid", "pbt", "deo"]
 )
@@ -211,6 +217,7 @@ def test_any_rule_goes_on_from_it(rule, data):
     assert (rates[3:] <= high * 1.001).all(), "PBT explores between the ends of the new ladder"
 
 
+@pytest.mark.slow
 def test_C_is_found_after_it(data):
     """The energies of the search are not among those that C="auto" goes by."""
     result = fit(engine(rule=jaxpt.Tempering("auto", "deo", window=4), burn_in=30), data)
@@ -222,6 +229,7 @@ def test_C_is_found_after_it(data):
     np.testing.assert_allclose(log_ratio, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_each_seed_finds_its_own(data):
     both = fit(engine(), data, seeds=[0, 7])
     one, other = both.trace.hyper["learning_rate"][3]
@@ -230,6 +238,7 @@ def test_each_seed_finds_its_own(data):
     np.testing.assert_allclose(other, alone.trace.hyper["learning_rate"][3], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_ladder_of_each_seed_is_shown(data, tmp_path):
     both = fit(engine(rule=jaxpt.Tempering(100.0, "deo")), data, seeds=[0, 7])
     held = both.state.ladders[NAME]
@@ -246,6 +255,7 @@ def test_the_ladder_of_each_seed_is_shown(data, tmp_path):
     assert "learning rate, seed 1" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_seeds_with_one_ladder_share_its_values(data):
     both = fit(engine(search=None, rule=jaxpt.Tempering(100.0, "deo")), data, seeds=[0, 7])
     ladder = both.engine.ladders[NAME]
@@ -257,6 +267,7 @@ def test_seeds_with_one_ladder_share_its_values(data):
     assert f"   0 {float(ladder.beta[0]):>10.4g} " in page
 
 
+@pytest.mark.slow
 def test_several_ladders_contract_together(data):
     ladders = [
         jaxpt.Ladder(learning_rate=jaxpt.geometric(0.02, 0.2, 4)),
@@ -269,6 +280,7 @@ def test_several_ladders_contract_together(data):
     np.testing.assert_allclose(dropout[0], 0.05 * 8 ** (place / 3), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_other_numbers_compile_nothing(data):
     trained = conftest.traces_of(engine(), data, "search")
     first = trained(jaxpt.Search(steps=5))

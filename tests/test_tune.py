@@ -51,6 +51,7 @@ def sizes(rows):
     return [row.evaluation_batch for row in rows if row.part == "evaluation"]
 
 
+@pytest.mark.slow
 def test_the_table_lists_every_candidate_and_one_of_each_part_is_chosen(tuned):
     assert ways(tuned.rows) == [("vmap", 1), ("unroll", 1), ("map", 1), ("map", 2)]
     assert sizes(tuned.rows) == [20, 5, 10, 40, 80]
@@ -180,6 +181,7 @@ def test_fit_takes_the_directory_and_a_resumed_script_gives_the_same_bits(tuned,
     assert (folder / "tuned.json").exists()
 
 
+@pytest.mark.slow
 def test_a_problem_without_data_has_no_evaluations_to_cut(monkeypatch):
     problem = jaxpt.energy_problem(lambda w: jnp.sum(w**2), lambda key: jnp.zeros(3))
     langevin = lambda h: jaxpt.langevin(0.1, h["temperature"])
@@ -190,6 +192,7 @@ def test_a_problem_without_data_has_no_evaluations_to_cut(monkeypatch):
     assert found.rows[0].given
 
 
+@pytest.mark.slow
 def test_numbers_that_depend_on_the_execution_keep_it(given):
     """Keys of other kinds than threefry: only the evaluations, which draw nothing, are tuned."""
     found = jaxpt.tune(given, SPLITS, seconds=0.01, prng="rbg")
@@ -200,6 +203,7 @@ def test_numbers_that_depend_on_the_execution_keep_it(given):
     assert str(found).endswith(found.note)
 
 
+@pytest.mark.slow
 def test_the_number_of_ladders_may_be_that_of_numpy(given):
     both = jaxpt.tune(given, SPLITS, seconds=0.01, seeds=np.int64(2), prng="rbg")
     assert json.loads(json.dumps(both.as_dict()))
@@ -242,6 +246,7 @@ def test_a_loss_that_compares_examples_keeps_the_size_of_its_evaluations():
     assert notes == ["evaluation_batch stays: energy of an example depends on those beside it"]
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_listed_and_not_timed(given, monkeypatch):
     check = memory.check
 

@@ -106,6 +106,7 @@ def test_what_is_done_is_saved_before_the_streams_error(tmp_path):
     assert_same_result(fit(iter([BATCH] * 15), steps=15, directory=tmp_path), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", ["return False", "raise KeyboardInterrupt"])
 def test_the_process_ends(last):
     program = """

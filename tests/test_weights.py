@@ -106,6 +106,7 @@ def run(data):
     return engine, state, np.array([[energy(seed, slot) for slot in range(4)] for seed in (0, 1)])
 
 
+@pytest.mark.slow
 def test_each_seed_has_its_own_optimal_weights(run, data):
     engine, state, energy = run
     found = jaxpt.ensemble_weights(engine, state, data.valid)

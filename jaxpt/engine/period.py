@@ -154,7 +154,7 @@ def _train(
 
     def steps(replica: Replicas, given: PyTree) -> tuple[Replicas, Float[Array, ""], Any]:
         examples, counts = given if own else (given, weight)
-        # All at once: on a CPU each hash is a loop of some hundred small operations, whatever its size.
+        # All at once: a hash of the keys of all steps costs hardly more than that of one.
         keys = jax.vmap(partial(step_keys, replica.key))(numbers)
         with jax.named_scope(STEPS):
             replica, (losses, told) = jax.lax.scan(step, replica, (examples, counts, numbers, keys))

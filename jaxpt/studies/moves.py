@@ -119,7 +119,7 @@ def _langevin(
     ) -> tuple[Any, MalaState]:
         del updates, extra
         require_real(params, "mala")
-        # One draw for all weights and the acceptance: with few weights most of a step's time goes into hashes.
+        # One draw for all weights and the acceptance: with few weights a hash is a good part of a step's time.
         flat, unravel = ravel_pytree(params)
         drawn = jax.random.normal(key, (flat.size + 2,), flat.dtype)
         noise = unravel(drawn[:-2])

@@ -80,6 +80,7 @@ def test_the_split_is_fixed_and_disjoint():
     assert images.max() == 1
 
 
+@pytest.mark.slow
 def test_the_network_has_the_weights_that_its_docstring_says():
     # 3*3*1*16 + 16, 3*3*16*32 + 32, 2*2*32*64 + 64, 64*10 + 10
     params = nnx.state(SmallConvNet(rngs=nnx.Rngs(0)), nnx.Param)

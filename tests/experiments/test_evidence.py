@@ -116,6 +116,7 @@ def test_sorting():
     assert move.rung["learning_rate"].tolist() == [2, 0, 3, 1]
 
 
+@pytest.mark.slow
 def test_averages_of_weights(task):
     """The mean of the weights before steps 10, 11, ... of a run, against weights recorded after each of them."""
     problem = averaged(task.problem, None, 10)
@@ -147,6 +148,7 @@ def test_averages_of_weights(task):
     np.testing.assert_allclose(of_energy.evaluate(*one, batch)["error"], now["error"])
 
 
+@pytest.mark.slow
 def test_energies_after_cold_steps(task):
     batch = {name: leaf[:8] for name, leaf in task.data.train.items()}
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
@@ -170,6 +172,7 @@ def test_every_arm_makes_an_engine(name, task):
     assert json.loads(json.dumps(arms.settings(engine)))["rule"] == type(engine.rule).__name__
 
 
+@pytest.mark.slow
 def test_files_and_tables(task, tmp_path, monkeypatch, capsys):
     """Two arms on two seeds, then a third seed: only it is run; the tables hold differences by seed."""
     monkeypatch.setitem(tasks.TASKS, "digits", lambda ladder, data_dir: task)

@@ -120,6 +120,7 @@ def test_a_diverged_replica_sinks_to_the_hottest_rung():
     assert rung[0] == 3
 
 
+@pytest.mark.slow
 def test_it_follows_the_energies_without_a_new_program(data):
     """C follows the spread of each period's energies; another strength compiles nothing."""
     traces = 0

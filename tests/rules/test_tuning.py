@@ -85,6 +85,7 @@ def at_rest(h):
     return jaxpt.gradient_noise(0.0 * sum(h.values()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scale", "settle"),
     [
@@ -127,6 +128,7 @@ def test_several_ladders_have_a_C_each():
     assert trace.info.ladder.tolist() == [0, 1] * 20
 
 
+@pytest.mark.slow
 def test_noise_correction_needs_a_probe_and_is_recorded():
     v = {"v": jnp.arange(40.0)}
     rungs = jaxpt.Ladder(learning_rate=[0.1, 0.2, 0.3])
