@@ -4,7 +4,11 @@ import argparse
 import importlib
 import importlib.util
 import json
+import os
+import runpy
+import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +18,7 @@ from flax import nnx
 from benchmarks import devices, peers
 from experiments import datasets
 from experiments.models import LeNetEMNIST
+from tests import pages
 from tests.experiments import small_sets
 
 TOYS = {
@@ -28,6 +33,7 @@ TOYS = {
     "compiled": "--device cpu --models lenet --variants stock single --replicas 2 --batch 2",
     "hand_written": "--every 2 --steps 4 --rounds 1",
     "samplers": "--dimensions 2 --every 2 --steps 8 --rounds 1",
+    "arithmetic": "--size 16 --replicas 1 --batch 2",
     "tuning": "--cases toy --tuned 0.1 --rounds 1 --seconds 0.01 --devices 1",
     "peers": "--replicas 2 --batch 2 --steps 4 --every 2 --probe 4 --arms pbt torch_func tune_pbt",
 }
@@ -43,6 +49,7 @@ ROW = {
     "compiled": {"model", "variant", "label", "replicas", "collectives", "host_transfers", "temporary_bytes"},
     "hand_written": {"every", "replicas", "batch", "steps", "rounds", "microseconds_a_step", "engine_to_hand_written"},
     "samplers": {"dimensions", "every", "chains", "rungs", "steps", "jaxpt_to_tfp", "standard_deviation"},
+    "arithmetic": {"check", "error", "bound", "right"},
     "tuning": {"case", "replicas", "chosen", "best", "chosen_to_best", "auto_to_best", "candidates", "tuned"},
     "convolutions": {"model", "layer", "part", "lowering", "seconds", "spread", "chosen", "time_ratio"},
 }
@@ -95,6 +102,9 @@ def test_each_measures_and_says_how(name, tmp_path, monkeypatch):
         settings = [{key: row[key] for key in rows[0]["chosen"]} for row in rows[0]["candidates"]]
         assert settings[0] == rows[0]["chosen"]
         assert len(settings) == 3 + 4, "vmap, unroll and map; and four more sizes of evaluations"
+    if name == "arithmetic":
+        assert all(row["right"] for row in rows)
+        assert rows[0]["error"] > 0, "float32 is not float64"
     if name == "compiled":
         assert [row["variant"] for row in rows] == ["stock", "single"]
         assert all(row["step_loop_found"] and row["collectives"] == row["host_transfers"] == 0 for row in rows)
@@ -102,6 +112,30 @@ def test_each_measures_and_says_how(name, tmp_path, monkeypatch):
         arms = ["pbt", "torch_func", "tune_pbt"]
         assert [row["arm"] for row in rows] == [arm for arm in arms if arm not in written["left_out"]]
         assert all(row["replica_images"] == 2 * 2 * 4 for row in rows if row["arm"] != "tune_pbt")
+
+
+def test_a_wrong_number_ends_the_check_of_a_device(monkeypatch):
+    from benchmarks import arithmetic
+
+    monkeypatch.setattr(arithmetic, "sums", lambda size: iter([("a sum", 0.1, 0.01)]))
+    monkeypatch.setattr(arithmetic, "gradients", lambda replicas, batch: iter(()))
+    with pytest.raises(SystemExit, match=r"does not compute what NumPy computes: a sum$"):
+        run("arithmetic", "--size 4", monkeypatch)
+
+
+def test_the_commands_for_a_gpu_exist_with_their_options(tmp_path, monkeypatch, capsys):
+    script = pages.ROOT / "benchmarks" / "gpu.sh"
+    where = {"PYTHON": "echo", "OUT": str(tmp_path / "out"), "DATA": "data", "MINUTES": "5"}
+    told = subprocess.run(["bash", script], env=os.environ | where, capture_output=True, text=True, check=True).stdout
+    commands = [line.split() for line in told.splitlines() if line.startswith("benchmarks/")]
+    names = [Path(script).stem for script, *_ in commands]
+    assert names == ["arithmetic", *6 * ["throughput"], "tuning", "reproduce"]
+    for path, *words in commands:
+        monkeypatch.setattr(sys, "argv", [path, "--help"])
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(pages.ROOT / path), run_name="__main__")
+        shown = capsys.readouterr().out
+        assert all(word in shown for word in words if word.startswith("--"))
 
 
 @pytest.fixture
