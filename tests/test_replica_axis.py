@@ -117,18 +117,19 @@ def test_on_accelerators_auto_is_vmap():
 
 @pytest.mark.slow
 def test_auto_runs_what_it_says(images):
-    """With one replica at a time there are M convolutions in the program; vmapped there is one for all."""
-    counts = {}
+    """Unrolled, the program calls that of one replica M times; in all ways it has the convolutions of one."""
+    counts, calls = {}, {}
     for strategy in ("auto", "vmap", "unroll", "map"):
         engine = make_engine(jaxpt.nnx_problem(ConvNet, conftest.loss), replica_axis=strategy)
         text = engine.lower(engine.abstract(jax.random.key(0)), images, periods=1).as_text()
-        counts[strategy] = text.count("stablehlo.convolution")
-    assert counts["auto"] == counts["unroll"] > counts["map"]
-    assert counts["map"] <= counts["vmap"]
+        counts[strategy], calls[strategy] = text.count("stablehlo.convolution"), text.count("call @one_replica")
+    assert calls["auto"] == calls["unroll"] > 0 == calls["map"] == calls["vmap"]
+    assert calls["unroll"] % engine.num_replicas == 0, "one replica's steps, and its energies"
+    assert counts["auto"] == counts["unroll"] == counts["map"] <= counts["vmap"]
     seeds = engine.abstract(jax.random.split(jax.random.key(0), 3))
     engine = dataclasses.replace(engine, replica_axis="auto")
     text = engine.lower(seeds, images, periods=1).as_text()
-    assert text.count("stablehlo.convolution") == counts["unroll"], "seeds are looped over: the program does not grow"
+    assert text.count("call @one_replica") == calls["unroll"], "seeds are looped over: the program does not grow"
 
 
 def test_an_unknown_strategy_is_refused():

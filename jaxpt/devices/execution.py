@@ -166,15 +166,17 @@ def _lifted(
         stacked = [arg for arg, axis in zip(args, in_axes, strict=True) if axis == 0]
 
         # One replica's arguments and the shared ones, in the order of `in_axes`.
-        def at(row: Sequence[Any]) -> Any:
+        def one_replica(row: Sequence[Any]) -> Any:
             rest = iter(row)
             return function(*(arg if axis is None else next(rest) for arg, axis in zip(args, in_axes, strict=True)))
 
         if strategy == "map":
             # A batch_size of 1 would be a vmap over an axis of length one, so it is left out.
-            return lax.map(at, stacked, batch_size=replicas_at_once if replicas_at_once > 1 else None)
-        # Unrolled in Python: independent parts of one program, which XLA may run side by side on the cores.
-        rows = [at(tree.take(stacked, i)) for i in range(tree.leading(stacked))]
+            return lax.map(one_replica, stacked, batch_size=replicas_at_once if replicas_at_once > 1 else None)
+        # Unrolled in Python: independent parts of one program, which XLA may run side by side on the cores. Under jit
+        # the replica's program is rewritten and lowered once, not once for each replica; XLA puts it in for each call.
+        call = jax.jit(one_replica)
+        rows = [call(tree.take(stacked, i)) for i in range(tree.leading(stacked))]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
 
     return one_by_one
