@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parents[1]
+MODELS = ("lenet", "resnet20", "block16", "block32", "block64")
 VARIANTS = ("stock", "own", "single")
 EVERY, PERIODS = 7, 3  # unlike any other loop's number of turns
 TOPOLOGIES = {"v5e": ("tpu", "v5e:2x2"), "h100": ("cuda", "1x1x4"), "cpu": ("cpu", "")}
@@ -112,7 +113,7 @@ def lowered(model: str, variant: str, replicas: int, options: argparse.Namespace
     )
 
     def split(count: int) -> dict[str, Any]:
-        shape = (count, *networks.SHAPES[model])
+        shape = (count, *(networks.SHAPES | networks.BLOCKS)[model])
         return {"image": jax.ShapeDtypeStruct(shape, jnp.float32), "label": jax.ShapeDtypeStruct((count,), jnp.int32)}
 
     data = jaxpt.Data(split(8 * options.batch), split(options.batch))
@@ -155,7 +156,7 @@ def main() -> None:
     """Compiles each program in a process of its own, and writes all rows after each of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=TOPOLOGIES, default="v5e")
-    parser.add_argument("--models", nargs="+", choices=("lenet", "resnet20"), default=["lenet"])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["lenet"])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--replicas", type=int, default=8)
     parser.add_argument("--batch", type=int, default=128)

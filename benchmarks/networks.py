@@ -1,6 +1,7 @@
 """The networks that the benchmarks train, for jaxpt and, if it is installed, for PyTorch; and their work by hand."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,10 +11,12 @@ from flax import nnx
 from jaxtyping import Array
 
 import jaxpt
-from experiments.models import LeNetEMNIST, ResNet
+from experiments.models import LeNetEMNIST, ResNet, resnet
 
 SHAPES = {"lenet": (32, 32, 1), "resnet20": (32, 32, 3)}
-CLASSES = {"lenet": 26, "resnet20": 10}
+BLOCKS = {"block16": (32, 32, 16), "block32": (16, 16, 32), "block64": (8, 8, 64)}
+"""Two blocks of a ResNet of one width on images of so many rows, columns and channels, for `compiled.py`."""
+CLASSES = {"lenet": 26}
 LEARNING_RATE, MOMENTUM, DROPOUT = 0.01, 0.9, 0.1
 
 
@@ -22,8 +25,38 @@ def loss(model: nnx.Module, batch: dict) -> Array:
     return jaxpt.cross_entropy(model(batch["image"]), batch["label"])
 
 
+class Blocks(nnx.Module):
+    """Two residual blocks of one width after a 1x1 convolution, so that the first has a gradient of its input."""
+
+    def __init__(self, width: int, convolution: Callable[..., Array], *, rngs: nnx.Rngs):
+        def conv(fan_in: int, fan_out: int, stride: int, size: int = 3) -> nnx.Conv:
+            return nnx.Conv(
+                fan_in,
+                fan_out,
+                (size, size),
+                strides=stride,
+                use_bias=False,
+                conv_general_dilated=convolution,
+                rngs=rngs,
+            )
+
+        norm = partial(resnet.BatchNorm, rngs=rngs)
+        self.stem = conv(width, width, 1, size=1)
+        self.blocks = nnx.List([resnet.OriginalBlock(width, width, norm, conv) for _ in range(2)])
+        self.out = nnx.Linear(width, 10, rngs=rngs)
+
+    def __call__(self, image: Array) -> Array:
+        """Returns logits."""
+        x = self.stem(image)
+        for block in self.blocks:
+            x = block(x)
+        return self.out(x.mean((1, 2)))
+
+
 def problem(model: str, convolution: Callable[..., Array]) -> jaxpt.Problem:
     """Returns the problem of a network whose convolutions are computed by a function."""
+    if model in BLOCKS:
+        return jaxpt.nnx_problem(lambda *, rngs: Blocks(BLOCKS[model][-1], convolution, rngs=rngs), loss)
     if model == "lenet":
         return jaxpt.nnx_problem(lambda *, rngs: LeNetEMNIST(convolution=convolution, rngs=rngs), loss)
     return jaxpt.nnx_problem(lambda *, rngs: ResNet(20, convolution=convolution, rngs=rngs), loss)
@@ -44,7 +77,7 @@ def images(model: str, count: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     return {
         "image": rng.normal(size=(count, *SHAPES[model])).astype(np.float32),
-        "label": rng.integers(0, CLASSES[model], count).astype(np.int32),
+        "label": rng.integers(0, CLASSES.get(model, 10), count).astype(np.int32),
     }
 
 

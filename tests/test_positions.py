@@ -27,8 +27,12 @@ def rows(data: Data):
     return [{"x": x, "y": y} for x, y in zip(np.asarray(data.train["x"]), np.asarray(data.train["y"]), strict=True)]
 
 
+AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+"""Grain reads ahead in threads, by default 500 minibatches."""
+
+
 def grain_dataset(data):
-    return grain.MapDataset.source(rows(data)).shuffle(seed=3).repeat().batch(BATCH).to_iter_dataset()
+    return grain.MapDataset.source(rows(data)).shuffle(seed=3).repeat().batch(BATCH).to_iter_dataset(AHEAD)
 
 
 def grain_iterator(data):
@@ -37,7 +41,8 @@ def grain_iterator(data):
 
 def grain_loader(data):
     sampler = grain.samplers.IndexSampler(len(rows(data)), shuffle=True, seed=1)  # repeats its epochs
-    return grain.DataLoader(data_source=rows(data), sampler=sampler, operations=[grain.transforms.Batch(BATCH)])
+    batch = grain.transforms.Batch(BATCH)
+    return grain.DataLoader(data_source=rows(data), sampler=sampler, operations=[batch], read_options=AHEAD)
 
 
 class Walk:
