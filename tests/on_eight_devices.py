@@ -129,7 +129,6 @@ one = long.pop("one device")
 out["equal"] |= {f"200 periods: {way}": differences(one, run) for way, run in long.items()}
 out["accepted"]["200 periods"] = int(one[1].info.accepted.sum())
 
-conftest.compile_quickly(True)
 stream = lambda: ({name: leaf[i : i + 16] for name, leaf in DATA.train.items()} for i in (0, 16, 32, 48) * 3)
 fits = [jaxpt.fit(make(way), stream(), DATA.valid, steps=12, progress=False) for way in (single(), "auto")]
 out["equal"]["stream: auto"] = differences(*((result.state, result.trace) for result in fits))
@@ -142,7 +141,6 @@ for way, result in zip(("auto", "pmap on four"), mine[1:], strict=True):
     out["equal"][f"own stream: {way}"] = differences(*((run.state, run.trace) for run in (mine[0], result)))
 out["accepted"]["own stream"] = int(mine[0].trace.info.accepted.sum())
 
-conftest.compile_quickly(False)
 autos = [make(way, problem=CONVOLUTION, replica_axis="auto") for way in (single(), shard_map(DEVICES[:4]))]
 out["auto"] = differences(*(engine.run(engine.init(KEY), DATA, periods=3) for engine in autos))
 conftest.compile_quickly(True)

@@ -16,6 +16,7 @@ from jaxpt.core.state import Replicas, RunState, Trace
 from jaxpt.core.types import Info, Move, Observation
 from jaxpt.devices.execution import Lift
 from jaxpt.devices.placement import EXAMPLES, Placement
+from jaxpt.engine.packing import Packing
 from jaxpt.engine.replica import Divided, reported, rescale_momentum, scheduled, step_keys, train_step
 from jaxpt.engine.scoring import mean_scores, paired_variance
 from jaxpt.engine.spec import Spec
@@ -50,16 +51,17 @@ def periods(
         turn, leaves, rows = carry
         # A jaxpr's outputs are flat: first the state's leaves, then the row's.
         out = jaxpr_as_fun(program)(*leaves, turn)
-        pairs = zip(rows, out[len(leaves) :], strict=True)
+        pairs = zip(rows, packing.pack(out[len(leaves) :]), strict=True)
         rows = [jax.lax.dynamic_update_index_in_dim(rows, leaf, turn, 0) for rows, leaf in pairs]
         return turn + 1, out[: len(leaves)], rows
 
     leaves, structure = jax.tree.flatten(state)
     shapes, form = jax.tree.flatten(row)
-    start = first, leaves, [jnp.zeros((max_periods, *leaf.shape), leaf.dtype) for leaf in shapes]
+    packing = Packing.of(shapes)
+    start = first, leaves, [jnp.zeros((max_periods, *leaf.shape), leaf.dtype) for leaf in packing.packed]
     # `while_loop`, not `scan`: the length is traced. Rows past it stay zero.
     _, leaves, rows = jax.lax.while_loop(lambda carry: carry[0] < jnp.minimum(count, max_periods), one, start)
-    return jax.tree.unflatten(structure, leaves), jax.tree.unflatten(form, rows)
+    return jax.tree.unflatten(structure, leaves), jax.tree.unflatten(form, packing.unpack(rows))
 
 
 def period(engine: Spec, state: RunState, data: Data, batches: Batches | None) -> tuple[RunState, Trace]:

@@ -9,6 +9,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxpt.core.types import Info
 from jaxpt.rules.pairing import Pairing, named, offered, random_adjacent
 
+_COMPARED_AT_MOST = 64  # rungs; a sort is one more operation, but M^2 comparisons are not yet dearer
+
 
 def log_acceptance(
     beta_i: Float[Array, "..."],
@@ -77,6 +79,15 @@ def energy_spread(energy: Float[Array, " M"]) -> Float[Array, ""]:
     return jnp.where(median > 0, median, jnp.where(mean > 0, mean, 1.0))
 
 
+def replicas_on(rung: Int[Array, " M"]) -> Int[Array, " M"]:
+    """Returns the replica on each rung: the inverse of `rung`, a permutation of 0 .. M-1."""
+    count = rung.shape[0]
+    if count > _COMPARED_AT_MOST:
+        return jnp.argsort(rung)
+    numbers = jnp.arange(count, dtype=rung.dtype)
+    return jnp.sum(jnp.where(rung == numbers[:, None], numbers, 0), -1, dtype=rung.dtype)
+
+
 @partial(jax.jit, static_argnames="pairing")
 def exchange(
     key: Key[Array, ""],
@@ -118,7 +129,7 @@ def exchange(
         The new rung of each replica, and the record of the exchange.
     """
     key_pair, key_swap = jax.random.split(key)
-    replica = jnp.argsort(rung)
+    replica = replicas_on(rung)
     on_rung = energy[replica]
     correction = None
     if variance is not None:

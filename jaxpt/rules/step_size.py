@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Key
 from jaxpt.core import tree
 from jaxpt.core.ladder import Ladder
 from jaxpt.core.types import AnyArray, Info, Move, Observation
+from jaxpt.rules.exchange import replicas_on
 from jaxpt.rules.rule import Rule
 
 
@@ -71,7 +72,7 @@ class AdaptedStepSize(Rule):
         mine = next(name for name, ladder in ladders.items() if self.name in ladder.values)
         if seen.reported is None:
             raise ValueError("the optimiser reports no acceptance of its moves, which the step size is adapted to")
-        accepted = seen.reported["acceptance"][jnp.argsort(seen.rung[mine])]
+        accepted = seen.reported["acceptance"][replicas_on(seen.rung[mine])]
         old = ladders[mine].values[self.name]
         grown = old * jnp.exp((accepted - self.target) / jnp.sqrt(1.0 + seen.turn))
         fixed = frozen | jnp.isnan(accepted)  # NaN: a kernel that does not tell

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxpt.core import tree
 from jaxpt.core.ladder import Ladder
 from jaxpt.core.types import AnyArray, Info, Move, Observation
-from jaxpt.rules.exchange import energy_spread, exchange
+from jaxpt.rules.exchange import energy_spread, exchange, replicas_on
 from jaxpt.rules.pairing import Pairing, check_pairing, named, random_adjacent
 from jaxpt.rules.rule import Rule
 from jaxpt.rules.tuning import Tuning, begin, observe, settle_C, tune_C, tune_ladder
@@ -209,7 +209,7 @@ class Tempering(Rule):
         rungs = before.at[ladder].set(after)
         rung = {name: rungs[i] for i, name in enumerate(names)}
         if self.tuning is not None:
-            finite = jnp.isfinite(energy)[jnp.argsort(before[ladder])]
+            finite = jnp.isfinite(energy)[replicas_on(before[ladder])]
             # A ladder without any exchange does not begin to move in the cooldown.
             over = seen.allowed if seen.cooldown is None else seen.allowed | seen.cooldown
             rule, ladders = rule._tune(ladder, ladders, info, finite[:-1] & finite[1:], seen.allowed, over)
@@ -232,7 +232,7 @@ class Tempering(Rule):
     def _observe(self, ladder: Array, beta: Array, energy: Array, rung: Array, variance: Array | None) -> "Tempering":
         """Returns the rule with this period's energies recorded and C tuned to them."""
         tuning: Any = self.tuning
-        replica, step = jnp.argsort(rung), beta[:-1] - beta[1:]
+        replica, step = replicas_on(rung), beta[:-1] - beta[1:]
         difference = energy[replica[:-1]] - energy[replica[1:]]
         noise = jnp.zeros_like(step) if variance is None else step**2 * variance[replica[:-1], replica[1:]]
         tuning = observe(tuning, ladder, step * difference, noise)
