@@ -32,6 +32,13 @@ THROUGHPUT = (  # later files have the later word
     "throughput-resnet20-batch128.json",
 )
 NETWORKS = {"lenet": "LeNet", "resnet20": "ResNet-20"}
+WAYS = ("stock", "own")
+BLOCKS = {
+    "resnet20": "ResNet-20",
+    "block16": "two blocks of 32 x 32 x 16",
+    "block32": "two blocks of 16 x 16 x 32",
+    "block64": "two blocks of 8 x 8 x 64",
+}
 VARIANTS = {
     "naive": "`jit(vmap(step))`",
     "stock": "jaxpt, stock layers",
@@ -140,6 +147,18 @@ def compiled() -> str:
                 for row, n in zip(found, times, strict=True)
             ]
             lines.append((f"{device}, {NETWORKS[model]}", name, *cells))
+    return "\n".join(report.markdown(lines))
+
+
+def compiled_blocks() -> str:
+    """Returns what XLA:TPU says of stacked residual blocks beside as many single steps."""
+    rows = {(row["model"], row["variant"]): row for row in load("compiled/v5e-resnet.json")["rows"]}
+    lines = [("network", "8 single steps", "8 stacked replicas, stock layers", "jaxpt's convolutions")]
+    for model, name in BLOCKS.items():
+        single = 8 * rows[model, "single"]["estimated_cycles"]
+        stacked = [rows[model, variant]["estimated_cycles"] if (model, variant) in rows else None for variant in WAYS]
+        cells = ("-" if cycles is None else f"{cycles / 1e6:.2f} ({cycles / single:.2f})" for cycles in stacked)
+        lines.append((name, f"{single / 1e6:.2f}", *cells))
     return "\n".join(report.markdown(lines))
 
 
@@ -290,6 +309,7 @@ def tuned() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "compiled": compiled,
+    "compiled_blocks": compiled_blocks,
     "evidence": evidence,
     "recommended": recommended,
     "candidates": candidates,
