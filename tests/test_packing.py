@@ -1,5 +1,6 @@
 """Rows of the trace are joined into few arrays while a run lasts, and come back as they were."""
 
+import dataclasses
 import re
 
 import jax
@@ -7,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxpt
 from jaxpt.engine.packing import AT_MOST, Packing
 from jaxpt.rules.exchange import _COMPARED_AT_MOST, replicas_on
-from tests.conftest import assert_same, make_engine
+from tests.conftest import assert_same, make_engine, sgd
 
 
 def test_arrays_come_back_with_the_axis_of_periods():
@@ -25,6 +27,32 @@ def test_arrays_come_back_with_the_axis_of_periods():
     assert [(p.shape, p.dtype) for p in packed[0]] == [(p.shape, p.dtype) for p in packing.packed]
     assert len(packing.packed) == 4, "one of each type, and the large one"
     assert_same(packing.unpack([jnp.stack(parts) for parts in zip(*packed, strict=True)]), jax.tree.map(stacked, *rows))
+
+
+def test_numbers_of_python_and_keys_are_packed_too():
+    """What a rule records may be a constant, which is no array in a traced program."""
+    key = jax.random.key(0)
+    packing = Packing.of(jax.eval_shape(lambda: [jnp.int32(1), jnp.ones(2, jnp.int32), jnp.bool_(True), key]))
+    first, second, third = packing.unpack([leaf[None] for leaf in packing.pack([7, jnp.arange(2), True, key])])[:3]
+    assert (first.tolist(), second.tolist(), third.tolist()) == ([7], [[0, 1]], [True])
+
+
+@jaxpt.core.tree.register(data=())
+@dataclasses.dataclass(frozen=True)
+class Numbered(jaxpt.Independent):
+    """Records a number of Python."""
+
+    def propose(self, key, seen):
+        move, rule, info = super().propose(key, seen)
+        return move, rule, info._replace(ladder=0)
+
+
+def test_a_rule_may_record_a_number_of_python():
+    problem = jaxpt.energy_problem(lambda w: w**2, jax.random.normal)
+    ladder = jaxpt.Ladder(learning_rate=[0.1, 0.2])
+    engine = jaxpt.Engine(problem, sgd, ladder, Numbered(), every=2)
+    _, trace = engine.run(engine.init(jax.random.key(0)), periods=2)
+    assert trace.info.ladder.tolist() == [0, 0]
 
 
 def stacked(*leaves):

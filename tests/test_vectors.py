@@ -96,6 +96,7 @@ KEYS = [
     lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(-2, 5)),
     *by_keys(lambda key: jax.random.bits(key, (5,))),
     lambda key: jax.random.normal(jax.random.fold_in(key, 3), (5,)),
+    lambda key: jax.vmap(lambda one: jax.random.bits(one, (20000,)))(jax.random.split(key, 0)),
     lambda key: jax.random.permutation(key, 100),
 ]
 

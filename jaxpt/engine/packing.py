@@ -47,9 +47,13 @@ class Packing(NamedTuple):
         return found
 
     def pack(self, arrays: Sequence[Array]) -> list[Array]:
-        """Returns the arrays, joined."""
+        """Returns the arrays, or numbers of Python, joined."""
+        found = [
+            array if isinstance(array, jax.Array) else jnp.asarray(array, one.dtype)
+            for array, one in zip(arrays, self.shapes, strict=True)
+        ]
         return [
-            arrays[group[0]] if len(group) == 1 else jnp.concatenate([arrays[i].reshape(-1) for i in group])
+            found[group[0]] if len(group) == 1 else jnp.concatenate([found[i].reshape(-1) for i in group])
             for group in self.groups
         ]
 

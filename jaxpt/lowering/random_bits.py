@@ -46,7 +46,7 @@ def random_bits(key: Key[Array, "*K"], shape: tuple[int, ...]) -> UInt32[Array, 
     after each group, some eighty small operations; here they stay in registers, in one operation.
     """
     size = math.prod(shape)
-    if size < LEAST:
+    if size < LEAST or key.shape:
         first, second = _threefry(*_words(key, shape), *_counters(shape))
         return first ^ second
     words = _words(key, ())
