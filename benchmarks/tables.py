@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 import numpy as np
 
-from benchmarks import reproduce_tables, tuning
+from benchmarks import networks, reproduce_tables, tuning
 from experiments import report
 from experiments.evidence import tables as of_arms
 
@@ -32,13 +32,6 @@ THROUGHPUT = (  # later files have the later word
     "throughput-resnet20-batch128.json",
 )
 NETWORKS = {"lenet": "LeNet", "resnet20": "ResNet-20"}
-WAYS = ("stock", "own")
-BLOCKS = {
-    "resnet20": "ResNet-20",
-    "block16": "two blocks of 32 x 32 x 16",
-    "block32": "two blocks of 16 x 16 x 32",
-    "block64": "two blocks of 8 x 8 x 64",
-}
 VARIANTS = {
     "naive": "`jit(vmap(step))`",
     "stock": "jaxpt, stock layers",
@@ -49,7 +42,6 @@ SHOWN = (
     *(("lenet", 128, 4), ("lenet", 128, 8), ("lenet", 128, 16)),
     *(("resnet20", 32, 4), ("resnet20", 32, 8), ("resnet20", 128, 4)),
 )
-
 COMPILED = (
     ("TPU v5e", "cycles, millions, as estimated", "estimated_cycles", 10**6),
     ("TPU v5e", "temporaries, MB", "temporary_bytes", 10**6),
@@ -57,7 +49,6 @@ COMPILED = (
     ("H100", "temporaries, MB", "temporary_bytes", 10**6),
 )
 """(device, what, its name in the rows, unit)."""
-
 RULES = {
     "independent": "grid search",
     "tempering": "tempering, one random pair",
@@ -154,10 +145,11 @@ def compiled_blocks() -> str:
     """Returns what XLA:TPU says of stacked residual blocks beside as many single steps."""
     rows = {(row["model"], row["variant"]): row for row in load("compiled/v5e-resnet.json")["rows"]}
     lines = [("network", "8 single steps", "8 stacked replicas, stock layers", "jaxpt's convolutions")]
-    for model, name in BLOCKS.items():
+    for model, shape in {"resnet20": (), **networks.BLOCKS}.items():
         single = 8 * rows[model, "single"]["estimated_cycles"]
-        stacked = [rows[model, variant]["estimated_cycles"] if (model, variant) in rows else None for variant in WAYS]
-        cells = ("-" if cycles is None else f"{cycles / 1e6:.2f} ({cycles / single:.2f})" for cycles in stacked)
+        stacked = (rows.get((model, variant), {}).get("estimated_cycles") for variant in ("stock", "own"))
+        cells = (f"{cycles / 1e6:.2f} ({cycles / single:.2f})" if cycles else "-" for cycles in stacked)
+        name = "two blocks of " + " x ".join(map(str, shape)) if shape else NETWORKS[model]
         lines.append((name, f"{single / 1e6:.2f}", *cells))
     return "\n".join(report.markdown(lines))
 

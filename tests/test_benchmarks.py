@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import devices, peers
+from benchmarks import devices, networks, peers, throughput
 from experiments import datasets
 from experiments.models import LeNetEMNIST
 from tests import pages
@@ -136,6 +136,17 @@ def test_the_commands_for_a_gpu_exist_with_their_options(tmp_path, monkeypatch, 
             runpy.run_path(str(pages.ROOT / path), run_name="__main__")
         shown = capsys.readouterr().out
         assert all(word in shown for word in words if word.startswith("--"))
+
+
+def test_steps_may_be_computed_in_bfloat16():
+    options = argparse.Namespace(steps=1, batch=4, precision="bfloat16")
+    engine = throughput.engine("lenet", jax.lax.conv_general_dilated, options, 2)
+    weights = jax.eval_shape(engine.problem.init, jax.random.key(0))
+    hyper = {"dropout_rate": 0.1}
+    step = jax.make_jaxpr(engine.problem.loss)(*weights, networks.images("lenet", 4), hyper, jax.random.key(0))
+    found = [eqn.outvars[0].aval.dtype for eqn in step.jaxpr.eqns if eqn.primitive.name == "conv_general_dilated"]
+    assert found == 3 * [jax.numpy.bfloat16]
+    assert (engine.precision, step.out_avals[0].dtype) == ("default", jax.numpy.float32)
 
 
 @pytest.fixture

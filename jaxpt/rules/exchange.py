@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxpt.core.types import Info
 from jaxpt.rules.pairing import Pairing, named, offered, random_adjacent
 
-_COMPARED_AT_MOST = 64  # rungs; a sort is one more operation, but M^2 comparisons are not yet dearer
+_COMPARED_AT_MOST = 64  # rungs; beyond, a sort instead of M^2 comparisons
 
 
 def log_acceptance(
