@@ -154,7 +154,6 @@ def test_wherever_it_stands_it_gets_no_colder_and_leaves_the_others_whole(replic
 @pytest.mark.slow
 def test_respawn_goes_on_with_the_nearest_healthy_one(data):
     engine = make_engine(small_problem(), rule=jaxpt.Independent(), diverged="respawn")
-    plain = make_engine(small_problem(), rule=jaxpt.Independent())
     _, _, trace = run(engine, data, lambda state: broken(broken(state, 0), 2), after=3)
     parents = np.asarray(trace.info.parents)
     assert parents.tolist() == [[1, 1, 1, 3], [0, 1, 2, 3], [0, 1, 2, 3]], "of two neighbours the colder"
@@ -165,7 +164,7 @@ def test_respawn_goes_on_with_the_nearest_healthy_one(data):
 
     # One period after the harm: weights are the neighbour's, hyperparameters and keys their own.
     state, _, _ = run(engine, data, lambda state: broken(broken(state, 0), 2), after=1)
-    whole, _, _ = run(plain, data, lambda state: state, after=1)
+    whole, _, _ = run(engine, data, lambda state: state, after=1)
     for mine, theirs in zip(*(jax.tree.leaves(s.replicas[:3]) for s in (state, whole)), strict=True):
         np.testing.assert_array_equal(np.asarray(mine)[[0, 1, 2, 3]], np.asarray(theirs)[[1, 1, 1, 3]])
     jax.tree.map(np.testing.assert_array_equal, state.replicas.hyper, whole.replicas.hyper)
