@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import jax
@@ -71,7 +72,8 @@ def test_values_and_gradients_stay_and_every_convolution_is_channels_last(name):
     with jax.enable_x64(True):
         step = jax.value_and_grad(lambda x, w: jnp.square(FUNCTIONS[name](x, w)).sum(), (0, 1))
         closed, shapes = jax.make_jaxpr(step, return_shape=True)(x, w)
-        assert rewrite.has_convolutions(closed.jaxpr)
+        forward = jax.make_jaxpr(FUNCTIONS[name])(x, w)
+        assert rewrite.convolved_bytes(closed.jaxpr) == rewrite.convolved_bytes(forward.jaxpr) > 8 * 16
         again = lambda x, w: rewrite.evaluate(closed, x, w)
         found = jax.tree.unflatten(jax.tree.structure(shapes), jax.jit(again)(x, w))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), found, step(x, w))
@@ -163,8 +165,18 @@ def test_small_integers_stay_what_they_are():
     np.testing.assert_array_equal(found, conv(x, w))
 
 
+@pytest.mark.parametrize(
+    ("images", "padded"), [((128, 28, 28, 6), (128, 32, 28, 6)), ((32, 32, 32, 16), (128, 32, 32, 16))]
+)
+def test_the_largest_array_of_a_convolution_as_a_tpu_holds_it(images, padded):
+    """The axis that 128 lanes divide best, and eight rows of another, in two bytes each."""
+    conv = lambda x, w: lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    x, w = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in (images, (3, 3, images[-1], images[-1])))
+    assert rewrite.convolved_bytes(jax.make_jaxpr(jax.jit(conv))(x, w).jaxpr) == 2 * math.prod(padded)
+
+
 def test_a_program_without_convolutions_is_known_as_such():
-    assert not rewrite.has_convolutions(jax.make_jaxpr(jax.jit(lambda x: x @ x))(np.ones((2, 2))).jaxpr)
+    assert rewrite.convolved_bytes(jax.make_jaxpr(jax.jit(lambda x: x @ x))(np.ones((2, 2))).jaxpr) == 0
 
 
 def test_a_checkpointed_body_keeps_the_constants_that_it_closes_over():

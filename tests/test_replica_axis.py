@@ -111,8 +111,11 @@ def test_auto_says_what_it_picked(data, images):
     assert jaxpt.fit(engine, data.train, data.valid, steps=5, progress=False).execution == engine.execution(data)
 
 
-def test_on_accelerators_auto_is_vmap():
-    assert {choose(where, 8, 1, found) for where in ("gpu", "tpu") for found in (True, False)} == {"vmap"}
+def test_on_accelerators_auto_is_vmap_but_for_convolutions_that_fill_a_tpus_fast_memory():
+    lenet, blocks = 128 * 28 * 28 * 6 * 4, 128 * 16 * 16 * 32 * 4
+    found = {where: [choose(where, 8, 1, size) for size in (0, lenet, blocks)] for where in ("gpu", "tpu")}
+    assert found == {"gpu": 3 * ["vmap"], "tpu": ["vmap", "vmap", "map"]}
+    assert choose("tpu", 7, 1, blocks) == "vmap", "the replicas on one device count"
 
 
 @pytest.mark.slow

@@ -39,12 +39,19 @@ class Execution(NamedTuple):
         return f"{self.replica_axis} over {replicas} on {devices}"
 
 
-def choose(platform: str, replicas: int, devices: int, convolves: bool) -> str:
+FAST_MEMORY = 128 * 2**20
+"""Bytes; of a core of a TPU v5e (VMEM)."""
+
+
+def choose(platform: str, replicas: int, devices: int, convolved: int) -> str:
     """Returns the strategy that "auto" selects.
 
     | where            | replicas on a device | model                | choice | because                             |
     |------------------|----------------------|----------------------|--------|-------------------------------------|
-    | GPU, TPU         | any                  | any                  | vmap   | few large kernels                   |
+    | GPU              | any                  | any                  | vmap   | few large kernels                   |
+    | TPU              | any                  | without convolutions | vmap   | few large kernels                   |
+    | TPU              | any                  | small convolutions   | vmap   | few large kernels                   |
+    | TPU              | any                  | large convolutions   | map    | one replica fills the fast memory   |
     | CPU              | 1                    | any                  | unroll | a single replica needs no batch     |
     | CPU              | more                 | without convolutions | vmap   | batched products, and few of them   |
     | CPU, one device  | 2 to 8               | with convolutions    | unroll | independent replicas fill the cores |
@@ -55,21 +62,25 @@ def choose(platform: str, replicas: int, devices: int, convolves: bool) -> str:
     relative to the same number of jitted single steps in a row. Eight replicas of LeNet, batch 128: naive vmap of the
     bare step 2.0; on one device vmap 0.65, map 0.54, unroll 0.43; on four devices vmap 0.27, map 0.23, unroll 0.23.
     ResNet-20, batch 32: map on four devices 0.33; five replicas unrolled on one device 0.81, where naive vmap takes 5.
-    The choice for GPUs and TPUs follows from their design; it is not yet measured. Compiled for a TPU v5e, not run,
-    eight stacked LeNets take half the cycles of single steps, eight ResNet-20 on minibatches of 128 take 1.4 times as
-    many; under "map" a step is that of a single replica. `jaxpt.tune` measures the choices on the devices at hand.
+    The choice for GPUs and TPUs is not measured: nothing has run there. For TPUs it follows the compiler's estimates
+    for a v5e (`benchmarks/compiled.py`). A convolution is large where its input, its output and their cotangents, taken
+    as four arrays of the largest size for each replica, fill the fast memory of 128 MiB. Eight stacked LeNets on
+    minibatches of 128 (4 x 21 MiB) take half the cycles of single steps, ResNet-20's blocks of 32 and 16 channels
+    (4 x 32 and 4 x 64 MiB) 1.4 times as many; under "map" a step is that of a single replica. `jaxpt.tune` measures
+    the choices on the devices at hand.
 
     Args:
         platform: "cpu", "gpu" or "tpu".
         replicas: number of replicas on each device.
         devices: number of devices that the replicas are spread over.
-        convolves: whether the model has convolutions.
+        convolved: bytes of the largest array that a convolution of one replica reads or gives, in a TPU's tiles of
+            8 x 128 numbers; 0: it has none.
     """
     if platform != "cpu":
-        return "vmap"
+        return "map" if platform == "tpu" and 4 * replicas * convolved >= FAST_MEMORY else "vmap"
     if replicas == 1:
         return "unroll"
-    if not convolves:
+    if not convolved:
         return "vmap"
     return "unroll" if devices == 1 and replicas <= UNROLL_AT_MOST else "map"
 
@@ -142,7 +153,7 @@ def over_replicas(
         if how == "auto":
             # Any argument with axis 0 tells the number of replicas.
             replicas = next(tree.leading(arg) for arg, axis in zip(args, in_axes, strict=True) if axis == 0)
-            how = choose(platform, replicas, devices, rewrite.has_convolutions(program.jaxpr))
+            how = choose(platform, replicas, devices, rewrite.convolved_bytes(program.jaxpr))
             # A seed is a whole ladder: unrolled, the program would grow with seeds times replicas.
             how = "map" if seeds and how == "unroll" else how
         # A jaxpr takes and returns flat lists of leaves.

@@ -25,7 +25,7 @@ from jaxpt.engine import checks
 from jaxpt.engine.axes import batches_axes, state_axes, trace_axes
 from jaxpt.engine.moves import check_move
 from jaxpt.engine.period import INIT, periods, scores
-from jaxpt.engine.reads import convolves
+from jaxpt.engine.reads import convolved_bytes
 from jaxpt.engine.replica import init_replicas, reported
 from jaxpt.engine.spec import Spec, abstract_hyper
 
@@ -246,7 +246,7 @@ class Engine(Spec):
         where = placed.platform, self.num_replicas // placed.num_shards, placed.num_devices
         if how == "auto":
             hyper, train = abstract_hyper(self), _as_data(data).train
-            how = choose(*where, convolves(self.problem, self.schedule, hyper, train, self.batch_size))
+            how = choose(*where, convolved_bytes(self.problem, self.schedule, hyper, train, self.batch_size))
         return Execution(how, *where)
 
     def check(self, data: Data) -> None:

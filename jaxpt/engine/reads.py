@@ -203,10 +203,10 @@ def has_state(opt_state: PyTree, kinds: tuple[type, ...]) -> bool:
     return any(isinstance(node, kinds) for node in nodes)
 
 
-def convolves(
+def convolved_bytes(
     problem: Problem, schedule: Schedule | None, hyper: Mapping[str, Any], train: PyTree, batch_size: int
-) -> bool:
-    """Returns whether the training loss of a problem contains a convolution; traces it and computes nothing.
+) -> int:
+    """Returns the size of the largest array of a convolution in a problem's training loss; traces it, computes nothing.
 
     Args:
         problem: the problem.
@@ -221,4 +221,4 @@ def convolves(
         return problem.loss(params, state, batch, scheduled(schedule, hyper, jnp.zeros((), jnp.int32)), key)
 
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), jnp.result_type(leaf)), train)
-    return rewrite.has_convolutions(jax.make_jaxpr(loss)(jax.random.key(0), dict(hyper), batch).jaxpr)
+    return rewrite.convolved_bytes(jax.make_jaxpr(loss)(jax.random.key(0), dict(hyper), batch).jaxpr)

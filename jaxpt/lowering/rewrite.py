@@ -1,5 +1,6 @@
 """Rewrites any traced program for the platform that it will run on, equation by equation, at any depth."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -30,9 +31,13 @@ def _modules(platform: str) -> tuple[_Module, ...]:
     return _CPU if platform == "cpu" else _ACCELERATORS
 
 
-def has_convolutions(jaxpr: Jaxpr) -> bool:
-    """Returns whether a traced program contains a convolution of lax or of jaxpt, at any depth."""
-    return any(map(_convolves, jaxpr.eqns))
+def convolved_bytes(jaxpr: Jaxpr) -> int:
+    """Returns the size, on a TPU, of the largest array that a convolution reads or gives; 0 without a convolution.
+
+    Convolutions of lax and of jaxpt, at any depth. The size is the same for a loss and for its gradient, whose
+    convolutions have the same arrays or arrays of their shapes.
+    """
+    return max(map(_convolved_bytes, jaxpr.eqns), default=0)
 
 
 def evaluate(
@@ -99,9 +104,20 @@ def _apply(eqn: JaxprEqn, inputs: Sequence[Any], debug: Any, modules: Sequence[_
     return jax.core.eval_jaxpr(one, (), *given.values())
 
 
-def _convolves(eqn: JaxprEqn) -> bool:
-    stock = eqn.primitive is conv_general_dilated_p
-    return stock or _is_own(eqn) or any(map(has_convolutions, jaxprs_in_params(eqn.params)))
+def _convolved_bytes(eqn: JaxprEqn) -> int:
+    if eqn.primitive is conv_general_dilated_p or _is_own(eqn):
+        return max(_tiled_bytes(atom.aval) for atom in (*eqn.invars, *eqn.outvars))
+    return max(map(convolved_bytes, jaxprs_in_params(eqn.params)), default=0)
+
+
+def _tiled_bytes(array: Any) -> int:
+    """Returns the size of an array in tiles of 8 x 128 numbers, its axes in the order that pads least."""
+    shape: tuple[int, ...] = array.shape
+    padded = lambda size, tile: -(-size // tile) * tile  # noqa: E731
+    pairs = [(i, j) for i in range(len(shape)) for j in range(len(shape)) if i != j]
+    others = lambda *axes: math.prod(size for axis, size in enumerate(shape) if axis not in axes)  # noqa: E731
+    least = min((others(i, j) * padded(shape[i], 8) * padded(shape[j], 128) for i, j in pairs), default=array.size)
+    return least * array.dtype.itemsize
 
 
 def _slow(eqn: JaxprEqn, modules: Sequence[_Module]) -> bool:
