@@ -2,10 +2,11 @@
 
 uv run --with "jax[tpu]==0.10.2" benchmarks/compiled.py --device v5e --models lenet
 uv run --with "jax[cuda12]==0.10.2" benchmarks/compiled.py --device h100 --source OTHER_CHECKOUT --label before
+uv run --with "jax[tpu]==0.10.2" benchmarks/compiled.py --program evaluation --batch 1024 --variants stock single
 
 Nothing is run. Cycles are XLA:TPU's own estimates, summed over the step loop; kernels and convolutions are those that
-XLA:GPU calls in it. Temporaries are those of the whole run. Each program is compiled in a process of its own and saved
-at once. Variant "single" is one replica, whose numbers are to be taken M times.
+XLA:GPU calls in it. Those of an evaluation are of the whole program, and so are temporaries. Each program is compiled
+in a process of its own and saved at once. Variant "single" is one replica, whose numbers are to be taken M times.
 """
 
 import argparse
@@ -24,6 +25,7 @@ HERE = Path(__file__).resolve().parents[1]
 MODELS = ("lenet", "resnet20", "block16", "block32", "block64")
 VARIANTS = ("stock", "own", "single")
 EVERY, PERIODS = 7, 3  # unlike any other loop's number of turns
+ROW = ("model", "variant", "label", "program", "batch")  # a row's name
 TOPOLOGIES = {"v5e": ("tpu", "v5e:2x2"), "h100": ("cuda", "1x1x4"), "cpu": ("cpu", "")}
 READ = {
     "v5e": ("estimated_cycles", "collectives", "host_transfers"),
@@ -121,13 +123,43 @@ def lowered(model: str, variant: str, replicas: int, options: argparse.Namespace
     return engine.lower(engine.abstract(jax.random.key(0)), data, periods=PERIODS)
 
 
+def lowered_evaluation(model: str, variant: str, replicas: int, options: argparse.Namespace) -> Any:
+    """Returns the lowered program of the energies of one batch, on the first of the devices."""
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
+
+    import jaxpt
+    from benchmarks import networks
+    from jaxpt.devices.execution import over_replicas
+
+    problem = networks.problem(model, jaxpt.conv_general_dilated if variant == "own" else lax.conv_general_dilated)
+    platform, how = TOPOLOGIES[options.device][0], "unroll" if replicas == 1 else "vmap"
+    here = jax.sharding.SingleDeviceSharding(devices(options.device)[0])
+    shape = lambda *sizes, dtype=jnp.float32: jax.ShapeDtypeStruct(sizes, dtype, sharding=here)  # noqa: E731
+    batch = {
+        "image": shape(options.batch, *(networks.SHAPES | networks.BLOCKS)[model]),
+        "label": shape(options.batch, dtype=jnp.int32),
+    }
+    stacked = lambda leaf: shape(replicas, *leaf.shape, dtype=leaf.dtype)  # noqa: E731
+    weights = jax.tree.map(stacked, jax.eval_shape(problem.init, jax.random.key(0)))
+
+    def energies(params: Any, state: Any, batch: Any) -> Any:
+        one = lambda params, state: problem.evaluate(params, state, batch)["energy"].sum()  # noqa: E731
+        return over_replicas(how, platform, 1, one, (0, 0))(params, state)
+
+    with jax.default_matmul_precision(options.precision):
+        return jax.jit(energies).lower(*weights, batch)
+
+
 def compile_one(model: str, variant: str, options: argparse.Namespace) -> dict[str, Any]:
     """Returns the row of one program; where the step loop is not found, of all loops together."""
     from benchmarks import programs
 
     replicas = 1 if variant == "single" else options.replicas
     started = time.perf_counter()
-    compiled = lowered(model, variant, replicas, options).compile()
+    made = {"step": lowered, "evaluation": lowered_evaluation}[options.program]
+    compiled = made(model, variant, replicas, options).compile()
     seconds = time.perf_counter() - started
     text = compiled.as_text()
     if options.text:
@@ -142,6 +174,7 @@ def compile_one(model: str, variant: str, options: argparse.Namespace) -> dict[s
         "model": model,
         "variant": variant,
         "label": options.label,
+        "program": options.program,
         "replicas": replicas,
         "batch": options.batch,
         "precision": options.precision,
@@ -158,6 +191,7 @@ def main() -> None:
     parser.add_argument("--device", choices=TOPOLOGIES, default="v5e")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["lenet"])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--program", choices=("step", "evaluation"), default="step", help="a run's steps, or energies")
     parser.add_argument("--replicas", type=int, default=8)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--precision", default="default")
@@ -182,7 +216,7 @@ def main() -> None:
     for model in options.models:
         for variant in options.variants:
             row = _in_a_process(model, variant, options)
-            same = [all(r[name] == row[name] for name in ("label", "model", "variant")) for r in rows]
+            same = [all(r.get(name, "step") == row[name] for name in ROW) for r in rows]
             rows = [r for r, is_same in zip(rows, same, strict=True) if not is_same] + [row]
             print(json.dumps(row), flush=True)
             record.write(options.out, rows, compiled_for=options.device, executed=False, compilers=compilers())
@@ -191,7 +225,7 @@ def main() -> None:
 def _in_a_process(model: str, variant: str, options: argparse.Namespace) -> dict[str, Any]:
     """Returns the row of one program, or what went wrong."""
     command = [sys.executable, __file__, *sys.argv[1:], "--only", model, variant]
-    named = {"model": model, "variant": variant, "label": options.label}
+    named = {"model": model, "variant": variant, **{name: getattr(options, name) for name in ROW[2:]}}
     with tempfile.TemporaryFile("w+") as errors:
         try:
             run = subprocess.run(
