@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import devices, networks, peers, throughput
+from benchmarks import compiled, devices, networks, peers, throughput
 from experiments import datasets
 from experiments.models import LeNetEMNIST
 from tests import pages
@@ -112,6 +112,16 @@ def test_each_measures_and_says_how(name, tmp_path, monkeypatch):
         arms = ["pbt", "torch_func", "tune_pbt"]
         assert [row["arm"] for row in rows] == [arm for arm in arms if arm not in written["left_out"]]
         assert all(row["replica_images"] == 2 * 2 * 4 for row in rows if row["arm"] != "tune_pbt")
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_compiled_without_a_run():
+    options = argparse.Namespace(
+        device="cpu", program="evaluation", replicas=2, batch=3, precision="default", label="now", text=None
+    )
+    row = compiled.compile_one("block64", "stock", options)
+    assert (row["program"], row["replicas"], row["batch"], row["step_loop_found"]) == ("evaluation", 2, 3, False)
+    assert row["host_transfers"] == row["collectives"] == 0 < row["temporary_bytes"]
 
 
 def test_a_wrong_number_ends_the_check_of_a_device(monkeypatch):
