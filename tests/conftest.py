@@ -53,19 +53,12 @@ def pytest_collection_modifyitems(items):
 
 DONE = pytest.StashKey[list[int]]()
 
-XLA_OPTIONS: dict[str, bool | int] = {"xla_cpu_parallel_codegen_split_count": 1}
-"""XLA's options for programs that compile quickly: no split for threads, which takes a sixth of processor time.
-
-Where XLA still has its older code generator (up to jax 0.10), that one: the newer one (fusion emitters) takes 40 % of
-the time that is left without LLVM's optimisation.
-"""
-if jax.__version_info__ < (0, 11):
-    XLA_OPTIONS["xla_cpu_use_fusion_emitters"] = False
-QUICK = {
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "XLA_FLAGS": " ".join(f"--{name}={str(value).lower()}" for name, value in XLA_OPTIONS.items()),
-}
+CHOOSES_EMITTERS = jax.__version_info__ < (0, 11)
+"""Whether XLA:CPU still has its older code generator, and an option for it."""
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 """The environment of programs that tests start: they compile in a quarter of the time."""
+if CHOOSES_EMITTERS:
+    QUICK["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 
 
 def compile_quickly(quick):
@@ -99,20 +92,24 @@ def pytest_runtest_setup(item):
             os.environ.pop(name, None)
 
 
-def with_quick_options(options):
-    """Returns JAX's function that makes XLA's options, with `XLA_OPTIONS` for programs that compile quickly."""
+def with_quick_emitters(options):
+    """Returns JAX's function that makes XLA's options, with the older code generator for programs that compile quickly.
+
+    The newer one (fusion emitters) takes 40 % of the time that is left without LLVM's optimisation.
+    """
 
     @functools.wraps(options)
     def made(*args, **kwargs):
         found = options(*args, **kwargs)
         if jax.config.read("jax_disable_most_optimizations"):
-            found.env_option_overrides = [*found.env_option_overrides, *XLA_OPTIONS.items()]
+            found.env_option_overrides = [*found.env_option_overrides, ("xla_cpu_use_fusion_emitters", False)]
         return found
 
     return made
 
 
-compiler.get_compile_options = with_quick_options(compiler.get_compile_options)
+if CHOOSES_EMITTERS:
+    compiler.get_compile_options = with_quick_emitters(compiler.get_compile_options)
 
 
 class NnxNet(nnx.Module):
