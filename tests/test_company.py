@@ -243,6 +243,19 @@ def test_what_depends_is_named_with_the_setting_that_helps(name):
         assert help in str(warning.message)
 
 
+@pytest.mark.parametrize("energy", [contrast, distance])
+def test_devices_that_share_a_minibatch_change_a_loss_that_compares_examples(energy):
+    """Each computes the loss of its part; also where the energy is another function."""
+    data, whole = jaxpt.Data(DATA, DATA), (N, {"valid": N}, 0, ["dropout_rate"])
+    problem = jaxpt.nnx_problem(Linear, contrast, energy=energy)
+    with pytest.warns(UserWarning, match=r"of an example depends.*divides a minibatch over 2 devices.*shard_map\("):
+        company.warn_of_company(problem, data, *whole, parts=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        company.warn_of_company(problem, data, *whole)
+        company.warn_of_company(jaxpt.nnx_problem(Linear, distance), data, *whole, parts=2)
+
+
 def test_copies_change_a_loss_that_compares_examples():
     """What the warning of a short minibatch is about."""
     w, few = jax.random.normal(jax.random.key(5), (3, 3)), {k: v[:8] for k, v in DATA.items()}

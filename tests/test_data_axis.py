@@ -24,7 +24,9 @@ def found():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["shared minibatches", "own minibatches", "batch sizes on the ladder"])
+@pytest.mark.parametrize(
+    "case", ["shared minibatches", "own minibatches", "batch sizes on the ladder", "the loss as a function"]
+)
 def test_a_divided_minibatch_gives_the_steps_of_a_whole_one(case, found):
     """Also the short last ones, whose examples are not shared evenly; up to rounding."""
     assert found[case]["apart"] < 5e-6

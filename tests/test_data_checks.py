@@ -14,6 +14,7 @@ from flax import nnx
 import jaxpt
 from jaxpt.core import labels
 from jaxpt.core.state import Trace
+from jaxpt.core.types import Info
 from jaxpt.engine import company
 from jaxpt.training.divergence import DivergenceMonitor
 from tests.conftest import linen_problem, nnx_problem
@@ -252,6 +253,31 @@ def test_a_seed_without_a_finite_energy_does_not_end_the_others():
         UserWarning, match="replica 0 of seed 0 on rung 0 of learning_rate by step 2; replica 1 of seed 0"
     ):
         DivergenceMonitor(make(of_numbers()), fresh=True).look(row)
+
+
+def test_without_a_healthy_replica_a_respawn_is_not_announced():
+    """A diverged replica is announced once if it stays lost, and each time that it is copied over."""
+    nan = np.nan
+    energy = np.array([[nan, 1.0], [nan, 1.0], [nan, nan], [nan, nan]], np.float32)  # [P, M]
+    info = Info(*[np.zeros((4, 1))] * 4, parents=np.array([[1, 1], [1, 1], [0, 1], [0, 1]]))
+    rung = {"learning_rate": np.tile([0, 1], (4, 1))}
+    rows = Trace(np.array([2, 4, 6, 8]), energy, {"energy": energy}, {}, rung, {}, info)
+    with pytest.warns(UserWarning, match="energy is not finite") as said:
+        DivergenceMonitor(make(of_numbers(), diverged="respawn")).look(rows)
+    copied, stays = (str(one.message) for one in said)
+    assert copied.endswith("by step 4 (it goes on with the weights of the nearest healthy replica)")
+    assert copied.count("replica 0 ") == 2
+    assert stays.endswith("replica 1 on rung 1 of learning_rate by step 6 (no replica is healthy, so it stays lost)")
+    assert "replica 0 " not in stays, "it was lost before"
+
+
+def test_numbers_of_64_bits_are_checked_without_a_word():
+    """JAX warns where it makes 32 bits of them, with words that a user can do nothing with."""
+    data = {"x": X.astype(np.float64), "id": np.arange(64)[:, None]}
+    problem = jaxpt.energy_problem(lambda w, b: (b["x"].sum(-1) + b["id"][:, 0] + w) ** 2, lambda key: jnp.zeros(()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jaxpt.fit(make(problem), data, data, steps=2, progress=False)
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """The best replica of all periods, and directories that are read again."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import optax
 import pytest
 
 import jaxpt
+from jaxpt.results.directory import look
+from jaxpt.saving import keeping
 from tests import conftest
 
 RATES = [0.02, 0.3, 1.1]
@@ -121,6 +125,48 @@ def test_seeds_and_generators_of_a_directory_are_read(tmp_path):
     read = jaxpt.load_run(make(), tmp_path / "run")
     assert read.trace.valid["energy"].shape == (2, 2, 3)
     assert read.best(seed=1).seed == 1
+
+
+@pytest.mark.filterwarnings("ignore:energy is not finite")
+def test_a_run_resumes_although_a_seed_never_had_a_finite_energy(tmp_path):
+    """It has no best replica to keep, and does not count among the energies of checkpoints."""
+    problem = jaxpt.energy_problem(lambda w, b: swinging(w[0], b), or_nan)
+    engine = dataclasses.replace(make(schedule=None, rates=RATES[:2]), problem=problem)
+    starts = [np.asarray(engine.init(jax.random.key(seed)).replicas.params) for seed in range(20)]
+    lost = [bool(np.isnan(start).all()) for start in starts]
+    run = {"seeds": [lost.index(False), lost.index(True)], "directory": tmp_path / "run", "keep_best": True}
+    fit(engine, steps=4, **run)
+    resumed, whole = fit(engine, steps=8, **run), fit(engine, steps=8, **run | {"directory": None})
+    np.testing.assert_array_equal(resumed.trace.valid["energy"], whole.trace.valid["energy"])
+    for read in (resumed, jaxpt.load_run(engine, tmp_path / "run", step="best")):
+        assert read.best(seed=0, ever=True).valid == whole.best(seed=0, ever=True).valid
+        with pytest.raises(ValueError, match="no period of the run had a finite energy"):
+            read.best(seed=1, ever=True)
+    last = look(tmp_path / "run").checkpoints[-1]
+    assert last["lost_seeds"] == 1
+    assert last["energy"] == pytest.approx(np.nanmin(whole.trace.valid["energy"][-1, 0]))
+
+
+def or_nan(key):
+    """A weight, or NaN."""
+    return jnp.where(jax.random.uniform(key) < 0.5, jnp.nan, jnp.ones(1))
+
+
+def test_the_best_checkpoint_has_the_fewest_lost_seeds():
+    nan, inf = np.nan, np.inf
+    rows = [np.array(row) for row in ([[1.0, nan], [3.0, 2.0]], [[nan, nan], [0.5, 0.1]], [[nan, inf], [nan, nan]])]
+    assert [keeping.lowest_energy(row) for row in rows] == [(0, 1.5), (1, 0.1), (2, inf)]
+    assert keeping.lowest_energy(rows[0][0]) == (0, 1.0)
+    told = [{"lost_seeds": 0, "energy": 1.5}, {"energy": 1.6}, {"lost_seeds": 1, "energy": 0.1}, {"lost_seeds": 2}]
+    assert sorted([told[i] for i in (2, 0, 3, 1)], key=keeping.rank) == told
+
+
+def test_a_run_of_one_replica_is_read(tmp_path):
+    """Its arrays of pairs are empty."""
+    ran = fit(make(rates=[0.3]), steps=4, directory=tmp_path)
+    read = jaxpt.load_run(make(rates=[0.3]), tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, read.trace, ran.trace)
+    assert [leaf.dtype for leaf in jax.tree.leaves(read.trace)] == [leaf.dtype for leaf in jax.tree.leaves(ran.trace)]
 
 
 def test_a_run_is_read_with_the_engine_that_made_it(tmp_path):

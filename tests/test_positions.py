@@ -316,6 +316,32 @@ def test_a_stream_that_does_not_take_its_position_says_so():
         Source(Other(), 3, Position(0, to_text({})))
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_loader_whose_state_holds_an_address_is_warned_of_once(named):
+    """Grain's DataLoader compares the source's `repr`, which in another process is another one."""
+
+    class Numbers:
+        def __len__(self):
+            return 64
+
+        def __getitem__(self, place):
+            return {"x": np.float32(place)}
+
+    if named:
+        Numbers.__repr__ = lambda self: "Numbers(64)"
+    loader = grain.DataLoader(
+        data_source=Numbers(), sampler=grain.samplers.IndexSampler(64, seed=1), read_options=AHEAD
+    )
+    source = Source(loader)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            source.position(next(source))
+    assert [" ".join(str(one.message).split()[:7]) for one in said] == (
+        [] if named else ["the stream's state names an object by its"]
+    )
+
+
 def test_a_checksum_depends_on_every_array():
     batch = {"x": np.arange(4.0), "y": np.arange(4)}
     assert checksum(batch) == checksum({"x": np.arange(8.0)[:4], "y": np.arange(8)[:4]})

@@ -197,6 +197,11 @@ def test_the_mean_prediction_is_that_of_its_kind(name):
             run(silent, data)
 
 
+def test_predictions_in_a_dict_are_refused():
+    with pytest.raises(ValueError, match="predict must return one array, but it returns dict"):
+        run(classifier(predict=lambda model, batch: {"logits": logits(model, batch)}))
+
+
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="prediction must be one of classes, binary, values, but it is 'softmax'"):
         classifier(predict=logits, prediction="softmax")

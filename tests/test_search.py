@@ -339,11 +339,15 @@ def diverging(**settings):
     return jaxpt.Engine(problem, lambda h: optax.sgd(h["learning_rate"]), ladder, every=10, **settings)
 
 
-@pytest.mark.filterwarnings("ignore:energy is not finite")
 def test_a_rung_that_diverges_has_no_vote_and_its_replica_goes_on_after_the_search():
     """A copy of a healthy replica on its rung would have the lowest energy, and the ladder would move there."""
     searched = diverging(search=0.2, cooldown=0.3, diverged="respawn")
-    result = jaxpt.fit(searched, steps=500, progress=False)
+    with pytest.warns(UserWarning, match="energy is not finite") as said:
+        result = jaxpt.fit(searched, steps=500, progress=False)
+    waits = [str(one.message) for one in said if "when the search has ended" in str(one.message)]
+    assert ["".join(waits).count(f"replica {k} ") for k in range(6)] == [0, 0, 0, 0, 1, 1], "each is named once"
+    (respawn,) = [str(one.message) for one in said if "it goes on with the weights" in str(one.message)]
+    assert respawn.count("by step 100") == respawn.count("by step") == 2
     parents = np.asarray(result.trace.info.parents)
     copied = np.flatnonzero((parents != np.arange(6)).any(-1))
     assert copied.tolist() == [9], "the period in which the search ends"

@@ -15,6 +15,7 @@ import jaxpt
 from jaxpt.results.command import main
 from jaxpt.results.directory import look
 from jaxpt.results.status import read_trace
+from jaxpt.saving import lock
 from jaxpt.saving.settings import FORMAT
 from tests.test_checkpoint import bowl
 
@@ -147,6 +148,63 @@ def test_directories_without_a_run(tmp_path, capsys):
     assert "is not a directory; give the directory that was given to fit" in capsys.readouterr().err
     assert main(["gs://bucket/run"]) == 2
     assert "looks like a URL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ('{"editor.tabSize": 2}', "holds no run: settings.json is not that of a run"),
+        ('{"seeds": [0, 1, 2], "ladders": {"a": 3}}', "holds no run: settings.json is not that of a run"),
+        ("[1, 2]", "holds no run: settings.json is damaged"),
+        ('{"a": ', "holds no run: settings.json cannot be read"),
+    ],
+)
+def test_settings_of_something_else(settings, says, tmp_path, capsys):
+    (tmp_path / "settings.json").write_text(settings)
+    assert says in shown(tmp_path, capsys, code=1)
+
+
+@pytest.mark.parametrize("part", [{"seeds": [0, 1]}, {"ladders": {"a": 3}}])
+def test_damaged_parts_of_settings_are_left_out(part, tmp_path, capsys):
+    (tmp_path / "settings.json").write_text(json.dumps({"format": FORMAT, **part}))
+    assert f"trouble: settings.json is damaged: {next(iter(part))} is no object" in shown(tmp_path, capsys)
+
+
+def test_a_run_that_ended_early(tmp_path, capsys):
+    """A longer run forgets it."""
+    run = {"directory": tmp_path / "run", "progress": False}
+    jaxpt.fit(ENGINE, steps=12, callbacks=[lambda status: True], **run)
+    assert "ended early by a callback" in shown(tmp_path / "run", capsys)
+    found = shown(tmp_path / "run", capsys, "--json")
+    assert (found["state"], found["ended_by"], found["seconds_left"]) == ("ended early", "callback", None)
+    jaxpt.fit(ENGINE, steps=12, **run)
+    assert "run: finished" in shown(tmp_path / "run", capsys)
+
+
+def test_a_lock_that_may_not_be_read_is_not_held(tmp_path, monkeypatch):
+    (tmp_path / "lock").write_text("{}")
+
+    def refused(*args, **options):
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "open", refused)
+    assert lock.holder(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("metrics", "says"),
+    [
+        ({"energy": 3.4028234663852886e38}, "12\n"),
+        ({"lost_seeds": 1}, "12 (diverged)"),
+        ({"energy": 0.25, "lost_seeds": 1}, "12 (energy 0.25; 1 of the seeds diverged)"),
+        ({"energy": 0.25}, "12 (energy 0.25)"),
+    ],
+)
+def test_energies_of_checkpoints(metrics, says, finished, tmp_path, capsys):
+    """The first is what earlier releases wrote for a seed without a finite energy."""
+    place = copied(finished[0], tmp_path / "run")
+    (place / "checkpoints" / "12" / "metrics" / "metrics").write_text(json.dumps(metrics))
+    assert says in shown(place, capsys) + "\n"
 
 
 def copied(directory, to):

@@ -234,7 +234,8 @@ def _on_energies(made: Trace, name: str, energies: np.ndarray, factor: str, sear
     if broken.all():
         found.append("no energy is finite: look at the data, and at the loss where init draws the weights")
     elif broken.any():
-        remedy = 'give Engine(diverged="respawn")' if searched else "lower the hottest rung's value"
+        respawns = made.info.parents is None and searched
+        remedy = 'give Engine(diverged="respawn")' if respawns else "lower the hottest rung's value"
         found.append(f"{broken.mean():.1%} of all energies are not finite: {remedy}")
     elif (
         not (searched and cooled) and len(made.step) > 3 and energies[0] - energies[-1] > 2 * _energy_error(made, name)

@@ -294,7 +294,8 @@ def _check_scores(engine: Spec, name: str, split: PyTree, is_shown: Callable[[An
 
     problem = engine.problem
     shapes: dict[str, Any] = {}
-    hidden = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for s, leaf in zip(shown, leaves, strict=True) if not s]
+    unseen = (leaf for s, leaf in zip(shown, leaves, strict=True) if not s)
+    hidden = [jax.ShapeDtypeStruct(leaf.shape, jnp.result_type(leaf)) for leaf in unseen]
     scores: dict[str, Callable[..., Any]] = {}
     if name == "train":
         scores["the loss"] = lambda *args: {"loss": problem.loss(*args)[0]}

@@ -162,9 +162,15 @@ def _differ(a: np.ndarray, b: np.ndarray, rounded: np.ndarray, tolerance: float)
 
 
 def warn_of_company(
-    problem: Problem, data: Data, slices: int, sizes: Mapping[str, int], short: int, hyper: Collection[str] = ()
+    problem: Problem,
+    data: Data,
+    slices: int,
+    sizes: Mapping[str, int],
+    short: int,
+    hyper: Collection[str] = (),
+    parts: int = 1,
 ) -> None:
-    """Warns if scores depend on how a run slices its data, or the training loss on how it fills up a minibatch.
+    """Warns if scores depend on how a run slices data, or the training loss on how it divides or fills up minibatches.
 
     Args:
         problem: what is evaluated.
@@ -173,10 +179,11 @@ def warn_of_company(
         sizes: {split: examples that are evaluated in all}.
         short: examples in an epoch's last minibatch, if it is a short one, which copies fill up; else 0.
         hyper: names of the hyperparameters that a loss may read.
+        parts: devices that share a minibatch; each of them computes the loss of its own part.
     """
     sliced = [name for name, size in sizes.items() if size > slices]
-    trains = short and problem.trained_on is not None
-    if not (sliced or short) or data.valid is None:
+    trains = (short or parts > 1) and problem.trained_on is not None
+    if not (sliced or short or parts > 1) or data.valid is None:
         return
 
     def evaluate(problem: Problem, params: Params, rest: ModelState, batch: Batch) -> dict[str, Any]:
@@ -196,6 +203,12 @@ def warn_of_company(
         warnings.warn(
             f"{_said(scored)}, but data.{sliced[0]} is evaluated {slices} examples at a time, so the numbers depend on "
             f"that; evaluate it whole: Engine(evaluation_batch={max(sizes.values())})",
+            stacklevel=4,
+        )
+    if parts > 1 and trained:
+        warnings.warn(
+            f"{_said(trained)}, but placement.grid divides a minibatch over {parts} devices, and each sees its own "
+            "part; give placement.shard_map(devices)",
             stacklevel=4,
         )
     if short and trained:

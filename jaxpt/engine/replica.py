@@ -42,6 +42,27 @@ class Divided(NamedTuple):
             leaves[i] = mean
         return loss, grads, jax.tree.unflatten(structure, leaves)
 
+    def summed(self, own: Callable[[Params], Array]) -> Callable[[Params], Array]:
+        """Returns params -> the sum over the devices of `own(params)`, whose gradient is the sum of theirs.
+
+        JAX takes the transpose of a sum over devices for another sum (`shard_map` does not track which values are the
+        same on all of them), so each device would get its own part of the gradient, times the number of devices.
+        """
+
+        @jax.custom_vjp
+        def value(params: Params) -> Array:
+            return self.total(own(params))
+
+        def forward(params: Params) -> tuple[Array, Callable[..., tuple[Params]]]:
+            found, pull_back = jax.vjp(own, params)
+            return self.total(found), pull_back
+
+        def backward(pull_back: Callable[..., tuple[Params]], cotangent: Array) -> tuple[Params]:
+            return (self.total(pull_back(cotangent)[0]),)
+
+        value.defvjp(forward, backward)
+        return value
+
 
 def init_replica(
     problem: Problem,
@@ -163,10 +184,12 @@ def train_step(
     # For complex weights JAX's gradient is the conjugate of the direction of steepest ascent.
     grads = uphill(grads)
 
+    own = lambda params: objective(params)[0]  # noqa: E731
+    whole = own if divided is None else divided.summed(own)
+
     def value(params: Params, key: Any = None) -> Array:  # line searches pass on all extra arguments, also the key
         del key
-        found = objective(params)[0]
-        return found if divided is None else divided.total(found)
+        return whole(params)
 
     offered = extra_arguments(key_update, loss, grads, value)
     updates, opt_state = updated(optimizer(dict(hyper)), grads, replica.opt_state, replica.params, offered)

@@ -171,7 +171,10 @@ def predictions(
         raise ValueError(f"predict must be a function (model, batch) -> logits, but it is {predict!r}")
 
     def found(params: Params, rest: ModelState, batch: Batch) -> Float[Array, "B *K"]:
-        given = jnp.asarray(predict(rebuild(params, rest), batch))
+        returned = predict(rebuild(params, rest), batch)
+        if not hasattr(returned, "dtype"):
+            raise ValueError(f"predict must return one array, but it returns {type(returned).__name__}; {ASK}")
+        given = jnp.asarray(returned)
         if prediction == "values":
             return given
         if prediction == "binary":

@@ -22,13 +22,15 @@ class RunDirectory:
         path: the directory.
         settings: its settings.json; None if that is missing or damaged.
         steps: optimiser steps of the latest call of `fit`; None if not noted.
+        ended_by: what ended the run before these steps: "callback" or "patience"; None: nothing, or it is not noted.
         periods: number of periods recorded.
         last: the last period's line in periods.jsonl; None without one.
         lowest: for each seed the line, the seed and the replica with the lowest energy of all periods; seed None in a
             run with one.
         pace: seconds per step in the later half of the run; None if unknown.
         seconds: training time so far; None if unknown.
-        checkpoints: for each whole checkpoint its step, periods, seconds and energy, ascending.
+        checkpoints: for each whole checkpoint its step, seconds, energy and number of seeds without a finite energy,
+            ascending; the energy is None if all are without.
         holder: what the lock says of the process that holds it; None: none does.
         troubles: what is missing or damaged, in words.
     """
@@ -36,6 +38,7 @@ class RunDirectory:
     path: Path
     settings: dict[str, Any] | None
     steps: int | None
+    ended_by: str | None
     periods: int
     last: dict[str, Any] | None
     lowest: list[tuple[dict[str, Any], int | None, int]]
@@ -57,12 +60,14 @@ class RunDirectory:
 
     @property
     def state(self) -> str:
-        """The state: "running", "finished", "stopped", or "begun" if no period is recorded."""
+        """The state: "running", "finished", "ended early", "stopped", or "begun" if no period is recorded."""
         if self.holder is not None:
             return "running"
         if self.last is None:
             return "begun"
-        return "finished" if self.steps is not None and self.step >= self.steps else "stopped"
+        if self.steps is not None and self.step >= self.steps:
+            return "finished"
+        return "stopped" if self.ended_by is None else "ended early"
 
     @property
     def seconds_left(self) -> float | None:
@@ -72,7 +77,7 @@ class RunDirectory:
         return max(0, self.steps - self.step) * self.pace
 
 
-_PARTS = ("engine", "rule", "search", "cooldown", "fixed", "ladders", "versions")
+_PARTS = ("engine", "rule", "search", "cooldown", "fixed", "ladders", "seeds", "versions")
 """Parts of settings.json that are objects where they are there."""
 
 
@@ -87,8 +92,13 @@ def look(path: Path) -> RunDirectory:
     troubles: list[str] = []
     holder = lock.holder(path)
     known = _json(path / "settings.json", troubles)
+    if known is not None and not isinstance(known.get("format"), int):
+        troubles.append("settings.json is not that of a run")
+        known = None
     if known is not None:
         spoilt = [name for name in _PARTS if not isinstance(known.get(name, {}), dict)]
+        if "ladders" not in spoilt and not all(isinstance(one, dict) for one in known.get("ladders", {}).values()):
+            spoilt.append("ladders")
         troubles += [f"settings.json is damaged: {name} is no object" for name in spoilt]
         known = {name: value for name, value in known.items() if name not in spoilt}
     if known is not None and known.get("format") != settings.FORMAT:
@@ -101,13 +111,14 @@ def look(path: Path) -> RunDirectory:
         course.add(line)
     kept = _checkpoints(path, holder is not None, troubles)
     noted = _json(path / "run.json", troubles) if (path / "run.json").exists() or course.last else None
-    steps = noted.get("steps") if noted else None
+    steps, ended_by = (noted.get("steps"), noted.get("ended_by")) if noted else (None, None)
     if holder is not None and course.last is None:  # it has not written them yet
         troubles = [one for one in troubles if not one.endswith("is missing")]
     return RunDirectory(
         path,
         known,
         steps if isinstance(steps, int) else None,
+        ended_by if ended_by in ("callback", "patience") else None,
         course.periods,
         course.last,
         course.lowest,
@@ -117,6 +128,10 @@ def look(path: Path) -> RunDirectory:
         holder,
         troubles,
     )
+
+
+_SENTINEL = 1e37
+"""Earlier releases wrote an energy of 3.4e38 for a seed that had none, and the mean over the seeds."""
 
 
 def lines(path: Path, troubles: list[str]) -> Iterator[dict[str, Any]]:
@@ -252,7 +267,8 @@ def _checkpoints(path: Path, running: bool, troubles: list[str]) -> list[dict[st
     sums, folder, found = path / "checksums", path / "checkpoints", []
     steps = sorted(int(file.stem) for file in sums.glob("*.json") if file.stem.isdecimal())
     for step in steps:
-        written = _json(sums / f"{step}.json", troubles) or {}
+        # A run that is going on may just have removed it.
+        written = _json(sums / f"{step}.json", [] if running else troubles) or {}
         lost = [name for name in written if not is_stray(name) and not (folder / name).exists()]
         if lost and not running:  # a run removes the checkpoints that it no longer keeps
             troubles.append(f"the checkpoint of step {step} lacks {lost[0]}, and cannot be used")
@@ -261,8 +277,10 @@ def _checkpoints(path: Path, running: bool, troubles: list[str]) -> list[dict[st
             metrics = _json(folder / str(step) / "metrics" / "metrics", []) or {}
             progress = about.get("custom_metadata")
             seconds = progress.get("seconds") if isinstance(progress, dict) else None
-            energy = metrics.get("energy")
-            found.append({"step": step, "energy": energy if is_number(energy) else None, "seconds": seconds})
+            energy: Any = metrics.get("energy")
+            known = is_number(energy) and float(energy) < _SENTINEL
+            lost = metrics.get("lost_seeds", 0)
+            found.append({"step": step, "energy": energy if known else None, "lost_seeds": lost, "seconds": seconds})
     others = [int(one.name) for one in folder.glob("*") if one.name.isdecimal() and int(one.name) not in steps]
     if others and not running:
         troubles.append(f"the checkpoint of step {max(others)} is incomplete; the next run removes it")

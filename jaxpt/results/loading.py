@@ -18,7 +18,7 @@ from jaxpt.results.record import last_scores
 from jaxpt.results.result import Result
 from jaxpt.saving import settings
 from jaxpt.saving.files import local_path
-from jaxpt.saving.keeping import in_order
+from jaxpt.saving.keeping import in_order, lowest_energy
 
 
 def load_run(
@@ -32,7 +32,8 @@ def load_run(
         engine: the one that ran, or one with the same problem, optimizer, ladders and rule.
         directory: the `directory` of `fit`; no run may be using it.
         step: the number of steps of the checkpoint; or "latest"; or "best", the checkpoint with the lowest energy in
-            its last period (with several seeds, averaged over them).
+            its last period (with several seeds, averaged over those that have a finite one; a checkpoint with more of
+            them comes first).
 
     Raises:
         ValueError: there is no such checkpoint; the engine has replicas of other shapes.
@@ -51,7 +52,7 @@ def load_run(
         if not kept_steps:
             raise ValueError(f"{place} keeps no checkpoint yet")
         if step == "best":
-            step = min((_last_energy(store.rows(kept)), kept) for kept in kept_steps)[1]
+            step = min((lowest_energy(store.rows(kept)["valid/energy"][-1]), kept) for kept in kept_steps)[1]
         chosen = int(kept_steps[-1] if step == "latest" else step)
         key = _key(store.settings()["seeds"])
         form = engine.abstract(key)
@@ -80,6 +81,10 @@ def load_run(
     )
 
 
+_OF_PAIRS = {"attempted": bool, "accepted": bool, "probability": np.float32}
+"""{field of `Info` that has a column for each pair of rungs: its type}."""
+
+
 def _timed(engine: Engine, then: dict[str, Any]) -> Engine:
     """Returns the engine with the steps of the run's search and cooldown, where its own are shares of a run."""
     engine, shares = engine.over(None), engine
@@ -104,11 +109,6 @@ def _check_engine(engine: Engine, now: dict[str, Any], then: dict[str, Any], pla
         )
 
 
-def _last_energy(rows: dict[str, np.ndarray]) -> float:
-    energy = rows["valid/energy"][-1]
-    return float(np.min(np.where(np.isfinite(energy), energy, np.inf), -1).mean())
-
-
 def _key(seeds: dict[str, Any]) -> jax.Array:
     """Returns the run's key, or its keys, from the seeds recorded in the directory."""
     return jax.random.wrap_key_data(jnp.asarray(seeds["keys"], jnp.uint32), impl=re.sub(r"\W", "", seeds["prng"]))
@@ -130,6 +130,8 @@ def _trace(rows: dict[str, np.ndarray], engine: Engine, params: Any, lead: int) 
         room, _, inner = name.partition("/")
         if inner or room == "draws":
             parts[room][inner] = array
+    for name, dtype in _OF_PAIRS.items():  # a ladder of one rung has no pairs, and empty arrays are not saved
+        parts["info"].setdefault(name, np.zeros((*rows["loss"].shape[:-1], 0), dtype))
     draws: Any = parts["draws"] or None
     if draws and engine.draws is not None:
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[lead:], leaf.dtype), params)

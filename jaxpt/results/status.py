@@ -34,6 +34,7 @@ def as_dict(run: RunDirectory) -> dict[str, Any]:
             "steps": run.steps,
             "periods": run.periods,
             "seconds": run.seconds,
+            "ended_by": run.ended_by,
             "seconds_left": run.seconds_left if run.state in ("running", "stopped") else None,
             "best": best_now(run),
             "lowest": [replica(line, seed, number) for line, seed, number in run.lowest],
@@ -48,8 +49,9 @@ def as_dict(run: RunDirectory) -> dict[str, Any]:
 def as_text(run: RunDirectory) -> str:
     """Returns what is known of a run as text, at most 80 columns wide."""
     if not run.is_run:
-        empty = not any(run.path.iterdir())
-        return _wrapped(f"{run.path} holds no run: " + ("it is empty" if empty else "it has no settings.json"))
+        troubles = [one for one in run.troubles if one.startswith("settings.json") and not one.endswith("is missing")]
+        why = "it has no settings.json" if any(run.path.iterdir()) else "it is empty"
+        return _wrapped(f"{run.path} holds no run: {troubles[0] if troubles else why}")
     return "\n".join(_wrapped(line) for line in _sentences(run))
 
 
@@ -177,12 +179,17 @@ def _sentences(run: RunDirectory) -> Iterator[str]:
     for line, seed, number in run.lowest:
         found = in_a_line(plain(replica(line, seed, number)), not copies)
         yield found.replace("best replica", f"lowest so far, at step {line['step']:,}: replica", 1)
-    kept = [
-        f"{one['step']:,}" + ("" if one["energy"] is None else f" (energy {one['energy']:.4g})")
-        for one in run.checkpoints
-    ]
+    kept = [f"{one['step']:,}{_in_brackets(one)}" for one in run.checkpoints]
     yield "checkpoints at step " + ", ".join(kept) if kept else "no checkpoint yet"
     yield from (f"trouble: {one}" for one in run.troubles)
+
+
+def _in_brackets(checkpoint: Mapping[str, Any]) -> str:
+    """Returns the energy of a checkpoint, in brackets, as far as it is known."""
+    energy, lost = checkpoint["energy"], checkpoint["lost_seeds"]
+    if energy is None:
+        return " (diverged)" if lost else ""
+    return f" (energy {energy:.4g}" + (f"; {lost} of the seeds diverged)" if lost else ")")
 
 
 def _state(run: RunDirectory) -> str:
@@ -193,6 +200,9 @@ def _state(run: RunDirectory) -> str:
         return "begun, but no process is running it"
     if run.state == "finished":
         return "finished"
+    if run.ended_by is not None:
+        by = "its patience" if run.ended_by == "patience" else "a callback"
+        return f"ended early by {by}"
     again = "" if not run.checkpoints else f"; the same call resumes it at step {run.checkpoints[-1]['step']:,}"
     return f"not running{again}"
 
@@ -203,7 +213,7 @@ def _course(run: RunDirectory) -> str:
         return f"step 0 of {_count(run.steps)}: no period is recorded yet" + " (compiling?)" * (run.holder is not None)
     share = f" ({run.step / run.steps:.0%})" if run.steps else ""
     times = "" if run.seconds is None else f", {duration(run.seconds)} of training"
-    if run.seconds_left and run.state != "finished":
+    if run.seconds_left and run.state in ("running", "stopped"):
         times += f", about {duration(run.seconds_left)} left"
     return f"step {run.step:,} of {_count(run.steps)}{share}, {run.periods:,} periods{times}"
 

@@ -25,7 +25,7 @@ from jaxpt.devices import allocator
 from jaxpt.devices.processes import refuse_together
 from jaxpt.saving import settings
 from jaxpt.saving.files import digest, is_stray, local_path, write
-from jaxpt.saving.keeping import Kept, abstract
+from jaxpt.saving.keeping import Kept, abstract, lowest_energy, rank
 from jaxpt.saving.lock import lock
 from jaxpt.saving.progress import Progress
 
@@ -64,7 +64,7 @@ class Checkpoints:
             for step in self.steps:  # before Orbax reads any of them
                 self._check_files(step)
             policy = ocp.training.preservation_policies
-            best = policy.BestN(get_metric_fn=lambda metrics: metrics["energy"], reverse=True, n=1)
+            best = policy.BestN(get_metric_fn=rank, reverse=True, n=1)
             with _quietly():
                 self._orbax = ocp.training.Checkpointer(
                     self._steps,
@@ -130,15 +130,13 @@ class Checkpoints:
         """
         self.wait()
         allocator.trim()  # nothing runs on the devices now, so a CPU program's memory is free as well
-        step, energy = int(trace.step[-1]), trace.valid["energy"][-1]
-        lowest = np.min(energy, axis=-1, where=np.isfinite(energy), initial=np.finfo(np.float32).max).mean(
-            dtype=np.float64
-        )
+        step = int(trace.step[-1])
+        lost, lowest = lowest_energy(np.asarray(trace.valid["energy"][-1]))
         with self._failing_at(step), _quietly():
             response = self._orbax.save_checkpointables_async(
                 step,
                 {"state": _flat(state), "trace": _flat(trace), **({"kept": _flat(kept)} if kept else {})},
-                metrics={"energy": float(lowest)},
+                metrics={"lost_seeds": lost, **({"energy": lowest} if np.isfinite(lowest) else {})},
                 custom_metadata=progress.as_dict(),
                 force=True,
                 overwrite=True,
@@ -178,9 +176,10 @@ class Checkpoints:
             rows = jax.tree.map(lambda leaf: np.zeros((progress.periods, *leaf.shape[1:]), leaf.dtype), trace)
             wanted = {"state": _flat(state), "trace": _flat(rows)}
             has_kept = (self._steps / str(step) / "kept").exists()
-            form = abstract(state, trace) if has_kept else {}
-            loaded = self._orbax.load_checkpointables(step, {**wanted, **({"kept": _flat(form)} if has_kept else {})})
-        kept = jax.tree.map(np.asarray, _like(form, loaded["kept"], prng)) if has_kept else {}
+            names: Any = self._orbax.checkpointables_metadata(step).metadata["kept"] if has_kept else ()
+            form = abstract(state, trace, {name.partition("/")[0] for name in names})
+            loaded = self._orbax.load_checkpointables(step, {**wanted, **({"kept": _flat(form)} if form else {})})
+        kept = jax.tree.map(np.asarray, _like(form, loaded["kept"], prng)) if form else {}
         return _like(state, loaded["state"], prng), _like(rows, loaded["trace"], prng), progress, kept
 
     def progress(self, step: int) -> Progress:

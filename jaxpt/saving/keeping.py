@@ -1,7 +1,7 @@
 """The best replica of a whole run, with its weights of that time, for early stopping."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -81,8 +81,14 @@ class Keeper:
         return {str(place): kept for place, kept in enumerate(self.kept) if kept is not None}
 
 
-def abstract(state: RunState, trace: Trace) -> dict[str, Kept]:
-    """Returns the shapes of `Keeper.saved` for every seed, given the shapes of the state and of a trace."""
+def abstract(state: RunState, trace: Trace, seeds: Collection[str]) -> dict[str, Kept]:
+    """Returns the shapes of `Keeper.saved`, given the shapes of the state and of a trace.
+
+    Args:
+        state: the shapes of a state.
+        trace: the shapes of a trace.
+        seeds: the indices of the seeds that it holds: those that have had a finite energy.
+    """
     lead = state.key.ndim
 
     def one(leaf: Any, skip: int) -> np.ndarray:
@@ -94,7 +100,25 @@ def abstract(state: RunState, trace: Trace) -> dict[str, Kept]:
         for part in (trace.valid, trace.test, trace.rung, trace.hyper)
     )
     shapes = Kept(np.zeros((), trace.step.dtype), np.zeros((), int), weights, *parts)
-    return {str(place): shapes for place in range(state.key.shape[0] if lead else 1)}
+    return {str(place): shapes for place in range(state.key.shape[0] if lead else 1) if str(place) in seeds}
+
+
+def lowest_energy(energy: np.ndarray) -> tuple[int, float]:
+    """Returns how many seeds have no finite energy, and the mean of the lowest of the others; infinite without others.
+
+    The tuples of two checkpoints compare: fewer lost seeds are better, then a lower energy.
+
+    Args:
+        energy: [M] or [S, M].
+    """
+    rows = np.where(np.isfinite(energy), energy, np.inf).reshape(-1, energy.shape[-1]).min(-1)
+    found = rows[np.isfinite(rows)]
+    return len(rows) - len(found), float(found.mean(dtype=np.float64)) if len(found) else np.inf
+
+
+def rank(metrics: Any) -> Any:
+    """Returns what orders checkpoints, given what `lowest_energy` said of them; older ones count no lost seeds."""
+    return metrics.get("lost_seeds", 0), metrics.get("energy", np.inf)
 
 
 def in_order(loaded: Mapping[str, Kept], seeds: int) -> list[Kept | None]:

@@ -63,13 +63,17 @@ def holder(directory: Path) -> dict[str, str | int] | None:
     if fcntl is None:
         return None
     try:
-        with (directory / "lock").open("rb", buffering=0) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return None
-    except (BlockingIOError, PermissionError):
-        return _signed(directory / "lock") or {}
-    except OSError:  # no such file, or a file system without locks
+        file = (directory / "lock").open("rb", buffering=0)
+    except OSError:  # no such file, or one that this user may not read
         return None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return _signed(directory / "lock") or {}
+        except OSError:  # a file system without locks
+            pass
+    return None
 
 
 def _let_go() -> None:

@@ -43,24 +43,37 @@ class DivergenceMonitor:
         from_the_start, self._fresh = self._fresh, False
         before = np.zeros_like(lost[0]) if self._lost is None else self._lost
         new = lost & ~np.concatenate([before[None], lost[:-1]])
-        if self._engine.diverged == "respawn":
-            new = lost  # a respawned replica that diverges again is reported again
         self._lost = lost[-1]
-        if not new.any():
-            return
-        places = np.argwhere(new)
+        if self._engine.diverged == "respawn":
+            self._respawned(trace, lost, new)
+        elif new.any():
+            message = self._message(trace, new)
+            if self._engine.diverged == "stop":
+                if from_the_start and lost.all(0).any():
+                    message += "; it has never been finite, so let init draw weights where the loss is finite"
+                raise Diverged(f'{message}; the run stops, since diverged="stop"{otherwise}')
+            advice = 'it goes on, and counts nowhere; diverged="respawn" would start it again from its neighbour'
+            warnings.warn(f"{message} ({advice})", stacklevel=3)
+
+    def _respawned(self, trace: Trace, lost: np.ndarray, new: np.ndarray) -> None:
+        """Warns of replicas that were copied over, each time, and once of those that were not."""
+        parents = np.asarray(trace.info.parents)
+        copied = lost & (parents != np.arange(parents.shape[-1]))
+        alone = lost.all(-1, keepdims=True)
+        for which, then in (
+            (copied, "it goes on with the weights of the nearest healthy replica"),
+            (new & ~copied & ~alone, "it gets the weights of the nearest healthy replica when the search has ended"),
+            (new & ~copied & alone, "no replica is healthy, so it stays lost"),
+        ):
+            if which.any():
+                warnings.warn(f"{self._message(trace, which)} ({then})", stacklevel=4)
+
+    def _message(self, trace: Trace, which: np.ndarray) -> str:
+        """Returns a message that names some of the replicas."""
+        places = np.argwhere(which)
         said = [self._words(trace, place) for place in places[:_NAMED]]
         more = [f"and {len(places) - _NAMED} more"] if len(places) > _NAMED else []
-        message = "energy is not finite: " + "; ".join(said + more)
-        if self._engine.diverged == "stop":
-            if from_the_start and lost.all(0).any():
-                message += "; it has never been finite, so let init draw weights where the loss is finite"
-            raise Diverged(f'{message}; the run stops, since diverged="stop"{otherwise}')
-        then = {
-            "keep": 'it goes on, and counts nowhere; diverged="respawn" would start it again from its neighbour',
-            "respawn": "it goes on with the weights of the nearest healthy replica",
-        }
-        warnings.warn(f"{message} ({then[self._engine.diverged]})", stacklevel=3)
+        return "energy is not finite: " + "; ".join(said + more)
 
     def _never(self, trace: Trace, lost: np.ndarray) -> str:
         """Returns the error message for a run in which no energy was ever finite."""

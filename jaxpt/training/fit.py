@@ -168,8 +168,9 @@ def fit(
 
         job = prepare(engine, train, Data(None, valid, test), whole, rest, done, key, store, first)
         _close_at_end(stack, job)
+        about = {"steps": int(steps), "description": description}
         if store is not None:
-            store.note({"steps": int(steps), "description": description})
+            store.note(about)
         state, traces, earlier, images, keeper = job.begin(store)
         bar.set_description(description, refresh=False)
         bar.unpause()  # restarts the bar's clock: its rate leaves out preparation and compilation
@@ -186,6 +187,8 @@ def fit(
         state, stopped = loop.run(state, done)
         seconds = monitor.seconds
         loop.finish()
+        if store is not None and stopped:
+            store.note({**about, "ended_by": stopped})
     kept = tuple(keeper.kept) if keeps else None
     return _result(job, state, monitor, seconds, stopped, int(steps), kept)
 

@@ -189,7 +189,8 @@ def _look_at_company(engine: Engine, data: Data, streaming: bool) -> None:
         sizes["valid"] = engine.probe
     whole = streaming or data.train is None or engine.drop_remainder
     short = 0 if whole else tree.leading(data.train) % engine.batch_size
-    warn_of_company(engine.problem, data, engine.evaluation_batch, sizes, short, abstract_hyper(engine))
+    parts = engine.placed.num_parts
+    warn_of_company(engine.problem, data, engine.evaluation_batch, sizes, short, abstract_hyper(engine), parts)
 
 
 def _as_loaded(form: RunState) -> RunState:

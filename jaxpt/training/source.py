@@ -1,6 +1,7 @@
 """A stream while it is read: where a resumed run begins in it, and its position after each minibatch."""
 
 import inspect
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -49,7 +50,7 @@ class Source(Iterator[PyTree]):
         if place is None and (place := _place(self._iterator)) is not None:
             _set(place, saved)
         self._place, self._begins_anew = place, self._iterator is not stream
-        self._expected = None if position is None else position.checksum
+        self._expected, self._has_looked = None if position is None else position.checksum, False
         self.left_out = 0 if place is not None and saved is not None else taken
         """Minibatches that must be skipped before those of this call."""
         if self.left_out and inspect.isgenerator(stream) and inspect.getgeneratorstate(stream) != inspect.GEN_CREATED:
@@ -68,7 +69,18 @@ class Source(Iterator[PyTree]):
         Raises:
             ValueError: the stream's state is not of a kind that a checkpoint keeps.
         """
-        return Position(checksum(batch), None if self._place is None else to_text(self._place.get()))
+        if self._place is None:
+            return Position(checksum(batch))
+        state = self._place.get()
+        if not self._has_looked:
+            self._has_looked = True
+            if named := re.search(r"<[^<>]* at 0x[0-9a-fA-F]+>", str(state)):
+                warnings.warn(
+                    f"the stream's state names an object by its address, {named[0]}, so the stream of another process "
+                    "may not take it, and the run cannot be resumed; give that class a __repr__ that says what it is",
+                    stacklevel=2,
+                )
+        return Position(checksum(batch), to_text(state))
 
     def check_skipped(self, last: PyTree) -> None:
         """Looks at the last skipped minibatch.
