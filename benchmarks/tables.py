@@ -74,6 +74,7 @@ TASKS = {
     "letters14-careless": "EMNIST letters at 14 x 14, rates 0.0064 to 0.64",
     "letters14-placed": "EMNIST letters at 14 x 14, rates 0.1 to 0.5",
     "letters-careless": "EMNIST letters, LeNet, rates 0.003 to 0.3",
+    "letters-placed": "EMNIST letters, LeNet, rates 0.02 to 0.1",
     "cifar10-careless": "CIFAR-10, rates 0.003 to 0.3",
     "digits-careless": "digits, rates 0.003 to 0.3",
     "digits-placed": "digits, rates 0.02 to 0.1",
