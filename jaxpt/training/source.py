@@ -1,7 +1,6 @@
 """A stream while it is read: where a resumed run begins in it, and its position after each minibatch."""
 
 import inspect
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -74,10 +73,12 @@ class Source(Iterator[PyTree]):
         state = self._place.get()
         if not self._has_looked:
             self._has_looked = True
-            if named := re.search(r"<[^<>]* at 0x[0-9a-fA-F]+>", str(state)):
+            before, address, _ = str(state).partition(" object at 0x")
+            if address:
                 warnings.warn(
-                    f"the stream's state names an object by its address, {named[0]}, so the stream of another process "
-                    "may not take it, and the run cannot be resumed; give that class a __repr__ that says what it is",
+                    f"the stream's state names an object by its address (...{before[-40:]}{address}...), so the stream of "
+                    "another process may not take it, and the run cannot be resumed; give that class a __repr__ that "
+                    "says what it is",
                     stacklevel=2,
                 )
         return Position(checksum(batch), to_text(state))
