@@ -337,9 +337,8 @@ def test_a_loader_whose_state_holds_an_address_is_warned_of_once(named):
         warnings.simplefilter("always")
         for _ in range(2):
             source.position(next(source))
-    assert [" ".join(str(one.message).split()[:7]) for one in said] == (
-        [] if named else ["the stream's state names an object by its"]
-    )
+    assert len(said) == (not named)
+    assert all("Numbers object at 0x" in str(one.message) for one in said)
 
 
 def test_a_checksum_depends_on_every_array():

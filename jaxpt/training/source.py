@@ -76,9 +76,9 @@ class Source(Iterator[PyTree]):
             before, address, _ = str(state).partition(" object at 0x")
             if address:
                 warnings.warn(
-                    f"the stream's state names an object by its address (...{before[-40:]}{address}...), so the stream of "
-                    "another process may not take it, and the run cannot be resumed; give that class a __repr__ that "
-                    "says what it is",
+                    f"the stream's state names an object by its address (...{before[-40:]}{address}...), so the stream "
+                    "of another process may not take it, and the run cannot be resumed; give that class a __repr__ "
+                    "that says what it is",
                     stacklevel=2,
                 )
         return Position(checksum(batch), to_text(state))
