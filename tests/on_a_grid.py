@@ -111,7 +111,9 @@ out["finite"] = bool(np.isfinite(trace.valid["energy"]).all())
 text = engine.lower(engine.abstract(KEY), engine.abstract_data(DATA), periods=2).compile().as_text()
 out["a step"] = [kinds for depth, kinds in hlo.loops(text) if depth and kinds]
 groups = [
-    re.search(r"replica_groups=(\{\{.*?\}\}|\S+)", line)[1] for line in text.splitlines() if " all-reduce(" in line
+    re.search(r"replica_groups=(\{\{.*?\}\}|mesh\[.*?\] \{.*?\}|\S+)", line)[1]
+    for line in text.splitlines()
+    if " all-reduce(" in line
 ]
 out["groups"] = sorted(set(groups))
 

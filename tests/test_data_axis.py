@@ -55,7 +55,8 @@ def test_devices_of_a_group_hold_the_same_bits(found):
 def test_a_step_sums_gradients_within_groups_and_sends_nothing_else(found):
     assert len(found["a step"]) == 1, "the loop over the steps"
     assert set(found["a step"][0]) == {"all-reduce"}
-    assert found["groups"] == ["{{0,1},{2,3},{4,5},{6,7}}"]
+    # The second is what JAX 0.12 writes: over the axis of examples, the inner one of the mesh.
+    assert found["groups"] in (["{{0,1},{2,3},{4,5},{6,7}}"], ["mesh['replica'=4,'example'=2] {'example'}"])
 
 
 def test_what_does_not_divide_is_refused():
