@@ -299,7 +299,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "evidence": evidence,
     "recommended": recommended,
     "candidates": candidates,
-    **{f"arms_{folder.replace('-', '_')}": partial(arms, folder) for folder in TASKS},
+    **{f"arms_{folder.replace('-', '_')}": partial(arms, folder) for folder in (*TASKS, "cifar10-placed")},
     "optimizers": optimizers,
     "peers": peers,
     "throughput": throughput,
