@@ -171,7 +171,7 @@ def test_damaged_parts_of_settings_are_left_out(part, tmp_path, capsys):
 
 
 def test_a_run_that_ended_early(tmp_path, capsys):
-    """A longer run forgets it."""
+    """The call that goes on forgets it."""
     run = {"directory": tmp_path / "run", "progress": False}
     jaxpt.fit(ENGINE, steps=12, callbacks=[lambda status: True], **run)
     assert "ended early by a callback" in shown(tmp_path / "run", capsys)
@@ -189,6 +189,17 @@ def test_a_lock_that_may_not_be_read_is_not_held(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "open", refused)
     assert lock.holder(tmp_path) is None
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_checkpoint_that_a_run_is_removing_is_no_trouble(running, finished, tmp_path, monkeypatch):
+    """Its checksums are listed, and gone when they are read: here a link to nothing."""
+    place = copied(finished[0], tmp_path / "run")
+    (place / "checksums" / "3.json").symlink_to(tmp_path / "gone")
+    monkeypatch.setattr(lock, "holder", lambda path: {} if running else None)
+    found = look(place)
+    assert [one["step"] for one in found.checkpoints][-1] == 12
+    assert found.troubles == ([] if running else ["3.json is missing"])
 
 
 @pytest.mark.parametrize(

@@ -272,6 +272,9 @@ def test_advice_after_a_search_does_not_contradict_it(cooled):
     assert ("end with a cooldown (cooldown=0.3)" in page) == (not cooled)
     lost = searched._replace(valid={"energy": np.where(fixed.rung["x"] == 3, np.nan, 1.0)})
     assert 'energies are not finite: give Engine(diverged="respawn")' in str(diagnostics.diagnosis(lost))
+    copies = np.zeros_like(lost.rung[next(iter(lost.rung))])  # as a run that respawns records them
+    respawned = lost._replace(info=lost.info._replace(parents=copies))
+    assert "energies are not finite: lower the hottest rung's value" in str(diagnostics.diagnosis(respawned))
     before = str(diagnostics.diagnosis(fixed._replace(valid={"energy": energy})))
     assert "lengthen the burn-in, or raise C" in before
     assert "a round trip takes" in before
