@@ -94,6 +94,7 @@ def test_values_and_gradients_stay_and_every_convolution_is_channels_last(name):
         (14, 5, 6, 16, {(10, 10)}),  # products but for the kernel's gradient
         (5, 5, 16, 12, set()),
         (12, 3, 8, 8, {(3, 3), (10, 10)}),
+        (12, 3, 8, 32, {(3, 3), (10, 10)}),
         (12, 3, 2, 8, {(10, 10)}),
         (8, 3, 8, 16, {(3, 3), (6, 6)}),  # too small for portions
     ],
@@ -108,13 +109,16 @@ def test_stock_convolutions_are_lowered_like_our_own(image, kernel, channels, fe
         closed, shapes = jax.make_jaxpr(step, return_shape=True)(x, w)
         again = lambda x, w: jax.tree.unflatten(jax.tree.structure(shapes), rewrite.evaluate(closed, x, w))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), jax.jit(again)(x, w), step(x, w))
-        equations = [
-            e for e in programs(jax.make_jaxpr(again)(x, w).jaxpr) if e.primitive.name == "conv_general_dilated"
-        ]
+        everything = list(programs(jax.make_jaxpr(again)(x, w).jaxpr))
+    equations = [eqn for eqn in everything if eqn.primitive.name == "conv_general_dilated"]
     assert {eqn.invars[1].aval.shape[:2] for eqn in equations} == convolutions
     for eqn in equations:
         if eqn.invars[1].aval.shape[:2] == (10, 10):
-            assert eqn.invars[0].aval.shape[-1] == 16, "half of the 32 examples at a time"
+            portion = 16 if features < 32 else 8
+            assert eqn.invars[0].aval.shape[-1] == portion, "part of the 32 examples at a time"
+            loops = [each for each in everything if each.primitive.name == "scan"]
+            looped = {given.aval.shape for loop in loops for given in loop.invars}
+            assert (32 // portion, portion, *x.shape[1:]) in looped, "a portion is transposed inside the loop"
 
 
 @pytest.mark.parametrize("seed", range(12))

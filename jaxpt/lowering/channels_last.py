@@ -21,6 +21,8 @@ from jaxpt.lowering.convolution.choice import choose
 from jaxpt.lowering.convolution.direct import in_portions
 from jaxpt.lowering.convolution.geometry import Geometry, geometry
 
+Axes = tuple[int, ...]
+
 
 def applies(eqn: JaxprEqn) -> bool:
     """Returns whether an equation is a convolution of lax."""
@@ -33,8 +35,9 @@ def apply(eqn: JaxprEqn, read: Callable[[Any], Any], made_by: Mapping[Any, Jaxpr
     return _channels_last(*map(read, eqn.invars), **eqn.params)
 
 
-def _ungrouped(lhs: Array, rhs: Array, params: dict[str, Any]) -> Array:
+def _ungrouped(given: tuple[Array, Array], orders: tuple[Axes, Axes], params: dict[str, Any]) -> Array:
     """Returns a channels-last convolution, by the lowering that `convolution.choice` returns for its shapes."""
+    lhs, rhs = (x.transpose(order) for x, order in zip(given, orders, strict=True))
     preferred, plain = params["preferred_element_type"], {1} == {*params["lhs_dilation"], *params["rhs_dilation"]}
     if lhs.ndim == 4 and plain and min(*lhs.shape, *rhs.shape) > 0 and jnp.issubdtype(lhs.dtype, jnp.floating):
         shape = geometry(lhs.shape[1:3], rhs.shape[:2], params["window_strides"], params["padding"])
@@ -50,7 +53,8 @@ def _ungrouped(lhs: Array, rhs: Array, params: dict[str, Any]) -> Array:
     def convolve(lhs: Array, rhs: Array, preferred: Any) -> Array:
         return conv_general_dilated_p.bind(lhs, rhs, **{**params, "preferred_element_type": preferred})
 
-    return in_portions(convolve, lhs, rhs, preferred)
+    # From the arrays as they lie: portions are transposed one by one.
+    return in_portions(convolve, *given, orders, preferred)
 
 
 def _described(shape: Geometry, lhs: Array, rhs: Array) -> tuple[str, Geometry, Array, Array]:
@@ -79,10 +83,12 @@ def _channels_last(lhs: Array, rhs: Array, *, dimension_numbers: lax.ConvDimensi
     last = lhs.ndim - 1
     space = tuple(range(1, last))
     channels_last = lax.ConvDimensionNumbers((0, last, *space), (last, last - 1, *range(last - 1)), (0, last, *space))
-    lhs = jnp.transpose(lhs, (images[0], *images[2:], images[1]))
-    rhs = jnp.transpose(rhs, (*kernel[2:], kernel[1], kernel[0]))
+    given = lhs, rhs
+    orders = (images[0], *images[2:], images[1]), (*kernel[2:], kernel[1], kernel[0])
     params["dimension_numbers"] = channels_last
     # Grouped convolutions get the layout alone: the lowerings cover none.
-    grouped = params["feature_group_count"] > 1 or params["batch_group_count"] > 1
-    result = conv_general_dilated_p.bind(lhs, rhs, **params) if grouped else _ungrouped(lhs, rhs, params)
+    if params["feature_group_count"] > 1 or params["batch_group_count"] > 1:
+        result = conv_general_dilated_p.bind(*map(jnp.transpose, given, orders), **params)
+    else:
+        result = _ungrouped(given, orders, params)
     return jnp.transpose(result, [(out[0], *out[2:], out[1]).index(axis) for axis in range(last + 1)])

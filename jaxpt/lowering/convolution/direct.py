@@ -6,7 +6,7 @@ layout of its fast kernel (NHWC, HWIO), but not inside loops: in a scan over ste
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -57,10 +57,7 @@ def kernel_gradient(
     low = [p[0] for p in shape.padding]
     padding = [(p, k - 1 + _dilated(o, s) - n - p) for p, n, k, o, s in _zip(low, shape)]
     # Examples and channels change places, since the sum is over examples.
-    layout = ("CHWN", "IHWO", "HWNC")
-    if canonical:
-        images, cotangent, layout = images.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3), LAYOUT
-
+    layout = LAYOUT if canonical else ("CHWN", "IHWO", "HWNC")
     preferred = options.pop("preferred_element_type", None)
 
     def convolve(lhs: Array, rhs: Array, preferred: Any, groups: int = 1) -> Array:
@@ -71,32 +68,53 @@ def kernel_gradient(
         numbers = lax.conv_dimension_numbers(images.shape, cotangent.shape, layout)
         stacked = kernel_gradients.batched(lambda a, b, groups: convolve(a, b, preferred, groups), numbers)
         return stacked(images, cotangent)
-    # [C, h, w, O] -> [h, w, C, O]
-    return in_portions(convolve, images, cotangent, preferred).transpose(1, 2, 0, 3)
+    # To [C, H, W, B] and [rows, columns, B, O]; the result [C, h, w, O] -> [h, w, C, O].
+    out = in_portions(convolve, images, cotangent, ((3, 1, 2, 0), (1, 2, 0, 3)), preferred)
+    return out.transpose(1, 2, 0, 3)
 
 
-def in_portions(convolve: Callable[[Array, Array, Any], Array], lhs: Array, rhs: Array, preferred: Any) -> Array:
-    """Returns convolve(lhs, rhs, preferred), channels last, summed over portions of channels if the kernel is large.
+def in_portions(
+    convolve: Callable[[Array, Array, Any], Array],
+    lhs: Array,
+    rhs: Array,
+    orders: tuple[Sequence[int], Sequence[int]],
+    preferred: Any,
+) -> Array:
+    """Returns convolve(lhs, rhs, preferred), both arrays transposed, summed over portions of channels.
 
     The gradient of a kernel is a convolution whose kernel is as large as the output and whose channels are the
-    examples. XLA:CPU copies all numbers that one output pixel reads, several times the size of a cache. In portions it
-    takes half the time (one core, batch 128; best portions: 32 channels for 32x32 pixels, 16 for fewer pixels).
+    examples. XLA:CPU copies all numbers that one output pixel reads, several times the size of a cache: in portions it
+    takes a half to two thirds of the time (one core, batch 128; best portions: 16 channels for up to 16 features, 8 for
+    32 and 64). Each portion is transposed by itself, inside the loop. XLA would merge a transposition of the whole
+    array with the layers that made it, and compute them again in the order of the result, with strided reads.
+
+    Args:
+        convolve: convolution of arrays with channels last, kernel [*space, channels, features].
+        lhs: the images, with axes in any order.
+        rhs: the kernel; a convolution whose kernel has fewer than 64 pixels is not divided.
+        orders: the axes of both, channels last.
+        preferred: dtype of the result; None: that of the arguments.
     """
-    pixels, channels = math.prod(rhs.shape[:-2]), rhs.shape[-2]
-    most = 32 if pixels >= 1024 else 16
+    of_lhs, of_rhs = orders
+    pixels, channels = math.prod(rhs.shape[axis] for axis in of_rhs[:-2]), rhs.shape[of_rhs[-2]]
+    most = 16 if rhs.shape[of_rhs[-1]] < 32 else 8
     # Equal portions only; without a divisor in this range all channels are taken at once.
     portion = next((p for p in range(most, most // 2, -1) if channels % p == 0), channels)
+
+    def transposed(lhs: Array, rhs: Array, preferred: Any) -> Array:
+        return convolve(lhs.transpose(of_lhs), rhs.transpose(of_rhs), preferred)
+
     if pixels < 64 or portion == channels:
-        return convolve(lhs, rhs, preferred)
+        return transposed(lhs, rhs, preferred)
 
     def portions(x: Array, axis: int) -> Array:
         return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, portion, *x.shape[axis + 1 :]), axis, 0)
 
-    given = portions(lhs, lhs.ndim - 1), portions(rhs, rhs.ndim - 2)
+    given = portions(lhs, of_lhs[-1]), portions(rhs, of_rhs[-2])
     dtype = jnp.result_type(lhs, rhs) if preferred is None else preferred
     if jnp.issubdtype(dtype, jnp.floating):  # narrow dtypes must be rounded only once, after the sum
         preferred = jnp.promote_types(dtype, jnp.float32)
-    parts = lax.map(lambda pair: convolve(pair[0], pair[1], preferred), given)
+    parts = lax.map(lambda pair: transposed(pair[0], pair[1], preferred), given)
     return parts.sum(0, dtype=parts.dtype).astype(dtype)
 
 
