@@ -83,7 +83,7 @@ def _channels_last(lhs: Array, rhs: Array, *, dimension_numbers: lax.ConvDimensi
     last = lhs.ndim - 1
     space = tuple(range(1, last))
     channels_last = lax.ConvDimensionNumbers((0, last, *space), (last, last - 1, *range(last - 1)), (0, last, *space))
-    given = lhs, rhs
+    given = jnp.asarray(lhs), jnp.asarray(rhs)  # constants are of NumPy
     orders = (images[0], *images[2:], images[1]), (*kernel[2:], kernel[1], kernel[0])
     params["dimension_numbers"] = channels_last
     # Grouped convolutions get the layout alone: the lowerings cover none.
