@@ -143,6 +143,13 @@ def test_damage_is_found_and_said_and_the_earlier_checkpoint_stays(harm, saved):
     assert_same_result(go_on(saved), jaxpt.fit(bowl(), steps=16, progress=False))
 
 
+def test_other_steps_of_a_run_with_shares_are_explained(tmp_path):
+    engine = bowl(cooldown=jaxpt.Cooldown(0.5, names="temperature"))
+    jaxpt.fit(engine, steps=4, directory=tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"cooldown / start: 2 -> 4.* is a share of the run changes with `steps`"):
+        jaxpt.fit(engine, steps=8, directory=tmp_path, progress=False)
+
+
 def test_settings_that_change_the_mathematics_are_refused_with_what_differs(saved):
     other = bowl(every=3, rungs=(1.0, 2.0, 5.0), rule=jaxpt.Tempering(2.0))
     with pytest.raises(ValueError, match="other settings") as refused:
@@ -154,6 +161,7 @@ def test_settings_that_change_the_mathematics_are_refused_with_what_differs(save
         "seed: 0 -> 1",
     ):
         assert what in str(refused.value)
+    assert "share of the run" not in str(refused.value)
     with pytest.raises(ValueError, match="the rule's exchange: "):
         go_on(saved, engine=bowl(rule=jaxpt.Tempering(1.0, lambda key, turn, rungs: jnp.arange(rungs - 1) == 0)))
     with pytest.raises(ValueError, match="a training step of problem, optimizer and schedule: "):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 import shutil
 
 import jax
@@ -136,6 +137,17 @@ def test_the_text_has_a_table_for_each_score_and_the_compute_last(found):
     assert lines[-1] == f"equal compute: {found.arms['tempering'].examples:,.0f} examples per seed in each arm"
     assert repr(found) == str(found)
     assert found.equal_compute
+
+
+def test_a_mean_of_zero_shows_no_rounding(found):
+    arm = found.arms["tempering"]
+    rates = {"tempering": (2, 5, 9), "grid/1": (3, 4, 9)}  # wrong ones of 360: the same number in all
+    scores = {name: np.array(wrong, np.float32) / np.float32(360) for name, wrong in rates.items()}
+    arms = {name: dataclasses.replace(arm, test={**arm.test, "error": score}) for name, score in scores.items()}
+    same = dataclasses.replace(found, arms=arms)
+    assert 0 < abs(same.differences("grid/1", "error").mean()) < 1e-8
+    row = next(line for line in str(same).splitlines() if line.startswith("grid/1"))
+    assert re.search(r" \+0 \[-0\.0069, \+0\.0069\]", row), row
 
 
 def test_the_score_that_chose_comes_first_and_equal_replicas_are_named(found):

@@ -147,6 +147,9 @@ def test_a_saved_model_is_what_nnx_update_takes(kind, result, data, tmp_path):
     path = tmp_path / "deep" / ("best.safetensors" if kind == "safetensors" else "best")
     result.save_model(path, seed=0)
     result.save_model(path, replica=2, seed=1)  # in its place
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert path.stat().st_mode & 0o777 == plain.stat().st_mode & 0o777 or path.is_dir(), "readable as others are"
     model = conftest.NnxNet(rngs=nnx.Rngs(7))
     nnx.update(model, jaxpt.load_model(path))
     model.eval()

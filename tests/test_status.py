@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import jaxpt
+from jaxpt.diagnostics.diagnosis import diagnosis
 from jaxpt.results.command import main
 from jaxpt.results.directory import look
 from jaxpt.results.status import read_trace
@@ -127,6 +129,8 @@ def test_the_periods_of_a_directory_are_its_trace(finished):
         np.testing.assert_equal(getattr(trace, name), getattr(result.trace, name))
     for name in ("ladder", "attempted", "accepted", "C"):
         np.testing.assert_array_equal(getattr(trace.info, name), getattr(result.trace.info, name))
+    assert str(diagnosis(trace)).splitlines()[1:3] == str(diagnosis(result.trace)).splitlines()[1:3], "C, and the rungs"
+    assert "strength / spread of the energies" in str(diagnosis(trace))
 
 
 def test_a_report_of_pbt_follows_the_copies(tmp_path, capsys):
@@ -148,6 +152,42 @@ def test_directories_without_a_run(tmp_path, capsys):
     assert "is not a directory; give the directory that was given to fit" in capsys.readouterr().err
     assert main(["gs://bucket/run"]) == 2
     assert "looks like a URL" in capsys.readouterr().err
+
+
+def test_a_folder_of_runs_names_them(finished, tmp_path, capsys):
+    directory, _ = finished
+    for name in ("grid", "cosine grid"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "settings.json").write_bytes((directory / "settings.json").read_bytes())
+    (tmp_path / ".vscode").mkdir()
+    (tmp_path / ".vscode" / "settings.json").write_text('{"editor.tabSize": 2}')
+    assert "there are runs in it: cosine grid, grid\n" in shown(tmp_path, capsys, code=1)
+    assert shown(tmp_path, capsys, "--json", code=1)["runs"] == ["cosine grid", "grid"]
+    with pytest.raises(ValueError, match=r"give the directory that was given to fit, or one of .* in it: cosine grid"):
+        jaxpt.load_run(ENGINE, tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
+def test_a_closed_pipe_is_no_error(finished):
+    directory, _ = finished
+    reading, writing = os.pipe()
+    os.close(reading)
+    code = "import sys; from jaxpt.results.command import main; sys.exit(main(sys.argv[1:]))"
+    ended = subprocess.run([sys.executable, "-c", code, directory], stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_diverged_replicas_are_counted(finished, tmp_path, capsys):
+    directory, _ = finished
+    shutil.copytree(directory, tmp_path / "run")
+    *rows, last = (tmp_path / "run" / "periods.jsonl").read_text().splitlines()
+    changed = json.loads(last)
+    changed["valid"]["energy"][1] = None
+    (tmp_path / "run" / "periods.jsonl").write_text("\n".join([*rows, json.dumps(changed)]) + "\n")
+    assert "\n1 of 3 replicas has diverged\n" in shown(tmp_path / "run", capsys)
+    assert shown(tmp_path / "run", capsys, "--json")["diverged"] == 1
+    assert shown(directory, capsys, "--json")["diverged"] == 0
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +13,9 @@ from jaxpt.results import status
 from jaxpt.results.directory import look
 from jaxpt.saving.files import local_path
 
+_CLOSED = 128 + 13
+"""The exit code of a program that ends at the signal SIGPIPE."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Reports what a run's directory holds, and changes nothing in it.
@@ -20,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line; by default that of the process.
 
     Returns:
-        The exit code: 0; 1 if the directory holds no run; 2 for wrong arguments.
+        The exit code: 0; 1 if the directory holds no run; 2 for wrong arguments; 141 if the reader of a pipe closed it.
     """
     parser = argparse.ArgumentParser(
         "jaxpt",
@@ -35,12 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     jax.config.update("jax_platforms", "cpu")  # an accelerator belongs to the run
     try:
         run = look(local_path("DIRECTORY", given.directory))
-        print(json.dumps(status.as_dict(run), indent=1) if given.json else status.as_text(run))
+        print(json.dumps(status.as_dict(run), indent=1) if given.json else status.as_text(run), flush=True)
         if not run.is_run:
             return 1
         if given.report is not None:
             status.write_report(run, local_path("--report", given.report), given.title)
             print(f"report written to {given.report}", file=sys.stderr)
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python reports it again at exit
+        return _CLOSED
     except (ValueError, OSError, ModuleNotFoundError, CheckpointError) as error:
         print(f"jaxpt: {error}", file=sys.stderr)
         return 2

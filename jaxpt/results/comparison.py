@@ -1,6 +1,7 @@
 """What `jaxpt.compare` returns: the scores of engines on the same seeds, and their differences paired by seed."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -317,5 +318,9 @@ def _mean(values: Float[np.ndarray, " S"], form: str) -> str:
     if lost:
         return f"not finite for {lost} of {len(values)} seed{'s' * (len(values) > 1)}"
     mean, low, high = interval(values)
-    ends = "[one seed]" if len(values) < 2 else f"[{low:{form}}, {high:{form}}]"
-    return f"{mean:{form}} {ends}"
+    largest = np.nanmax(np.abs([mean, low, high]))
+    # Five digits of the largest: beyond them a mean that is zero shows the rounding of the scores.
+    digits = 4 - math.floor(math.log10(largest or 1.0))
+    middle, least, most = (round(float(x), digits) + 0.0 for x in (mean, low, high))
+    ends = "[one seed]" if len(values) < 2 else f"[{least:{form}}, {most:{form}}]"
+    return f"{middle:{form}} {ends}"

@@ -77,6 +77,12 @@ class RunDirectory:
         return max(0, self.steps - self.step) * self.pace
 
 
+def runs_below(path: Path) -> list[str]:
+    """Returns the names of the folders in a folder that hold a run, such as those of the arms of `compare`."""
+    ours = lambda file: isinstance((_json(file, []) or {}).get("format"), int)  # noqa: E731
+    return sorted(file.parent.name for file in path.glob("*/settings.json") if ours(file))
+
+
 _PARTS = ("engine", "rule", "search", "cooldown", "fixed", "ladders", "seeds", "versions")
 """Parts of settings.json that are objects where they are there."""
 

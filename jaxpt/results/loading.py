@@ -14,6 +14,7 @@ from jaxpt.core.state import Trace
 from jaxpt.core.types import Info
 from jaxpt.devices.execution import Execution
 from jaxpt.engine.engine import Engine
+from jaxpt.results.directory import runs_below
 from jaxpt.results.record import last_scores
 from jaxpt.results.result import Result
 from jaxpt.saving import settings
@@ -43,7 +44,9 @@ def load_run(
 
     place = local_path("directory", directory)
     if not (place / "settings.json").exists():
-        raise ValueError(f"{place} holds no run; give the directory that was given to fit")
+        below = runs_below(place)
+        there = f", or one of the runs in it: {', '.join(below)}" if below else ""
+        raise ValueError(f"{place} holds no run; give the directory that was given to fit{there}")
     store = Checkpoints(place)
     try:
         kept_steps = store.steps

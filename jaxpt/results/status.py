@@ -15,8 +15,8 @@ from jaxpt.core.state import Trace
 from jaxpt.core.types import Info
 from jaxpt.diagnostics import diagnosis, exchanges
 from jaxpt.diagnostics.lineage import lineage
-from jaxpt.results.directory import RunDirectory, energies, lines, replica, seed_of
-from jaxpt.results.summary import duration, in_a_line, plain
+from jaxpt.results.directory import RunDirectory, energies, lines, replica, runs_below, seed_of
+from jaxpt.results.summary import duration, in_a_line, lost, plain
 from jaxpt.saving import files
 
 _WIDTH = 80
@@ -29,6 +29,7 @@ def as_dict(run: RunDirectory) -> dict[str, Any]:
         {
             "directory": str(run.path),
             "run": run.is_run,
+            "runs": None if run.is_run else runs_below(run.path),
             "state": run.state if run.is_run else None,
             "step": run.step,
             "steps": run.steps,
@@ -37,6 +38,7 @@ def as_dict(run: RunDirectory) -> dict[str, Any]:
             "ended_by": run.ended_by,
             "seconds_left": run.seconds_left if run.state in ("running", "stopped") else None,
             "best": best_now(run),
+            "diverged": None if run.last is None else int(np.isinf(energies(run.last)).sum()),
             "lowest": [replica(line, seed, number) for line, seed, number in run.lowest],
             "checkpoints": run.checkpoints,
             "lock": run.holder,
@@ -51,7 +53,9 @@ def as_text(run: RunDirectory) -> str:
     if not run.is_run:
         troubles = [one for one in run.troubles if one.startswith("settings.json") and not one.endswith("is missing")]
         why = "it has no settings.json" if any(run.path.iterdir()) else "it is empty"
-        return _wrapped(f"{run.path} holds no run: {troubles[0] if troubles else why}")
+        below = runs_below(run.path)
+        there = f"; there are runs in it: {', '.join(below)}" if below else ""
+        return _wrapped(f"{run.path} holds no run: {troubles[0] if troubles else why}{there}")
     return "\n".join(_wrapped(line) for line in _sentences(run))
 
 
@@ -105,7 +109,7 @@ def read_trace(run: RunDirectory) -> Trace:
     """Returns the periods of a directory as a trace.
 
     Probabilities of acceptance are not in the file; in their place are the swaps that were accepted. Inverse
-    temperatures are not there either.
+    temperatures are not there either, except that those of scaled energies are always M .. 1.
     """
     rows = list(lines(run.path / "periods.jsonl", []))
 
@@ -121,12 +125,16 @@ def read_trace(run: RunDirectory) -> Trace:
     names = sorted(rows[0]["rung"])
     attempted, accepted = (column(name).astype(bool) for name in ("attempted", "accepted"))
     turn = np.array([names.index(row["ladder"]) for row in rows])
+    replicas = attempted.shape[-1] + 1
+    scaled = (run.settings or {}).get("rule", {}).get("C") == "scaled"
+    beta = np.broadcast_to(np.arange(replicas, 0.0, -1.0), (*attempted.shape[:-1], replicas))
     make_info: Any = Info
     info = make_info(
         turn if attempted.ndim == 2 else np.repeat(turn[:, None], attempted.shape[1], 1),
         attempted,
         accepted,
         accepted.astype(np.float64),
+        beta=beta if scaled else None,
         C=column("C") if "C" in rows[0] else None,
         parents=column("parents").astype(int) if "parents" in rows[0] else None,
     )
@@ -176,6 +184,9 @@ def _sentences(run: RunDirectory) -> Iterator[str]:
     copies = (run.settings or {}).get("rule", {}).get("kind") in _COPIES
     for best in best_now(run):
         yield in_a_line(plain(best), not copies).replace("best replica", "best now: replica", 1)
+    now = np.zeros((1, 0)) if run.last is None else energies(run.last)
+    if gone := int(np.isinf(now).sum()):
+        yield lost(gone, now.shape[1], None if len(now) == 1 else len(now))
     for line, seed, number in run.lowest:
         found = in_a_line(plain(replica(line, seed, number)), not copies)
         yield found.replace("best replica", f"lowest so far, at step {line['step']:,}: replica", 1)

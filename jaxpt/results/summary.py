@@ -55,6 +55,8 @@ class Summary(dict[str, Any]):
             names = ", ".join(name.replace("_", " ") for name in cooled["names"])
             end = f"{cooled['floor']:g} of its value" if cooled["floor"] else "zero"
             lines.append(f"cooldown from step {cooled['start']:,}: {names} falls to {end}")
+        if self["diverged"]:
+            lines.append(lost(self["diverged"], self["replicas"], self["seeds"]))
         if self["copies"] is not None:
             lines.append(f"weights copied {self['copies']:,} times")
         grid = any(ladder["grid"] for ladder in self["ladders"].values())
@@ -91,6 +93,7 @@ def summary(result: Record) -> Summary:
         "seeds": result.num_seeds,
         "steps": int(result.state.step),
         "stopped": result.stopped,
+        "diverged": int((~np.isfinite(result.valid["energy"])).sum()),
         "rule": type(engine.rule).__name__,
         "moves_values": engine.rule.moves_values,
         "C": None if trace.info.C is None else trace.info.C[-1],
@@ -191,6 +194,12 @@ def _ends(name: str, values: Sequence[Any], grid: bool) -> str:
 
 def _cell(value: Any) -> str:
     return str(value) if isinstance(value, int) else _number(value)
+
+
+def lost(diverged: int, replicas: int, seeds: int | None) -> str:
+    """Returns how many replicas have diverged, in words."""
+    among = f"{replicas} replicas" if seeds is None else f"{seeds} x {replicas} replicas"
+    return f"{diverged} of {among} ha{'s' if diverged == 1 else 've'} diverged"
 
 
 def in_a_line(best: Mapping[str, Any], on_rungs: bool, place: str = "rung") -> str:

@@ -97,9 +97,11 @@ class Checkpoints:
         if then is None:
             raise CheckpointError(f"{file} is missing; give another directory")
         if changed := settings.differences(then, described):
+            shares = any(one.startswith(("search / steps", "cooldown / st")) for one in changed)
             raise ValueError(
-                f"{self.directory} holds a run with other settings (then -> now): {'; '.join(changed)}. Restore them "
-                "to resume it, or give another directory"
+                f"{self.directory} holds a run with other settings (then -> now): {'; '.join(changed)}. "
+                + "A search or cooldown that is a share of the run changes with `steps`. " * shares
+                + "Restore them to resume it, or give another directory"
             )
         if then["versions"] != described["versions"]:
             warnings.warn(

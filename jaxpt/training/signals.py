@@ -41,7 +41,7 @@ def requests(wanted: bool = True) -> Iterator[Request]:
         with contextlib.suppress(OSError):  # os.write, unlike print, is safe at any time
             os.write(
                 2,
-                f"\n{request.name}: the run ends after the period at work, and is saved; once more: at once\n".encode(),
+                f"\n{request.name}: the run ends after this period and is saved; again: it ends at once\n".encode(),
             )
 
     if not wanted or threading.current_thread() is not threading.main_thread():
