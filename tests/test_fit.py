@@ -137,6 +137,11 @@ def test_a_ladder_that_diverged_altogether_says_so(result):
     broken = jaxpt.Result(**{**vars(result), "valid": valid})
     with pytest.warns(UserWarning, match="all 4 replicas have diverged"):
         assert np.isnan(broken.best(seed=1).valid["energy"])
+    with pytest.warns(UserWarning, match="have diverged"):
+        made = broken.summary()
+    assert (made["diverged"], result.summary()["diverged"]) == (valid["energy"].size, 0)
+    assert f"{len(valid['energy'])} x 4 replicas have diverged\n" in str(made)
+    assert "diverged" not in str(result.summary())
 
 
 @pytest.mark.parametrize("steps", [0, -5, 40.0])
