@@ -156,13 +156,13 @@ def test_directories_without_a_run(tmp_path, capsys):
 
 def test_a_folder_of_runs_names_them(finished, tmp_path, capsys):
     directory, _ = finished
-    for name in ("grid", "cosine grid"):
-        (tmp_path / name).mkdir()
+    for name in ("grid", "cosine grid", "tempering/seeds-0-1"):
+        (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "settings.json").write_bytes((directory / "settings.json").read_bytes())
     (tmp_path / ".vscode").mkdir()
     (tmp_path / ".vscode" / "settings.json").write_text('{"editor.tabSize": 2}')
-    assert "there are runs in it: cosine grid, grid\n" in shown(tmp_path, capsys, code=1)
-    assert shown(tmp_path, capsys, "--json", code=1)["runs"] == ["cosine grid", "grid"]
+    assert "there are runs in it: cosine grid, grid, tempering/seeds-0-1\n" in shown(tmp_path, capsys, code=1)
+    assert shown(tmp_path, capsys, "--json", code=1)["runs"] == ["cosine grid", "grid", "tempering/seeds-0-1"]
     with pytest.raises(ValueError, match=r"give the directory that was given to fit, or one of .* in it: cosine grid"):
         jaxpt.load_run(ENGINE, tmp_path)
 

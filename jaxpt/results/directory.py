@@ -78,9 +78,10 @@ class RunDirectory:
 
 
 def runs_below(path: Path) -> list[str]:
-    """Returns the names of the folders in a folder that hold a run, such as those of the arms of `compare`."""
+    """Returns the folders in a folder that hold a run: those of the arms of `compare`, or of their groups of seeds."""
     ours = lambda file: isinstance((_json(file, []) or {}).get("format"), int)  # noqa: E731
-    return sorted(file.parent.name for file in path.glob("*/settings.json") if ours(file))
+    files = (file for depth in ("*", "*/*") for file in path.glob(f"{depth}/settings.json"))
+    return sorted(file.parent.relative_to(path).as_posix() for file in files if ours(file))
 
 
 _PARTS = ("engine", "rule", "search", "cooldown", "fixed", "ladders", "seeds", "versions")

@@ -249,6 +249,7 @@ def _save_flat(file: Path, arrays: dict[str, np.ndarray], content: str) -> None:
     def write() -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")
+        part.unlink(missing_ok=True)  # of a save that was cut off
         part.touch()
         mode = part.stat().st_mode  # as the user's mask has it; safetensors makes files that only their owner may read
         save({name: jnp.asarray(array) for name, array in arrays.items()}, part, {"jaxpt": content})
